@@ -1,0 +1,95 @@
+"""What is done anew to the training images in each epoch: random crop, mirror and cutout, a whole batch at once.
+
+What happens to an image is a function of (seed, epoch, image index) alone: there is no generator whose state would
+have to be saved, and a resumed run, or several processes, see the same images as one uninterrupted process.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SIDE = 32  # pixels, height and width of an image
+_STREAM = 1  # keeps these draws apart from the order of the epoch
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What happens to each of N images in one epoch.
+
+    Attributes:
+        rows: int64 [N], how far down, in pixels, the crop moves: -crop to crop.
+        columns: int64 [N], how far right.
+        mirrored: bool [N], left and right swapped after the crop.
+        hole_rows, hole_columns: int64 [N], the centre of the cutout square, in the finished image.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    mirrored: Tensor
+    hole_rows: Tensor
+    hole_columns: Tensor
+
+
+def draw_plan(seed: int, epoch: int, count: int, crop: int, flip: bool) -> Plan:
+    """Draw the plan of `epoch` for all `count` images of a data set, whichever of them are used.
+
+    Args:
+        seed: At least 0.
+        epoch: Counted from 0.
+        count: N, the number of images.
+        crop: Largest shift in pixels, 0 to 31.
+        flip: Whether half of the images, at random, are mirrored.
+    """
+    rng = np.random.default_rng([_STREAM, seed, epoch])
+    rows, columns = torch.from_numpy(rng.integers(-crop, crop, size=(2, count), endpoint=True))
+    mirrored = torch.from_numpy(rng.random(count) < 0.5) if flip else torch.zeros(count, dtype=torch.bool)
+    hole_rows, hole_columns = torch.from_numpy(rng.integers(0, SIDE, size=(2, count)))
+    return Plan(rows, columns, mirrored, hole_rows, hole_columns)
+
+
+def crop_and_flip(images: Tensor, indices: Tensor, plan: Plan) -> Tensor:
+    """Gather the images `indices`, shifted and mirrored as planned; beyond the edge the image is reflected.
+
+    Args:
+        images: uint8 [N, 32, 32, 3], contiguous.
+        indices: int64 [B].
+        plan: For all N images.
+
+    Returns:
+        uint8 [B, 32, 32, 3].
+    """
+    line = torch.arange(SIDE)
+    rows = _reflect(line + plan.rows[indices, None])  # [B, 32], the source row of each row
+    columns = torch.where(plan.mirrored[indices, None], line.flip(0), line)
+    columns = _reflect(columns + plan.columns[indices, None])
+    # One gather of whole pixels does it all.
+    pixels = (indices[:, None, None] * SIDE + rows[:, :, None]) * SIDE + columns[:, None, :]
+    return images.view(-1, 3).index_select(0, pixels.view(-1)).view(-1, SIDE, SIDE, 3)
+
+
+def cutout(batch: Tensor, indices: Tensor, plan: Plan, size: int) -> Tensor:
+    """Set a square to 0, the mean of normalised images, in place (DeVries and Taylor 2017); edges may cut it off.
+
+    Args:
+        batch: float [B, 3, 32, 32], the images `indices`.
+        indices: int64 [B].
+        plan: For all images of the data set.
+        size: Side of the square in pixels.
+    """
+    line = torch.arange(SIDE)
+
+    def covered(centres: Tensor) -> Tensor:
+        start = centres[indices, None] - size // 2
+        return (line >= start) & (line < start + size)  # [B, 32]
+
+    hole = covered(plan.hole_rows)[:, :, None] & covered(plan.hole_columns)[:, None, :]
+    return batch.masked_fill_(hole[:, None], 0.0)
+
+
+def _reflect(positions: Tensor) -> Tensor:
+    """Fold -31..62 into 0..31 at the edge pixels, which are not repeated."""
+    return (SIDE - 1) - ((SIDE - 1) - positions.abs()).abs()

@@ -1,0 +1,259 @@
+"""CIFAR-10 as whole batches, made in memory: split, statistics, the order of each epoch, loaders.
+
+    datamodule = CIFAR10DataModule(batch_size=128)
+    pl.Trainer(use_distributed_sampler=False).fit(any_module, datamodule=datamodule)
+
+A batch is (float32 images [B, 3, 32, 32], channels_last, normalised; int64 labels [B]).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+import cifar10_files
+from augmentation import Plan, crop_and_flip, cutout, draw_plan
+
+EVAL_BATCH_SIZE = 500  # fits the caches; results do not depend on it
+_STREAM = 2  # keeps the order of the epoch apart from the augmentation's draws
+
+
+class CIFAR10DataModule(pl.LightningDataModule):
+    """Loaders over CIFAR-10's 50,000 training images, split into a training and a validation part, and its test set.
+
+    With several processes `batch_size` is the global one: each process gets its share of every batch, and evaluates
+    its share of the images. Give the Trainer `use_distributed_sampler=False`.
+
+    Args:
+        data_dir: Folder that holds, or will hold, the data set.
+        batch_size: Training images per step, over all processes.
+        val_size: Validation images, taken from the 50,000: a multiple of 10, the same number of each class. With 0
+            all of them train.
+        split_seed: Chooses the validation images; nothing else does, so runs with other seeds share them.
+        seed: Chooses the order of each epoch and the augmentation.
+        crop: Largest random shift of a training image in pixels; the edge is reflected. 0 is off.
+        flip: Whether half of the training images, at random, are mirrored.
+        cutout: Side in pixels of a square erased from each training image. 0 is off.
+        validate_on: "test" makes the test set the validation loader: only to reproduce results that were chosen on it.
+        mirror: URL to download an official archive from, instead of the known sources.
+
+    Raises:
+        ValueError: An argument is out of its range.
+        cifar10_files.DataError: From `prepare_data`, no source gives the data set.
+    """
+
+    def __init__(
+        self,
+        data_dir: str | Path = "data",
+        batch_size: int = 128,
+        val_size: int = 5000,
+        split_seed: int = 0,
+        seed: int = 0,
+        crop: int = 2,
+        flip: bool = True,
+        cutout: int = 0,
+        validate_on: Literal["val", "test"] = "val",
+        mirror: str | None = None,
+    ) -> None:
+        super().__init__()
+        if val_size % 10 or not 0 <= val_size < 50_000:
+            raise ValueError(f"val_size {val_size}: a multiple of 10, from 0 to 49,990")
+        if not 0 <= crop < 32 or not 0 <= cutout <= 32:
+            raise ValueError(f"crop {crop}, cutout {cutout}: pixels, crop from 0 to 31, cutout from 0 to 32")
+        if not 0 < batch_size <= 50_000 - val_size:
+            raise ValueError(f"batch_size {batch_size}: from 1 to the {50_000 - val_size} training images")
+        self.data_dir = Path(data_dir)
+        self.batch_size = batch_size
+        self.val_size = val_size
+        self.split_seed = split_seed
+        self.seed = seed
+        self.crop = crop
+        self.flip = flip
+        self.cutout = cutout
+        self.validate_on = validate_on
+        self.mirror = mirror
+        self.mean: Tensor | None = None  # float32 [3], of the training part's pixels, in [0, 255]
+        self.std: Tensor | None = None
+        self._train: tuple[Tensor, Tensor] | None = None  # all 50,000 images and labels
+
+    def prepare_data(self) -> None:
+        cifar10_files.prepare(self.data_dir, self.mirror)
+
+    def setup(self, stage: str | None = None) -> None:
+        if self._train is not None or (stage == "test" and self.mean is not None):
+            return
+        self._train = images, labels = self._load(train=True)
+        self.train_indices, self.val_indices = stratified_split(labels, self.val_size, self.split_seed)
+        self.mean, self.std = channel_statistics(images, self.train_indices)
+
+    def train_dataloader(self) -> DataLoader:
+        rank, world_size = self._process()
+        if self.batch_size % world_size:
+            raise ValueError(f"batch_size {self.batch_size} does not divide by the {world_size} processes")
+        assert self._train is not None and self.mean is not None and self.std is not None
+        dataset = AugmentedBatches(*self._train, self.mean, self.std, self.seed, self.crop, self.flip, self.cutout)
+        sampler = ShuffledBatches(self.train_indices, self.batch_size, self.seed, rank, world_size)
+        return DataLoader(dataset, sampler=sampler, batch_size=None)
+
+    def val_dataloader(self) -> DataLoader | list[DataLoader]:
+        if self.validate_on == "test":
+            return self.test_dataloader()
+        if self.val_size == 0:
+            return []
+        assert self._train is not None
+        return self._evaluation_loader(*self._train, self.val_indices)
+
+    def test_dataloader(self) -> DataLoader:
+        images, labels = self._load(train=False)
+        return self._evaluation_loader(images, labels, torch.arange(len(labels)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The statistics: later images have to be normalised by the same."""
+        return {"mean": self.mean, "std": self.std}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.mean, self.std = state_dict["mean"], state_dict["std"]
+
+    def _load(self, train: bool) -> tuple[Tensor, Tensor]:
+        """Images uint8 [N, 32, 32, 3] and labels int64 [N]."""
+        images, labels = cifar10_files.load(self.data_dir / cifar10_files.FOLDER, train)
+        return torch.from_numpy(images).permute(0, 2, 3, 1), torch.from_numpy(labels)
+
+    def _process(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _evaluation_loader(self, images: Tensor, labels: Tensor, indices: Tensor) -> DataLoader:
+        assert self.mean is not None and self.std is not None
+        rank, world_size = self._process()
+        batches = indices[rank::world_size].split(EVAL_BATCH_SIZE)
+        return DataLoader(Batches(images, labels, self.mean, self.std), sampler=list(batches), batch_size=None)
+
+
+class Batches(Dataset):
+    """A data set whose item, for a tensor of indices, is the finished batch of these images.
+
+    Args:
+        images: uint8 [N, 32, 32, 3].
+        labels: int64 [N].
+        mean, std: float32 [3], per channel, in [0, 255].
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, mean: Tensor, std: Tensor) -> None:
+        self.images, self.labels, self.mean, self.std = images, labels, mean, std
+
+    def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        return self._normalize(self.images[indices]), self.labels[indices]
+
+    def _normalize(self, pixels: Tensor) -> Tensor:
+        """uint8 [B, 32, 32, 3] to float32 [B, 3, 32, 32], which is channels_last without a copy."""
+        return ((pixels - self.mean) / self.std).permute(0, 3, 1, 2)
+
+
+class AugmentedBatches(Batches):
+    """`Batches` for training; its items are asked for by (epoch, indices)."""
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        mean: Tensor,
+        std: Tensor,
+        seed: int,
+        crop: int,
+        flip: bool,
+        cutout: int,
+    ) -> None:
+        super().__init__(images, labels, mean, std)
+        self.seed, self.crop, self.flip, self.cutout = seed, crop, flip, cutout
+        self._plan: tuple[int, Plan] | None = None  # the latest epoch and its plan
+
+    def __getitem__(self, key: tuple[int, Tensor]) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        epoch, indices = key
+        if self._plan is None or self._plan[0] != epoch:
+            self._plan = epoch, draw_plan(self.seed, epoch, len(self.labels), self.crop, self.flip)
+        plan = self._plan[1]
+        images = self._normalize(crop_and_flip(self.images, indices, plan))
+        if self.cutout:
+            images = cutout(images, indices, plan, self.cutout)
+        return images, self.labels[indices]
+
+
+class ShuffledBatches(Sampler):
+    """Yields (epoch, indices of one whole batch); the last, smaller batch of an epoch is dropped.
+
+    The order is a function of (seed, epoch). Lightning calls `set_epoch` before each epoch, as it does for PyTorch's
+    DistributedSampler; in a loop of your own, call it yourself.
+
+    Args:
+        indices: int64 [N], what to shuffle.
+        batch_size: Over all processes; process `rank` of `world_size` gets every world_size-th image of each batch.
+        seed: At least 0.
+    """
+
+    def __init__(self, indices: Tensor, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        self.indices, self.batch_size, self.seed, self.rank, self.world_size = (
+            indices,
+            batch_size,
+            seed,
+            rank,
+            world_size,
+        )
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.indices) // self.batch_size
+
+    def __iter__(self) -> Iterator[tuple[int, Tensor]]:
+        rng = np.random.default_rng([_STREAM, self.seed, self.epoch])
+        order = self.indices[torch.from_numpy(rng.permutation(len(self.indices)))]
+        for batch in order[: len(self) * self.batch_size].split(self.batch_size):
+            yield self.epoch, batch[self.rank :: self.world_size]
+
+
+def stratified_split(labels: Tensor, val_size: int, split_seed: int) -> tuple[Tensor, Tensor]:
+    """Choose val_size / 10 images of each class at random for validation.
+
+    Args:
+        labels: int64 [N], 0 to 9.
+
+    Returns:
+        Training and validation indices, int64, each in ascending order.
+    """
+    rng = np.random.default_rng(split_seed)
+    is_val = torch.zeros(len(labels), dtype=torch.bool)
+    for label in range(10):
+        members = (labels == label).nonzero()[:, 0]
+        is_val[members[torch.from_numpy(rng.permutation(len(members)))[: val_size // 10]]] = True
+    return (~is_val).nonzero()[:, 0], is_val.nonzero()[:, 0]
+
+
+def channel_statistics(images: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and population standard deviation per channel over all pixels of the images `indices`.
+
+    Args:
+        images: uint8 [N, 32, 32, 3].
+        indices: int64 [M].
+
+    Returns:
+        Two float32 [3], in [0, 255].
+    """
+    total = torch.zeros(3, dtype=torch.float64)
+    squares = torch.zeros(3, dtype=torch.float64)
+    for chunk in indices.split(1000):  # bounds the memory
+        pixels = images[chunk].flatten(1, 2).int()
+        # The sums of one image fit 32 bits and float64 holds their totals: the result is exact.
+        total += pixels.sum(1, dtype=torch.int32).double().sum(0)
+        squares += pixels.square().sum(1, dtype=torch.int32).double().sum(0)
+    count = len(indices) * images[0, :, :, 0].numel()
+    mean = total / count
+    return mean.float(), (squares / count - mean.square()).sqrt().float()

@@ -1,0 +1,108 @@
+"""The command line: what a flag may be, the line that refuses it, and how a program ends.
+
+Light to import, so that a bad flag is refused at once.
+"""
+
+import errno
+import math
+import re
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeAlias
+
+from jsonargparse import ArgumentParser
+
+from cifar10_files import DataError
+from optimizers import OPTIMIZERS, SCHEDULES
+
+OptimizerName: TypeAlias = Literal[tuple(OPTIMIZERS)]  # type: ignore[valid-type]
+ScheduleName: TypeAlias = Literal[tuple(SCHEDULES)]  # type: ignore[valid-type]
+
+_POSITIVE = "above 0", lambda value: 0 < value < math.inf
+_SHARE = "from 0 to below 1", lambda value: 0 <= value < 1
+_SEED = "from 0 to 4294967295", lambda value: 0 <= value < 2**32
+ALLOWED: dict[str, tuple[str, Callable[[Any], bool]]] = {  # beyond what the types say
+    "lr": _POSITIVE,
+    "weight_decay": ("0 or above", lambda value: 0 <= value < math.inf),
+    "momentum": _SHARE,
+    "epochs": _POSITIVE,
+    "batch_size": _POSITIVE,
+    "label_smoothing": _SHARE,
+    "width": _POSITIVE,
+    "crop": ("from 0 to 31", lambda value: 0 <= value <= 31),
+    "cutout": ("from 0 to 32", lambda value: 0 <= value <= 32),
+    "val_size": ("a multiple of 10 from 0 to 49990", lambda value: 0 <= value < 50_000 and value % 10 == 0),
+    "split_seed": _SEED,
+    "seed": _SEED,
+    "threads": _POSITIVE,
+    "num_nodes": _POSITIVE,
+}
+
+
+class UsageError(ValueError):
+    """Flags that are each valid but not together, or a file that is not what a flag says."""
+
+
+class Stopped(Exception):
+    """A signal asked the run to stop.
+
+    Attributes:
+        signal: Its number.
+        folder: With the checkpoint of the last whole epoch; None if there is none.
+    """
+
+    def __init__(self, signal: int, folder: Path | None) -> None:
+        super().__init__(signal, folder)
+        self.signal = signal
+        self.folder = folder
+
+
+def check(flags: dict[str, Any]) -> None:
+    """Raise UsageError if a flag of `train` is out of range or contradicts another."""
+    for name, (allowed, holds) in ALLOWED.items():
+        if flags[name] is not None and not holds(flags[name]):
+            raise UsageError(f"--{name} {flags[name]}: must be {allowed}")
+    if flags["batch_size"] > 50_000 - flags["val_size"]:
+        raise UsageError(f"--batch_size {flags['batch_size']}: more than the training images")
+    if flags["select_on"] == "test" and flags["val_size"]:
+        raise UsageError("--select_on test: validates on the test set, so it needs --val_size 0")
+
+
+class Parser(ArgumentParser):
+    """jsonargparse's parser, which says what is wrong in one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        message = " ".join(message.split())
+        flag = re.search(r'^Parser key "(\w+)": ', message)
+        value = re.search(r"(?:Given|Got) value: (.*)$", message)
+        expected = re.search(r"Literal\[(.+?)\]|<class '(\w+)'>", message)
+        if flag and value and expected:
+            words = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+            must = f"one of {expected[1]}" if expected[1] else words.get(expected[2], expected[2])
+            message = f"--{flag[1]} {value[1]}: must be {must}"
+        self.exit(2, f"{self.prog}: {message}; see --help\n")
+
+
+def exit_status(program: Callable[[], None]) -> int:
+    """Run a program; what a user can mend becomes one line on standard error. The status is that of the contract:
+    0 done, 2 bad flags or input, 1 anything else, 130 after Ctrl-C, 143 after SIGTERM."""
+    try:
+        program()
+        return 0
+    except (UsageError, DataError) as error:
+        status, reason = 2, str(error)
+    except FloatingPointError as error:
+        status, reason = 1, str(error)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        status, reason = 1, f"{error.strerror}; the last whole checkpoint stands"
+    except Stopped as stop:
+        go_on = f"go on with: python train.py --resume {stop.folder}" if stop.folder else "no epoch was complete yet"
+        status, reason = 128 + stop.signal, f"stopped; {go_on}"
+    except KeyboardInterrupt:
+        status, reason = 128 + signal.SIGINT, "stopped"
+    print(f"{Path(sys.argv[0]).name}: {reason}", file=sys.stderr)
+    return status

@@ -1,0 +1,173 @@
+"""LeNet-5 for 32 x 32 colour images, and how it learns.
+
+`LeNet5` is the network alone; `LeNetModule` adds loss, metrics, optimizer and schedule. It trains on any loader that
+gives (float images [B, 3, 32, 32], int64 labels [B]):
+
+    pl.Trainer(max_epochs=10).fit(LeNetModule(optimizer="adam"), train_dataloaders=loader)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from pytorch_lightning.trainer.states import TrainerFn
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from optimizers import OPTIMIZERS, make_optimizer, make_schedule
+
+
+class LeNet5(nn.Module):
+    """LeNet-5 (LeCun et al. 1998) with max-pooling and ReLU, every layer `width` times as wide as the original.
+
+    `width=3`, one share per colour channel, has 548,878 parameters; `width=1`, the classic sizes, 62,006.
+    The weights are channels_last: on a CPU that is what convolution and pooling are fastest with.
+    """
+
+    def __init__(self, width: int = 3, num_classes: int = 10) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 6 * width, kernel_size=5)
+        self.conv2 = nn.Conv2d(6 * width, 16 * width, kernel_size=5)
+        self.fc1 = nn.Linear(16 * width * 5 * 5, 120 * width)
+        self.fc2 = nn.Linear(120 * width, 84 * width)
+        self.fc3 = nn.Linear(84 * width, num_classes)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Float images [B, 3, 32, 32] to logits [B, num_classes]; W is `width`."""
+        x = images.contiguous(memory_format=torch.channels_last)
+        # ReLU and max-pool commute exactly; after the pool, ReLU has a quarter of the elements to do.
+        x = F.relu(F.max_pool2d(self.conv1(x), 2))  # [B, 6W, 28, 28] -> [B, 6W, 14, 14]
+        x = F.relu(F.max_pool2d(self.conv2(x), 2))  # [B, 16W, 10, 10] -> [B, 16W, 5, 5]
+        x = x.flatten(1)  # [B, 400W]
+        x = F.relu(self.fc1(x))  # [B, 120W]
+        x = F.relu(self.fc2(x))  # [B, 84W]
+        return self.fc3(x)
+
+
+class LeNetModule(pl.LightningModule):
+    """Cross-entropy training of `LeNet5`.
+
+    Logged once an epoch, over the epoch's number (counted from 1): `train/loss`, `train/acc`, `val/loss`, `val/acc`,
+    and in a test `test/loss`, `test/acc`; while training, over steps: `train/loss_step`. Accuracies are fractions
+    in [0, 1]. Only the training loss is label-smoothed, so that the others compare across runs.
+
+    Args:
+        width: Factor on the classic layer widths.
+        optimizer: A name of `optimizers.OPTIMIZERS`.
+        lr: Peak learning rate; None takes the optimizer's default.
+        weight_decay: None takes the optimizer's default.
+        momentum: SGD's.
+        nesterov: SGD's.
+        schedule: A name of `optimizers.SCHEDULES`.
+        label_smoothing: Share of the target that is spread evenly over all classes.
+        val_name: What the metrics of the validation loader are called; "test" where it holds the test set.
+
+    Raises:
+        FloatingPointError: While training, the loss is no longer finite.
+    """
+
+    def __init__(
+        self,
+        width: int = 3,
+        optimizer: str = "sgd",
+        lr: float | None = None,
+        weight_decay: float | None = None,
+        momentum: float = 0.9,
+        nesterov: bool = True,
+        schedule: str = "onecycle",
+        label_smoothing: float = 0.0,
+        val_name: str = "val",
+    ) -> None:
+        super().__init__()
+        defaults = OPTIMIZERS[optimizer]
+        lr = defaults.lr if lr is None else lr
+        weight_decay = defaults.weight_decay if weight_decay is None else weight_decay
+        self.save_hyperparameters(logger=False)
+        self.model = LeNet5(width)
+        self.train_metrics = _metrics("train/")
+        self.val_metrics = _metrics(f"{val_name}/")
+        self.test_metrics = _metrics("test/")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Float images [B, 3, 32, 32] to logits [B, 10]."""
+        return self.model(images)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, labels = batch
+        logits = self(images)
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.hparams["label_smoothing"])
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"the training loss is {loss.item()} in epoch {self.current_epoch + 1}, step {self.global_step}, at "
+                f"learning rate {self._current_lr():.3g}: try a lower one"
+            )
+        self.train_metrics.update(value=loss.detach(), weight=len(labels), preds=logits.detach(), target=labels)
+        self.log("train/loss_step", loss, prog_bar=True)
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        # Lightning would write training metrics after the checkpoint, where a kill in between loses them.
+        self._log_epoch(self.train_metrics)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._evaluate(batch, self.val_metrics)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_epoch(self.val_metrics)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._evaluate(batch, self.test_metrics)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_epoch(self.test_metrics)
+
+    def configure_optimizers(self) -> Any:
+        hparams = self.hparams
+        optimizer = make_optimizer(
+            self.parameters(),
+            hparams["optimizer"],
+            hparams["lr"],
+            hparams["weight_decay"],
+            hparams["momentum"],
+            hparams["nesterov"],
+        )
+        schedule = make_schedule(optimizer, hparams["schedule"], int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
+
+    def _evaluate(self, batch: tuple[Tensor, Tensor], metrics: MetricCollection) -> None:
+        images, labels = batch
+        logits = self(images)
+        loss = F.cross_entropy(logits, labels)
+        metrics.update(value=loss, weight=len(labels), preds=logits, target=labels)
+
+    def _log_epoch(self, metrics: MetricCollection) -> None:
+        """Log an epoch's metrics over the number of epochs done, which compares batch sizes as steps cannot."""
+        epochs_done = self.current_epoch + int(self.trainer.state.fn == TrainerFn.FITTING)
+        values = metrics.compute()
+        self.log_dict(values | {"epoch": float(epochs_done)}, logger=False)
+        curve_is_there = self.trainer.testing and self.hparams["val_name"] == "test"
+        if not (self.trainer.sanity_checking or curve_is_there):
+            for logger in self.loggers:
+                logger.log_metrics({name: value.item() for name, value in values.items()}, step=epochs_done)
+                logger.save()
+        metrics.reset()
+
+    def _current_lr(self) -> float:
+        return self.trainer.optimizers[0].param_groups[0]["lr"]
+
+
+def _metrics(prefix: str) -> MetricCollection:
+    """Mean loss and accuracy of a stage, fed with value and weight, preds and target."""
+    return MetricCollection(
+        {
+            "loss": MeanMetric(nan_strategy="disable"),
+            "acc": MulticlassAccuracy(10, average="micro", validate_args=False),
+        },
+        prefix=prefix,
+        compute_groups=False,
+    )

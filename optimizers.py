@@ -1,0 +1,90 @@
+"""The optimizers and learning-rate schedules by name: one list that the command line shows and the training uses.
+
+PyTorch is imported only when an optimizer is built, so that the command line can read the lists at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """A class of `torch.optim` and what it starts from unless a flag says otherwise."""
+
+    class_name: str
+    lr: float
+    weight_decay: float = 0.0
+
+
+# sgd, adam and adamw are customary; results/optimizer_defaults.md says how the other learning rates were chosen.
+OPTIMIZERS = {
+    "sgd": Defaults("SGD", lr=0.05, weight_decay=5e-4),
+    "adam": Defaults("Adam", lr=0.002),
+    "adamw": Defaults("AdamW", lr=0.002, weight_decay=0.01),
+    "nadam": Defaults("NAdam", lr=0.004),
+    "radam": Defaults("RAdam", lr=0.008),
+    "adamax": Defaults("Adamax", lr=0.02),
+    "rmsprop": Defaults("RMSprop", lr=0.002),
+    "adagrad": Defaults("Adagrad", lr=0.04),
+    "adadelta": Defaults("Adadelta", lr=2.0),
+    "adafactor": Defaults("Adafactor", lr=0.08),
+    "asgd": Defaults("ASGD", lr=0.2),
+}
+
+WARMUP_SHARE = 0.25  # of all steps, for `onecycle`
+WARMUP_START = 0.05  # of the peak learning rate
+
+
+def _onecycle(progress: float) -> float:
+    if progress < WARMUP_SHARE:
+        return WARMUP_START + (1 - WARMUP_START) * progress / WARMUP_SHARE
+    return (1 - progress) / (1 - WARMUP_SHARE)
+
+
+# Each maps progress, steps done / steps in all, in [0, 1], to the factor on the learning rate.
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "onecycle": _onecycle,
+    "cosine": lambda progress: (1 + math.cos(math.pi * progress)) / 2,
+    "step": lambda progress: 1.0 if progress < 0.5 else 0.1 if progress < 0.75 else 0.01,
+    "constant": lambda progress: 1.0,
+}
+
+
+def make_optimizer(
+    parameters: Iterable[torch.nn.Parameter],
+    name: str,
+    lr: float,
+    weight_decay: float,
+    momentum: float = 0.9,
+    nesterov: bool = True,
+) -> torch.optim.Optimizer:
+    """The optimizer `name`, in PyTorch's fused form where it has one.
+
+    `momentum` and `nesterov` reach SGD alone.
+    """
+    import inspect
+
+    import torch
+
+    optimizer_class = getattr(torch.optim, OPTIMIZERS[name].class_name)
+    options: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}
+    if name == "sgd":
+        options |= {"momentum": momentum, "nesterov": nesterov and momentum > 0}
+    if "fused" in inspect.signature(optimizer_class).parameters:
+        options["fused"] = True
+    return optimizer_class(parameters, **options)
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, name: str, total_steps: int) -> torch.optim.lr_scheduler.LambdaLR:
+    """The schedule `name` over `total_steps` optimizer steps; `scheduler.step()` is due after each of them."""
+    import torch
+
+    factor = SCHEDULES[name]
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(min(step / total_steps, 1.0)))

@@ -1,0 +1,44 @@
+"""What several test files need: a small made-up data set in the official format, and the `slow` marker."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import cifar10_files
+
+RECORDS = 200  # in each of the six files
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also run the tests that take minutes or the real data")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--slow"):
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
+
+
+def made_up_records(seed: int) -> np.ndarray:
+    """uint8 [RECORDS, 3073]: noise around a colour and a brighter half that tell the class."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(RECORDS) % 10
+    images = rng.integers(0, 60, (RECORDS, 3, 32, 32))
+    images += (labels % 3 * 30)[:, None, None, None] * np.array([1, 2, 3])[None, :, None, None] // 2
+    images[:, :, :16] += (labels // 3 * 15)[:, None, None, None]
+    return np.concatenate([labels[:, None], images.reshape(RECORDS, -1)], axis=1).astype(np.uint8)
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data folder with 1,000 training and 200 test images, whose hashes hold."""
+    folder = tmp_path / "data" / "cifar-10-batches-bin"
+    folder.mkdir(parents=True)
+    for seed, name in enumerate(cifar10_files.FILES):
+        records = made_up_records(seed).tobytes()
+        (folder / name).write_bytes(records)
+        monkeypatch.setitem(cifar10_files.FILES, name, hashlib.sha256(records).hexdigest())
+    return folder.parent

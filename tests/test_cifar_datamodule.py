@@ -1,0 +1,154 @@
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor
+
+from cifar_datamodule import CIFAR10DataModule, ShuffledBatches, channel_statistics, stratified_split
+
+
+def ready(data_dir: Path, **options: object) -> CIFAR10DataModule:
+    datamodule = CIFAR10DataModule(data_dir, **({"batch_size": 64, "val_size": 100} | options))  # type: ignore[arg-type]
+    datamodule.prepare_data()
+    datamodule.setup()
+    return datamodule
+
+
+def test_batches_are_normalised_float_images_in_channels_last_and_labels(data_dir: Path) -> None:
+    datamodule = ready(data_dir)
+    images, labels = next(iter(datamodule.train_dataloader()))
+    assert images.shape == (64, 3, 32, 32) and images.dtype == torch.float32
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    assert labels.shape == (64,) and labels.dtype == torch.int64
+    everything = torch.cat([images for images, _ in ready(data_dir, crop=0, flip=False).train_dataloader()])
+    assert everything.mean((0, 2, 3)).abs().max() < 0.05
+    assert (everything.std((0, 2, 3)) - 1).abs().max() < 0.05
+
+
+def test_training_drops_the_last_smaller_batch_and_evaluation_drops_nothing(data_dir: Path) -> None:
+    datamodule = ready(data_dir)
+    assert [len(labels) for _, labels in datamodule.train_dataloader()] == [64] * (900 // 64)
+    assert sum(len(labels) for _, labels in datamodule.val_dataloader()) == 100
+    assert sum(len(labels) for _, labels in datamodule.test_dataloader()) == 200
+
+
+def test_the_split_is_stratified_disjoint_and_fixed_by_its_own_seed(data_dir: Path) -> None:
+    labels = torch.arange(1000) % 10
+    train, val = stratified_split(labels, 100, split_seed=0)
+    assert labels[val].bincount().tolist() == [10] * 10
+    assert sorted(train.tolist() + val.tolist()) == list(range(1000))
+    assert not torch.equal(val, stratified_split(labels, 100, split_seed=1)[1])
+    assert torch.equal(ready(data_dir, seed=1).val_indices, ready(data_dir, seed=2).val_indices)
+
+
+def test_statistics_are_those_of_the_chosen_images_alone() -> None:
+    images = torch.randint(0, 256, (30, 32, 32, 3), dtype=torch.uint8)
+    indices = torch.arange(0, 30, 2)
+    mean, std = channel_statistics(images, indices)
+    pixels = images[indices].double().flatten(0, 2)
+    torch.testing.assert_close(mean, pixels.mean(0).float())
+    torch.testing.assert_close(std, pixels.std(0, correction=0).float())
+
+
+def epoch(sampler: ShuffledBatches, number: int) -> list[Tensor]:
+    sampler.set_epoch(number)
+    return [indices for _, indices in sampler]
+
+
+def test_the_order_is_a_function_of_seed_and_epoch() -> None:
+    def order(seed: int, number: int) -> Tensor:
+        return torch.cat(epoch(ShuffledBatches(torch.arange(100), 10, seed), number))
+
+    assert sorted(order(0, 0).tolist()) == list(range(100))
+    assert torch.equal(order(0, 1), order(0, 1))
+    assert not torch.equal(order(0, 1), order(0, 2))
+    assert not torch.equal(order(0, 1), order(1, 1))
+
+
+def test_processes_share_the_batches_of_one_process() -> None:
+    alone = epoch(ShuffledBatches(torch.arange(100), 20, seed=0), 5)
+    first, second = (epoch(ShuffledBatches(torch.arange(100), 20, 0, rank, world_size=2), 5) for rank in (0, 1))
+    for whole, a, b in zip(alone, first, second, strict=True):
+        assert len(a) == len(b) == 10
+        assert sorted(whole.tolist()) == sorted(a.tolist() + b.tolist())
+
+
+def test_lightning_gives_every_epoch_its_own_order_and_augmentation(data_dir: Path) -> None:
+    class Recorder(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(1, 1)
+            self.seen: list[Tensor] = []
+
+        def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+            self.seen.append(batch[0].clone())
+            return self.layer(batch[0].mean().view(1)).sum()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.0)
+
+    def run() -> list[Tensor]:
+        module = Recorder()
+        quick_trainer(max_epochs=2).fit(module, datamodule=ready(data_dir))
+        return module.seen
+
+    first, again = run(), run()
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0], first[len(first) // 2])
+
+
+def test_it_feeds_someone_elses_network(data_dir: Path) -> None:
+    class ResNet(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = torchvision.models.resnet18(num_classes=10)
+
+        def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+            return F.cross_entropy(self.network(batch[0]), batch[1])
+
+        def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+            self.log("acc", (self.network(batch[0]).argmax(1) == batch[1]).float().mean())
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.Adam(self.parameters())
+
+    pl.seed_everything(0, verbose=False)
+    trainer = quick_trainer(max_epochs=3)
+    trainer.fit(ResNet(), datamodule=ready(data_dir, crop=0, flip=False))
+    assert trainer.callback_metrics["acc"] > 0.5
+
+
+def quick_trainer(**options: object) -> pl.Trainer:
+    return pl.Trainer(
+        accelerator="cpu",
+        use_distributed_sampler=False,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"val_size": 7}, {"val_size": -10}, {"val_size": 50_000}, {"batch_size": 0}, {"crop": 32}, {"cutout": 33}],
+)
+def test_arguments_out_of_range_are_refused(option: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=next(iter(option))):
+        CIFAR10DataModule(**option)  # type: ignore[arg-type]
+
+
+def test_validating_on_the_test_set_takes_the_test_images(data_dir: Path) -> None:
+    datamodule = ready(data_dir, val_size=0, validate_on="test")
+    (ours, _), (test, _) = next(iter(datamodule.val_dataloader())), next(iter(datamodule.test_dataloader()))
+    assert torch.equal(ours, test)
+
+
+def test_without_validation_images_all_train_and_there_is_no_validation_loader(data_dir: Path) -> None:
+    datamodule = ready(data_dir, val_size=0)
+    assert len(datamodule.train_indices) == 1000
+    assert datamodule.val_dataloader() == []

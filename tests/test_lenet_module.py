@@ -1,0 +1,99 @@
+import math
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from lenet_module import LeNet5, LeNetModule
+from optimizers import OPTIMIZERS, SCHEDULES
+
+
+@pytest.mark.parametrize(("width", "parameters"), [(3, 548_878), (1, 62_006)])
+def test_parameter_counts_are_those_of_the_report_and_of_the_classic_network(width: int, parameters: int) -> None:
+    assert sum(p.numel() for p in LeNet5(width).parameters()) == parameters
+
+
+def test_logits_have_one_column_a_class_whatever_the_memory_format() -> None:
+    network = LeNet5()
+    images = torch.randn(7, 3, 32, 32)
+    logits = network(images)
+    assert logits.shape == (7, 10)
+    torch.testing.assert_close(logits, network(images.contiguous(memory_format=torch.channels_last)))
+
+
+def test_relu_after_the_pool_is_the_reports_network() -> None:
+    network, x = LeNet5(), torch.randn(4, 3, 32, 32)
+    expected = F.max_pool2d(F.relu(network.conv1(x)), 2)
+    expected = F.max_pool2d(F.relu(network.conv2(expected)), 2).flatten(1)
+    expected = network.fc3(F.relu(network.fc2(F.relu(network.fc1(expected)))))
+    torch.testing.assert_close(network(x), expected)
+
+
+def loader(count: int = 64, batch_size: int = 16) -> DataLoader:
+    """Someone else's loader: plain tensors, NCHW, images that tell their label."""
+    labels = torch.arange(count) % 10
+    images = torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 0.1
+    images += labels[:, None, None, None] / 5 - 1
+    return DataLoader(TensorDataset(images, labels), batch_size, shuffle=False)
+
+
+def fit(module: LeNetModule, epochs: int, **options: object) -> pl.Trainer:
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,  # type: ignore[arg-type]
+    )
+    trainer.fit(module, loader(), loader())
+    return trainer
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_every_optimizer_lowers_the_loss_of_someone_elses_loader(optimizer: str) -> None:
+    pl.seed_everything(0, verbose=False)
+    trainer = fit(LeNetModule(width=1, optimizer=optimizer, schedule="constant"), epochs=8)
+    assert trainer.callback_metrics["val/loss"] < math.log(10) - 0.02
+
+
+def test_metrics_are_those_of_the_whole_set() -> None:
+    module = LeNetModule(width=1)
+    trainer = fit(module, epochs=1)
+    images, labels = (torch.cat(parts) for parts in zip(*loader(), strict=True))
+    with torch.no_grad():
+        logits = module.eval()(images)
+    torch.testing.assert_close(trainer.callback_metrics["val/acc"], (logits.argmax(1) == labels).float().mean())
+    torch.testing.assert_close(trainer.callback_metrics["val/loss"], F.cross_entropy(logits, labels))
+
+
+def test_onecycle_warms_up_for_a_quarter_and_ends_at_zero() -> None:
+    factor = SCHEDULES["onecycle"]
+    assert factor(0) == pytest.approx(0.05)
+    assert factor(0.25) == pytest.approx(1.0)
+    assert factor(0.625) == pytest.approx(0.5)
+    assert factor(1) == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_learning_rate_of_the_last_step_is_where_the_schedule_ends(schedule: str) -> None:
+    trainer = fit(LeNetModule(width=1, lr=0.01, schedule=schedule), epochs=3)
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.01 * SCHEDULES[schedule](1.0))
+
+
+def test_a_loss_that_is_not_finite_stops_with_epoch_step_and_learning_rate() -> None:
+    module = LeNetModule(width=1, optimizer="sgd", lr=1e30, schedule="constant")
+    with pytest.raises(FloatingPointError, match=r"epoch 1, step \d+, at learning rate 1e\+30"):
+        fit(module, epochs=3)
+
+
+def test_label_smoothing_changes_the_training_loss_only() -> None:
+    plain, smooth = LeNetModule(width=1), LeNetModule(width=1, label_smoothing=0.2)
+    smooth.load_state_dict(plain.state_dict())
+    trainers = [fit(module, epochs=1, limit_train_batches=1, max_steps=1) for module in (plain, smooth)]
+    train, val = ([t.callback_metrics[name].item() for t in trainers] for name in ("train/loss", "val/loss"))
+    assert train[0] != pytest.approx(train[1], rel=1e-6)
+    assert val[0] == pytest.approx(val[1], rel=1e-2)

@@ -1,0 +1,328 @@
+"""One run: LeNet-5 learns CIFAR-10 on the CPU.
+
+python train.py --optimizer adam
+python train.py --config recipes/coursework.yaml --seed 1
+python train.py --test checkpoints/adam-lr0.002-bs128-seed0/version_0/last.ckpt
+"""
+
+import itertools
+import json
+import logging
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+from jsonargparse import ActionConfigFile
+
+from atomic_file import write_bytes
+from command_line import OptimizerName, Parser, ScheduleName, UsageError, check, exit_status
+
+SUMMARY = "summary.json"  # in the log folder of a finished run
+MAY_CHANGE = {"data_dir", "mirror", "log_dir", "threads"}  # when a run is resumed
+
+
+def train(
+    optimizer: OptimizerName = "sgd",
+    lr: float | None = None,
+    weight_decay: float | None = None,
+    momentum: float = 0.9,
+    nesterov: bool = True,
+    schedule: ScheduleName = "onecycle",
+    epochs: int = 10,
+    batch_size: int = 128,
+    label_smoothing: float = 0.0,
+    width: int = 3,
+    crop: int = 2,
+    flip: bool = True,
+    cutout: int = 0,
+    val_size: int = 5000,
+    split_seed: int = 0,
+    select_on: Literal["val", "test"] = "val",
+    seed: int = 0,
+    data_dir: Path = Path("data"),
+    mirror: str | None = None,
+    log_dir: Path = Path("logs"),
+    checkpoint_dir: Path = Path("checkpoints"),
+    threads: int | None = None,
+    accelerator: str = "cpu",
+    devices: int | str = 1,
+    num_nodes: int = 1,
+    strategy: str = "auto",
+    precision: int | str = "32-true",
+    fast_dev_run: bool = False,
+    resume: Path | None = None,
+) -> dict[str, Any]:
+    """Train LeNet-5 on CIFAR-10, then test the checkpoint that was best on the validation split, once.
+
+    Args:
+        optimizer: How the weights are updated.
+        lr: Peak learning rate; null takes the optimizer's default.
+        weight_decay: Weight decay; null takes the optimizer's default.
+        momentum: Of sgd.
+        nesterov: Whether sgd's momentum is Nesterov's.
+        schedule: The learning rate over the run; onecycle warms up for a quarter of it, then falls linearly to 0.
+        epochs: Passes over the training images.
+        batch_size: Images per step, over all devices.
+        label_smoothing: Share of the training target that is spread over all classes.
+        width: Factor on the classic layer widths; 3 has 548,878 parameters, 1 has 62,006.
+        crop: Largest random shift of a training image, in pixels; 0 is off.
+        flip: Whether half of the training images, at random, are mirrored.
+        cutout: Side of a random square erased from each training image, in pixels; 0 is off.
+        val_size: Images held out of training for validation, a multiple of 10; with 0 the last epoch is tested.
+        split_seed: Chooses the validation images.
+        select_on: Where the best epoch is chosen; "test" shows the bias of the report, and is for nothing else.
+        seed: Initial weights, order of the images, augmentation.
+        data_dir: Folder of the data set, which is downloaded if it is not there.
+        mirror: URL of an official CIFAR-10 archive, instead of the known sources.
+        log_dir: Folder for TensorBoard.
+        checkpoint_dir: Folder for checkpoints.
+        threads: CPU threads of each process; null leaves it to PyTorch.
+        accelerator: As Lightning's Trainer takes it, like the four flags that follow.
+        devices: Processes on this machine, or GPUs.
+        num_nodes: Machines.
+        strategy: How several devices work together.
+        precision: Of the arithmetic.
+        fast_dev_run: One batch of everything; nothing is saved.
+        resume: Checkpoint to go on from, in the folder of its run; the other flags must be that run's.
+
+    Returns:
+        What the summary shows: `epochs`, `best_epoch`, `val_acc`, `test_acc`, `test_loss` (accuracies are fractions;
+        None where there is none), `seconds`, `images_per_second`, `log_dir`, `checkpoint`. In processes beyond the
+        first, nothing.
+
+    Raises:
+        UsageError: The flags contradict each other.
+        DataError: No source gives the data set.
+        FloatingPointError: The training loss is no longer finite.
+        Stopped: Ctrl-C or SIGTERM.
+    """
+    flags = {name: str(value) if isinstance(value, Path) else value for name, value in locals().items()}
+    check(flags)
+    del flags["resume"]
+
+    # These take seconds to import: a bad flag is refused before.
+    import pytorch_lightning as pl
+    import torch
+    from pytorch_lightning.callbacks import LearningRateMonitor
+    from pytorch_lightning.loggers import TensorBoardLogger
+
+    from callbacks import EpochLines
+    from checkpointing import RunCheckpoints, StopOnSignal
+    from cifar_datamodule import CIFAR10DataModule
+    from lenet_module import LeNetModule
+
+    start = time.perf_counter()
+    if threads:
+        torch.set_num_threads(threads)
+    pl.seed_everything(seed, verbose=False)
+    datamodule = CIFAR10DataModule(
+        data_dir, batch_size, val_size, split_seed, seed, crop, flip, cutout, validate_on=select_on, mirror=mirror
+    )
+    module = LeNetModule(
+        width, optimizer, lr, weight_decay, momentum, nesterov, schedule, label_smoothing, val_name=select_on
+    )
+    flags |= {"lr": module.hparams["lr"], "weight_decay": module.hparams["weight_decay"]}
+    name = f"{optimizer}-lr{flags['lr']:g}-bs{batch_size}-seed{seed}"
+    monitor = f"{select_on}/acc" if val_size or select_on == "test" else None
+
+    progress, stop, checkpoints = EpochLines(), StopOnSignal(), RunCheckpoints(monitor, flags)
+    callbacks: list[pl.Callback] = [progress, stop]
+    if not fast_dev_run:
+        callbacks += [LearningRateMonitor("step"), checkpoints]
+    trainer = make_trainer(
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=num_nodes,
+        strategy=strategy,
+        precision=precision,
+        max_epochs=epochs,
+        callbacks=callbacks,
+        limit_val_batches=None if monitor else 0,
+        log_every_n_steps=20,
+        enable_checkpointing=not fast_dev_run,
+        fast_dev_run=fast_dev_run,
+    )
+    if batch_size % trainer.world_size:
+        raise UsageError(f"--batch_size {batch_size}: does not divide by the {trainer.world_size} processes")
+
+    logger = None
+    if not fast_dev_run:  # folders are made last: neither bad flags nor missing data leave any behind
+        if resume:
+            name, version = resume.absolute().parent.parent.name, resume.absolute().parent.name
+        elif trainer.is_global_zero:
+            datamodule.prepare_data()
+            version = reserve_version(log_dir / name, checkpoint_dir / name)
+        else:
+            version = ""  # the first process writes
+        checkpoints.dirpath = str(checkpoint_dir / name / version)
+        trainer.logger = logger = TensorBoardLogger(log_dir, name, version, default_hp_metric=False)
+    with stop:
+        trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=True)
+        result: dict[str, Any] = {"best_epoch": None, "val_acc": None}
+        if checkpoints.best_model_path:
+            best = torch.load(checkpoints.best_model_path, weights_only=True)
+            module.load_state_dict(best["state_dict"])
+            result |= {"best_epoch": best["epoch"] + 1, "val_acc": float(checkpoints.best_model_score)}  # type: ignore
+        trainer.test(module, datamodule=datamodule, verbose=False)
+    if not trainer.is_global_zero:
+        return {}
+    result |= {
+        "epochs": epochs,
+        "test_acc": trainer.callback_metrics["test/acc"].item(),
+        "test_loss": trainer.callback_metrics["test/loss"].item(),
+        "seconds": time.perf_counter() - start,
+        "images_per_second": progress.images_per_second,
+        "log_dir": logger.log_dir if logger else None,
+        "checkpoint": checkpoints.best_model_path or checkpoints.last_model_path or None,
+    }
+    if logger:
+        scores = {f"best/{score}": result[score] for score in ("val_acc", "test_acc") if result[score] is not None}
+        logger.log_hyperparams(flags, scores, step=epochs)
+        logger.finalize("success")
+        write_bytes(Path(logger.log_dir) / SUMMARY, json.dumps({"flags": flags} | result, indent=2).encode())
+    return result
+
+
+def resumed_flags(path: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """The flags to go on with from a checkpoint: its own, and those of `given` that a resumed run may change.
+
+    Raises:
+        UsageError: `path` is no checkpoint in the folder of its run, or `given` changes what the run is.
+    """
+    from checkpointing import load_checkpoint
+
+    path = path / "last.ckpt" if path.is_dir() else path
+    stored = load_checkpoint(path)["flags"]
+    if not path.absolute().parent.name.startswith("version_"):
+        raise UsageError(f"--resume {path}: must be in its run's folder, checkpoints/<run>/version_N")
+    for name, value in given.items():
+        longer = name == "epochs" and stored["schedule"] == "constant" and value >= stored["epochs"]
+        if not (name in MAY_CHANGE or longer or str(value) == str(stored.get(name))):
+            raise UsageError(f"--{name} {value}: the run to resume has {stored.get(name)}, which must stay")
+    return stored | given | {"resume": path, "checkpoint_dir": path.absolute().parent.parent.parent}
+
+
+def finished(flags: dict[str, Any]) -> dict[str, Any] | None:
+    """The result of the run that `flags` would go on with, if it has trained all its epochs and was tested."""
+    folder = flags["resume"].absolute().parent
+    try:
+        result = json.loads((flags["log_dir"] / folder.parent.name / folder.name / SUMMARY).read_text())
+    except FileNotFoundError:
+        return None
+    return result if result["epochs"] >= flags["epochs"] else None
+
+
+def test(checkpoint: Path, data_dir: Path = Path("data"), mirror: str | None = None) -> dict[str, float]:
+    """Evaluate a checkpoint of `train` on the official test set.
+
+    Returns:
+        `test/loss` and `test/acc`, a fraction.
+
+    Raises:
+        UsageError: The file is no checkpoint of this program.
+        DataError: No source gives the data set.
+    """
+    from checkpointing import load_checkpoint
+    from cifar_datamodule import CIFAR10DataModule
+    from lenet_module import LeNetModule
+
+    loaded = load_checkpoint(checkpoint)
+    module = LeNetModule(**loaded["hyper_parameters"])
+    module.load_state_dict(loaded["state_dict"])
+    datamodule = CIFAR10DataModule(data_dir, mirror=mirror)
+    datamodule.load_state_dict(loaded["CIFAR10DataModule"])
+    trainer = make_trainer(accelerator="cpu", devices=1)
+    trainer.test(module, datamodule=datamodule, verbose=False)
+    return {name: trainer.callback_metrics[name].item() for name in ("test/loss", "test/acc")}
+
+
+def make_trainer(**options: Any) -> Any:
+    """Lightning's Trainer with what all runs of this project share; UsageError if it refuses an option."""
+    import pytorch_lightning as pl
+    from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+    from checkpointing import AtomicCheckpointIO
+
+    # What Lightning would say here is either in our own lines or does not hold for data in memory.
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning 2.6 on newer PyTorch
+    try:
+        return pl.Trainer(
+            deterministic=True,
+            use_distributed_sampler=False,  # the data module shares out the images itself
+            num_sanity_val_steps=0,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            logger=False,
+            plugins=[AtomicCheckpointIO()],
+            **options,
+        )
+    except (MisconfigurationException, ValueError) as error:
+        raise UsageError(str(error).splitlines()[0]) from error
+
+
+def reserve_version(log_dir: Path, checkpoint_dir: Path) -> str:
+    """Make the folders `version_N` of a new run below both; mkdir decides who has N, so no two runs share it."""
+    for number in itertools.count():
+        version = f"version_{number}"
+        if (checkpoint_dir / version).exists():
+            continue
+        try:
+            (log_dir / version).mkdir(parents=True)
+            (checkpoint_dir / version).mkdir(parents=True)
+            return version
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UsageError(f"{error.filename}: {error.strerror}") from error
+    raise AssertionError
+
+
+def summary(result: dict[str, Any]) -> str:
+    """The lines that end a run."""
+    lines = []
+    if result["best_epoch"]:
+        lines.append(
+            ("best epoch", f"{result['best_epoch']} of {result['epochs']}, validation accuracy {result['val_acc']:.2%}")
+        )
+    lines.append(("test accuracy", f"{result['test_acc']:.2%}"))
+    lines.append(("wall time", f"{result['seconds']:.1f} s, {result['images_per_second']:,.0f} images/s"))
+    if result["log_dir"]:
+        lines += [("logs", result["log_dir"]), ("checkpoint", result["checkpoint"])]
+        lines.append(("next", f"tensorboard --logdir {Path(result['log_dir']).parent.parent}"))
+    return "\n".join(f"{name:<15}{value}" for name, value in lines)
+
+
+def parser() -> Parser:
+    parser = Parser(description="LeNet-5 on CIFAR-10.", usage="%(prog)s [flags]")
+    parser.add_function_arguments(train, skip={"fast_dev_run"})
+    parser.add_argument("--fast_dev_run", action="store_true", help="One batch of everything; nothing is saved.")
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file of flags, such as those in recipes/.")
+    parser.add_argument("--test", type=Path, metavar="CHECKPOINT", help="Only evaluate a checkpoint on the test set.")
+    return parser
+
+
+def main() -> None:
+    flags = parser().parse_args(defaults=False).as_dict()
+    flags.pop("config", None)
+    checkpoint, resume = flags.pop("test", None), flags.pop("resume", None)
+    if checkpoint:
+        if unused := flags.keys() - {"data_dir", "mirror"}:
+            raise UsageError(f"--{min(unused)}: not with --test, which takes the flags of the checkpoint")
+        for name, value in test(checkpoint, **flags).items():
+            print(f"{name:<15}{value:.4f}")
+        return
+    if resume:
+        flags = resumed_flags(resume, flags)
+    flags = parser().parse_object(flags).as_dict()
+    result = finished(flags) if resume else None
+    result = result or train(**{name: flags[name] for name in flags.keys() - {"config", "test"}})
+    if result:
+        print(summary(result))
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))
