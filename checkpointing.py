@@ -18,7 +18,9 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
 from atomic_file import write_bytes
 from command_line import Stopped, UsageError
+from lenet_module import LeNetModule
 
+LAST = "last.ckpt"  # of the last whole epoch
 EXPECTED = {"epoch", "state_dict", "hyper_parameters", "flags", "CIFAR10DataModule"}  # in a checkpoint of train.py
 
 
@@ -34,25 +36,25 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         write_bytes(Path(path), buffer.getbuffer())
 
 
-class RunCheckpoints(ModelCheckpoint):
-    """The best and the last checkpoint of a run, written at the end of each epoch.
+class RunCheckpoint(ModelCheckpoint):
+    """A checkpoint of a run, written at the end of each epoch in which `monitor` is the highest so far.
 
-    Its state names files without their folder, so that a run can be moved and then resumed.
+    Without `monitor` it is written at the end of every epoch. (ModelCheckpoint's own `save_last` of Lightning 2.6 is
+    not: it writes only in epochs that are the best.) Its state names files without their folder, so that a run can be
+    moved and then resumed.
 
     Args:
-        monitor: The metric whose highest value is best; None keeps the last checkpoint only.
-        flags: Of the run, primitives by name; written into each checkpoint as `flags`.
+        filename: Without ending; may name metrics in braces.
+        flags: Of the run, primitives by name; written into the checkpoint as `flags`.
+        monitor: Name of a logged metric.
     """
 
-    def __init__(self, monitor: str | None, flags: dict[str, Any]) -> None:
-        name = (monitor or "").replace("/", "_")
+    def __init__(self, filename: str, flags: dict[str, Any], monitor: str | None = None) -> None:
         super().__init__(
-            filename=f"best-epoch={{epoch:02d}}-{name}={{{monitor}:.4f}}",
+            filename=filename,
             auto_insert_metric_name=False,
             monitor=monitor,
             mode="max",
-            save_top_k=1 if monitor else 0,
-            save_last=True,
             save_on_train_epoch_end=True,
             enable_version_counter=False,
         )
@@ -106,8 +108,8 @@ class StopOnSignal(Callback):
 
     def _stop(self, trainer: pl.Trainer, *hook_arguments: Any) -> None:
         if self.received is not None:
-            last = getattr(trainer.checkpoint_callback, "last_model_path", "")
-            raise Stopped(self.received, Path(last).parent if last else None)
+            folder = Path(getattr(trainer.checkpoint_callback, "dirpath", None) or "")
+            raise Stopped(self.received, folder if (folder / LAST).exists() else None)
 
     on_train_batch_end = on_validation_batch_end = on_test_batch_end = _stop  # type: ignore[assignment]
 
@@ -118,7 +120,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         UsageError: It is not there, damaged, of another program, or would have run code.
     """
-    path = path / "last.ckpt" if path.is_dir() else path
+    path = path / LAST if path.is_dir() else path
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -130,3 +132,15 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or not checkpoint.keys() >= EXPECTED:
         raise UsageError(f"{path}: no checkpoint of train.py")
     return checkpoint
+
+
+def load_module(path: Path) -> tuple[LeNetModule, dict[str, Any]]:
+    """The trained module of a checkpoint, and the checkpoint itself; UsageError if it does not fit `LeNetModule`."""
+    checkpoint = load_checkpoint(path)
+    try:
+        module = LeNetModule(**checkpoint["hyper_parameters"])
+        module.load_state_dict(checkpoint["state_dict"])
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise UsageError(f"{path}: does not fit this LeNet-5: {reason}") from error
+    return module, checkpoint

@@ -109,11 +109,13 @@ def train(
     from pytorch_lightning.loggers import TensorBoardLogger
 
     from callbacks import EpochLines
-    from checkpointing import RunCheckpoints, StopOnSignal
+    from checkpointing import LAST, RunCheckpoint, StopOnSignal
     from cifar_datamodule import CIFAR10DataModule
+    from cpu_memory import keep_freed_memory
     from lenet_module import LeNetModule
 
     start = time.perf_counter()
+    keep_freed_memory()
     if threads:
         torch.set_num_threads(threads)
     pl.seed_everything(seed, verbose=False)
@@ -127,10 +129,12 @@ def train(
     name = f"{optimizer}-lr{flags['lr']:g}-bs{batch_size}-seed{seed}"
     monitor = f"{select_on}/acc" if val_size or select_on == "test" else None
 
-    progress, stop, checkpoints = EpochLines(), StopOnSignal(), RunCheckpoints(monitor, flags)
+    progress, stop = EpochLines(), StopOnSignal()
+    best = RunCheckpoint(f"best-epoch={{epoch:02d}}-{select_on}_acc={{{monitor}:.4f}}", flags, monitor)
+    last = RunCheckpoint(Path(LAST).stem, flags)
     callbacks: list[pl.Callback] = [progress, stop]
     if not fast_dev_run:
-        callbacks += [LearningRateMonitor("step"), checkpoints]
+        callbacks += [LearningRateMonitor("step"), *([best] if monitor else []), last]
     trainer = make_trainer(
         accelerator=accelerator,
         devices=devices,
@@ -156,15 +160,15 @@ def train(
             version = reserve_version(log_dir / name, checkpoint_dir / name)
         else:
             version = ""  # the first process writes
-        checkpoints.dirpath = str(checkpoint_dir / name / version)
+        best.dirpath = last.dirpath = str(checkpoint_dir / name / version)
         trainer.logger = logger = TensorBoardLogger(log_dir, name, version, default_hp_metric=False)
     with stop:
         trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=True)
         result: dict[str, Any] = {"best_epoch": None, "val_acc": None}
-        if checkpoints.best_model_path:
-            best = torch.load(checkpoints.best_model_path, weights_only=True)
-            module.load_state_dict(best["state_dict"])
-            result |= {"best_epoch": best["epoch"] + 1, "val_acc": float(checkpoints.best_model_score)}  # type: ignore
+        if best.best_model_path:
+            loaded = torch.load(best.best_model_path, weights_only=True)
+            module.load_state_dict(loaded["state_dict"])
+            result |= {"best_epoch": loaded["epoch"] + 1, "val_acc": float(best.best_model_score or 0)}
         trainer.test(module, datamodule=datamodule, verbose=False)
     if not trainer.is_global_zero:
         return {}
@@ -175,7 +179,7 @@ def train(
         "seconds": time.perf_counter() - start,
         "images_per_second": progress.images_per_second,
         "log_dir": logger.log_dir if logger else None,
-        "checkpoint": checkpoints.best_model_path or checkpoints.last_model_path or None,
+        "checkpoint": best.best_model_path or last.best_model_path or None,
     }
     if logger:
         scores = {f"best/{score}": result[score] for score in ("val_acc", "test_acc") if result[score] is not None}
@@ -191,10 +195,10 @@ def resumed_flags(path: Path, given: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UsageError: `path` is no checkpoint in the folder of its run, or `given` changes what the run is.
     """
-    from checkpointing import load_checkpoint
+    from checkpointing import LAST, load_module
 
-    path = path / "last.ckpt" if path.is_dir() else path
-    stored = load_checkpoint(path)["flags"]
+    path = path / LAST if path.is_dir() else path
+    stored = load_module(path)[1]["flags"]
     if not path.absolute().parent.name.startswith("version_"):
         raise UsageError(f"--resume {path}: must be in its run's folder, checkpoints/<run>/version_N")
     for name, value in given.items():
@@ -224,13 +228,10 @@ def test(checkpoint: Path, data_dir: Path = Path("data"), mirror: str | None = N
         UsageError: The file is no checkpoint of this program.
         DataError: No source gives the data set.
     """
-    from checkpointing import load_checkpoint
+    from checkpointing import load_module
     from cifar_datamodule import CIFAR10DataModule
-    from lenet_module import LeNetModule
 
-    loaded = load_checkpoint(checkpoint)
-    module = LeNetModule(**loaded["hyper_parameters"])
-    module.load_state_dict(loaded["state_dict"])
+    module, loaded = load_module(checkpoint)
     datamodule = CIFAR10DataModule(data_dir, mirror=mirror)
     datamodule.load_state_dict(loaded["CIFAR10DataModule"])
     trainer = make_trainer(accelerator="cpu", devices=1)
@@ -248,6 +249,7 @@ def make_trainer(**options: Any) -> Any:
     # What Lightning would say here is either in our own lines or does not hold for data in memory.
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # a resumed run's
     warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning 2.6 on newer PyTorch
     try:
         return pl.Trainer(
@@ -265,17 +267,20 @@ def make_trainer(**options: Any) -> Any:
 
 
 def reserve_version(log_dir: Path, checkpoint_dir: Path) -> str:
-    """Make the folders `version_N` of a new run below both; mkdir decides who has N, so no two runs share it."""
+    """Make the folders `version_N` of a new run below both, and return that name.
+
+    mkdir decides who has N, so no two runs share it, however close together they start.
+    """
     for number in itertools.count():
         version = f"version_{number}"
-        if (checkpoint_dir / version).exists():
-            continue
         try:
-            (log_dir / version).mkdir(parents=True)
-            (checkpoint_dir / version).mkdir(parents=True)
-            return version
+            if not (checkpoint_dir / version).exists():
+                (log_dir / version).mkdir(parents=True)
+                (checkpoint_dir / version).mkdir(parents=True, exist_ok=True)
+                return version
         except FileExistsError:
-            continue
+            if not (log_dir / version).is_dir():
+                raise UsageError(f"{log_dir / version}: in the way of a folder") from None
         except OSError as error:
             raise UsageError(f"{error.filename}: {error.strerror}") from error
     raise AssertionError

@@ -2,11 +2,15 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import cifar10_files
+import train as door
 
 RECORDS = 200  # in each of the six files
 
@@ -42,3 +46,24 @@ def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (folder / name).write_bytes(records)
         monkeypatch.setitem(cifar10_files.FILES, name, hashlib.sha256(records).hexdigest())
     return folder.parent
+
+
+@pytest.fixture
+def run(data_dir: Path, tmp_path: Path) -> Any:
+    """Calls `train` for two short epochs on the made-up data."""
+
+    def call(**flags: Any) -> dict[str, Any]:
+        folders = {"data_dir": data_dir, "log_dir": tmp_path / "logs", "checkpoint_dir": tmp_path / "checkpoints"}
+        return door.train(**({"epochs": 2, "batch_size": 50, "val_size": 100, "width": 1} | folders | flags))
+
+    return call
+
+
+def weights(checkpoint: str | Path) -> dict[str, torch.Tensor]:
+    return torch.load(checkpoint, weights_only=True)["state_dict"]
+
+
+def curves(log_dir: str | Path) -> dict[str, list[tuple[int, float]]]:
+    """Points (x, value) of every scalar that TensorBoard shows for a run."""
+    events = EventAccumulator(str(log_dir)).Reload()
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}

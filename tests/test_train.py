@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import curves, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import cifar10_files
@@ -16,26 +17,6 @@ import train as door
 from command_line import check
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture
-def run(data_dir: Path, tmp_path: Path) -> Any:
-    """Calls `train` for two short epochs on the made-up data."""
-
-    def call(**flags: Any) -> dict[str, Any]:
-        folders = {"data_dir": data_dir, "log_dir": tmp_path / "logs", "checkpoint_dir": tmp_path / "checkpoints"}
-        return door.train(**({"epochs": 2, "batch_size": 50, "val_size": 100, "width": 1} | folders | flags))
-
-    return call
-
-
-def weights(checkpoint: str | Path) -> dict[str, torch.Tensor]:
-    return torch.load(checkpoint, weights_only=True)["state_dict"]
-
-
-def curves(log_dir: str) -> dict[str, list[tuple[int, float]]]:
-    events = EventAccumulator(log_dir).Reload()
-    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
 def test_a_run_learns_and_says_where_everything_is(run: Any, tmp_path: Path) -> None:

@@ -1,0 +1,217 @@
+"""Resume, kills between two steps, signals, and files that are no checkpoints."""
+
+import os
+import pickle
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import curves, weights
+
+import train as door
+from checkpointing import AtomicCheckpointIO, load_checkpoint
+from command_line import Stopped, UsageError
+from lenet_module import LeNetModule
+from optimizers import SCHEDULES
+
+STEPS = 18  # of an epoch of the made-up data
+
+
+class Crash(Exception):
+    pass
+
+
+@pytest.fixture
+def crash(run: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Starts a run that crashes before training step `step`, counted from 0; returns the folder of its checkpoints."""
+
+    def call(step: int, **flags: Any) -> Path:
+        step_of = LeNetModule.training_step
+        folders: list[str] = []
+
+        def training_step(module: LeNetModule, batch: Any, batch_idx: int) -> torch.Tensor:
+            if module.global_step == step:
+                folders.append(module.trainer.checkpoint_callback.dirpath)  # type: ignore[union-attr]
+                raise Crash
+            return step_of(module, batch, batch_idx)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(LeNetModule, "training_step", training_step)
+            with pytest.raises(Crash):
+                run(**flags)
+        return Path(folders[0])
+
+    return call
+
+
+def resume(path: Path, **changes: Any) -> dict[str, Any]:
+    flags = door.parser().parse_object(door.resumed_flags(path, changes)).as_dict()
+    return door.train(**{name: flags[name] for name in flags.keys() - {"config", "test"}})
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_resumed_run_ends_as_the_uninterrupted_one_bit_for_bit(
+    run: Any, crash: Any, schedule: str, optimizer: str
+) -> None:
+    flags = {"epochs": 4, "schedule": schedule, "optimizer": optimizer, "cutout": 6}
+    whole = run(**flags)
+    folder = crash(2 * STEPS + 7, **flags)
+    resumed = resume(folder)
+    expected, found = (weights(path / "last.ckpt") for path in (Path(whole["checkpoint"]).parent, folder))
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    for name in ("best_epoch", "val_acc", "test_acc", "test_loss"):
+        assert resumed[name] == whole[name]
+    assert Path(resumed["checkpoint"]).name == Path(whole["checkpoint"]).name
+    assert sorted(path.name for path in folder.iterdir()) == [Path(whole["checkpoint"]).name, "last.ckpt"]
+    expected_curves, found_curves = curves(whole["log_dir"]), curves(resumed["log_dir"])
+    for name in ("train/loss", "train/acc", "val/loss", "val/acc", "train/loss_step", "lr"):
+        assert sorted(set(found_curves[name])) == expected_curves[name]
+
+
+def test_a_moved_run_resumes_where_it_is_now(run: Any, crash: Any, tmp_path: Path) -> None:
+    whole = run(epochs=3)
+    folder = crash(2 * STEPS + 1, epochs=3)
+    there = tmp_path / "else where" / "é" / folder.parent.name / folder.name
+    there.parent.mkdir(parents=True)
+    shutil.move(folder, there)
+    resumed = resume(there)
+    assert Path(resumed["checkpoint"]) == there / Path(whole["checkpoint"]).name
+    assert resumed["test_acc"] == whole["test_acc"]
+    assert sorted(path.name for path in there.iterdir()) == [Path(whole["checkpoint"]).name, "last.ckpt"]
+
+
+def test_a_constant_schedule_may_go_on_for_longer_and_equals_the_long_run(run: Any) -> None:
+    short = run(epochs=2, schedule="constant", lr=0.01)
+    longer = resume(Path(short["checkpoint"]).parent, epochs=4)
+    whole = run(epochs=4, schedule="constant", lr=0.01)
+    assert longer["test_acc"] == whole["test_acc"] and longer["best_epoch"] == whole["best_epoch"]
+
+
+@pytest.mark.parametrize(
+    "change", [{"epochs": 5}, {"lr": 0.1}, {"batch_size": 10}, {"seed": 1}, {"optimizer": "adam"}, {"val_size": 0}]
+)
+def test_a_flag_that_would_make_another_run_is_refused(crash: Any, change: dict[str, Any]) -> None:
+    folder = crash(STEPS + 1)
+    with pytest.raises(UsageError, match=f"--{next(iter(change))} .* must stay"):
+        resume(folder, **change)
+
+
+def test_resuming_a_finished_run_trains_nothing(run: Any, data_dir: Path, capsys: Any, monkeypatch: Any) -> None:
+    result = run()
+    monkeypatch.setattr(sys, "argv", ["train.py", "--resume", str(Path(result["checkpoint"]).parent)])
+    before = (Path(result["checkpoint"]).parent / "last.ckpt").stat().st_mtime_ns
+    capsys.readouterr()
+    door.main()
+    assert f"test accuracy  {result['test_acc']:.2%}" in capsys.readouterr().out
+    assert (Path(result["checkpoint"]).parent / "last.ckpt").stat().st_mtime_ns == before
+
+
+def test_a_checkpoint_outside_its_runs_folder_is_not_resumed(run: Any, tmp_path: Path) -> None:
+    lone = tmp_path / "lone.ckpt"
+    shutil.copy(run()["checkpoint"], lone)
+    with pytest.raises(UsageError, match="must be in its run's folder"):
+        resume(lone)
+
+
+def test_a_failed_write_leaves_the_checkpoint_before_and_no_partial_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"epoch": 1}, target)
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        AtomicCheckpointIO().save_checkpoint({"epoch": 2}, target)
+    assert torch.load(target, weights_only=True) == {"epoch": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+class Touch:
+    """Unpickling it creates a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused_and_runs_nothing(tmp_path: Path) -> None:
+    path, proof = tmp_path / "evil.ckpt", tmp_path / "proof"
+    torch.save({"state_dict": Touch(proof)}, path)
+    with pytest.raises(UsageError, match="refused"):
+        load_checkpoint(path)
+    (tmp_path / "raw.ckpt").write_bytes(pickle.dumps(Touch(proof)))
+    with pytest.raises(UsageError, match=r"raw\.ckpt"):
+        load_checkpoint(tmp_path / "raw.ckpt")
+    assert not proof.exists()
+
+
+def broken_files(tmp_path: Path, good: Path) -> dict[str, Path]:
+    content = good.read_bytes()
+    files = {"empty": b"", "text": b"hello\n" * 1000, "truncated": content[: len(content) // 2], "zip": b"PK\x03\x04"}
+    return {name: write(tmp_path / f"{name}.ckpt", data) for name, data in files.items()}
+
+
+def write(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+def test_files_that_are_no_checkpoint_get_one_line_that_names_them(run: Any, tmp_path: Path, data_dir: Path) -> None:
+    good = Path(run()["checkpoint"])
+    files = broken_files(tmp_path, good)
+    torch.save({"weights": torch.zeros(3)}, tmp_path / "other.ckpt")
+    torch.save([1, 2], tmp_path / "list.ckpt")
+    files |= {name: tmp_path / f"{name}.ckpt" for name in ("other", "list", "missing")}
+    for name, path in files.items():
+        with pytest.raises(UsageError, match=rf"{name}\.ckpt: ") as raised:
+            load_checkpoint(path)
+        assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("damage", ["width", "missing key", "extra hyperparameter"])
+def test_a_checkpoint_that_does_not_fit_the_network_is_refused(
+    run: Any, tmp_path: Path, data_dir: Path, damage: str
+) -> None:
+    checkpoint = torch.load(run()["checkpoint"], weights_only=True)
+    if damage == "width":
+        checkpoint["hyper_parameters"]["width"] = 2
+    elif damage == "missing key":
+        del checkpoint["state_dict"]["model.fc3.bias"]
+    else:
+        checkpoint["hyper_parameters"]["depth"] = 9
+    torch.save(checkpoint, tmp_path / "odd.ckpt")
+    with pytest.raises(UsageError, match=r"odd\.ckpt: "):
+        door.test(tmp_path / "odd.ckpt", data_dir)
+
+
+def test_the_first_signal_stops_after_the_running_step_and_the_run_goes_on_from_its_last_epoch(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(epochs=3)
+    step_of = LeNetModule.training_step
+
+    def training_step(module: LeNetModule, batch: Any, batch_idx: int) -> torch.Tensor:
+        if module.global_step == STEPS + 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        assert module.global_step <= STEPS + 3
+        return step_of(module, batch, batch_idx)
+
+    before = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        patch.setattr(LeNetModule, "training_step", training_step)
+        with pytest.raises(Stopped) as stopped:
+            run(epochs=3)
+    assert signal.getsignal(signal.SIGINT) == before
+    assert stopped.value.signal == signal.SIGINT and stopped.value.folder is not None
+    assert torch.load(stopped.value.folder / "last.ckpt", weights_only=True)["epoch"] == 0
+    assert resume(stopped.value.folder)["test_acc"] == whole["test_acc"]
