@@ -1,6 +1,8 @@
 """What several test files need: a small made-up data set in the official format, and the `slow` marker."""
 
 import hashlib
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import cifar10_files
 import train as door
 
+ROOT = Path(__file__).parent.parent
 RECORDS = 200  # in each of the six files
 
 
@@ -57,6 +60,27 @@ def run(data_dir: Path, tmp_path: Path) -> Any:
         return door.train(**({"epochs": 2, "batch_size": 50, "val_size": 100, "width": 1} | folders | flags))
 
     return call
+
+
+SCRIPT = """
+import json, os, sys
+sys.path.insert(0, {root!r})
+import cifar10_files, train
+cifar10_files.FILES.update(json.loads({hashes!r}))
+if limit := os.environ.get("FILE_SIZE_LIMIT"):
+    import resource
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
+if __name__ == "__main__":
+    sys.exit(train.exit_status(train.main))
+"""
+
+
+@pytest.fixture
+def command(data_dir: Path, tmp_path: Path) -> list[str]:
+    """The start of a command line: train.py in a process of its own, on the made-up data."""
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT.format(root=str(ROOT), hashes=json.dumps(cifar10_files.FILES)))
+    return [sys.executable, str(script), "--data_dir", str(data_dir)]
 
 
 def weights(checkpoint: str | Path) -> dict[str, torch.Tensor]:

@@ -1,6 +1,5 @@
 """The door: `train()` on made-up data, and the command line as a user types it."""
 
-import json
 import os
 import subprocess
 import sys
@@ -9,14 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import curves, weights
+from conftest import ROOT, curves, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import cifar10_files
 import train as door
 from command_line import check
-
-ROOT = Path(__file__).parent.parent
 
 
 def test_a_run_learns_and_says_where_everything_is(run: Any, tmp_path: Path) -> None:
@@ -108,7 +105,7 @@ def test_a_diverging_run_keeps_the_last_good_checkpoint(run: Any, tmp_path: Path
         run(optimizer="sgd", lr=1e20, schedule="constant", epochs=3)
 
 
-def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def typed(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, str(ROOT / "train.py"), *arguments]
     return subprocess.run(line, capture_output=True, text=True, timeout=120, env=os.environ | environment)
 
@@ -131,14 +128,14 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
     ],
 )
 def test_a_bad_flag_gets_one_line_and_status_2(arguments: list[str], message: str) -> None:
-    done = command(*arguments)
+    done = typed(*arguments)
     assert done.returncode == 2
     assert message in done.stderr
     assert done.stderr.count("\n") == 1 and done.stdout == ""
 
 
 def test_help_explains_every_flag() -> None:
-    text = " ".join(command("--help", COLUMNS="200").stdout.split())
+    text = " ".join(typed("--help", COLUMNS="200").stdout.split())
     flags = set(door.train.__annotations__) - {"return"} | {"config", "test"}
     for flag in flags:
         assert f"--{flag} " in text
@@ -150,31 +147,19 @@ def test_the_recipes_are_valid() -> None:
         check(door.parser().parse_args(["--config", str(recipe)]).as_dict())
 
 
-SCRIPT = """
-import json, sys
-sys.path.insert(0, {root!r})
-import cifar10_files, train
-cifar10_files.FILES.update(json.loads({hashes!r}))
-if __name__ == "__main__":
-    sys.exit(train.exit_status(train.main))
-"""
-
-
-def test_two_processes_train_as_one_does_and_evaluate_exactly(run: Any, data_dir: Path, tmp_path: Path) -> None:
+def test_two_processes_train_as_one_does_and_evaluate_exactly(
+    run: Any, command: list[str], data_dir: Path, tmp_path: Path
+) -> None:
     alone = run(optimizer="sgd", lr=0.01)
-    script = tmp_path / "two.py"
-    script.write_text(SCRIPT.format(root=str(ROOT), hashes=json.dumps(cifar10_files.FILES)))
     flags = "--devices 2 --threads 1 --optimizer sgd --lr 0.01 --epochs 2 --batch_size 50 --val_size 100 --width 1"
-    folders = ["--data_dir", str(data_dir), "--log_dir", str(tmp_path / "l"), "--checkpoint_dir", str(tmp_path / "c")]
-    done = subprocess.run(
-        [sys.executable, str(script), *flags.split(), *folders], capture_output=True, text=True, timeout=300
-    )
+    folders = ["--log_dir", str(tmp_path / "l"), "--checkpoint_dir", str(tmp_path / "c")]
+    done = subprocess.run([*command, *flags.split(), *folders], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "c" / "sgd-lr0.01-bs50-seed0" / "version_0"
     one, two = weights(Path(alone["checkpoint"]).parent / "last.ckpt"), weights(folder / "last.ckpt")
     for name in one:
         torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-4)
-    logged = curves(str(tmp_path / "l" / folder.relative_to(tmp_path / "c")))
+    logged = curves(tmp_path / "l" / folder.relative_to(tmp_path / "c"))
     tested = door.test(next(folder.glob("best*")), data_dir)
     assert logged["test/acc"][-1][1] == pytest.approx(tested["test/acc"])
     assert logged["test/loss"][-1][1] == pytest.approx(tested["test/loss"], rel=1e-5)

@@ -1,0 +1,102 @@
+"""The benchmarks run and write their pages; what they measure is not judged here."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import fresh_process, report_way, throughput, time_to_accuracy
+from lenet_module import LeNet5
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("val_size: 0\n")
+    return path
+
+
+def rows(page: Path) -> dict[str, list[str]]:
+    """The lines of a page's tables: cells by the first."""
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.read_text().splitlines() if "|" in line]
+    return {name: rest for name, *rest in cells}
+
+
+@pytest.mark.slow
+def test_throughput_writes_every_figure_and_ratio(data_dir: Path, tmp_path: Path) -> None:
+    page = tmp_path / "results" / "throughput.md"
+    throughput.main(["--tiny", "--data_dir", str(data_dir), "--out", str(page)])
+    assert "benchmarks/throughput.py --tiny" in page.read_text()
+    written = rows(page)
+    for way in [
+        *(f"A, batch {batch_size}, {workers} workers" for batch_size in (64, 128) for workers in (0, 2)),
+        *("B, batch 64, 0 workers", "B, batch 64, 2 workers"),
+        *("C, batch 64", "C, batch 128", "C, batch 128, no augmentation"),
+        *(f"D, batch {batch_size}{part}" for batch_size in (64, 128) for part in ("", ", training alone")),
+        "D, batch 128, training alone, freed memory not kept",
+        "E",
+        *(f"inference, batch {batch_size}" for batch_size in (1, 128, 1000)),
+        *(f"warm start, {part}, s" for part in ("imports", "data", "first step", "in all", "bare import")),
+        *(f"peak memory of {way}, GB" for way in "ABC"),
+    ]:
+        median = float(written[way][0].replace(",", ""))
+        assert median > 0
+    for kind in ("crop", "flip", "crop and flip", "cutout 8"):
+        assert math.isfinite(float(written[f"augmentation, {kind}, % of a step"][0].replace(",", "")))
+    goals = [rest[1] for rest in written.values() if len(rest) == 2 and rest[1][:2] in (">=", "<=")]
+    assert len(goals) == 11
+
+
+def test_time_to_accuracy_tries_more_epochs_until_the_last(data_dir: Path, tmp_path: Path, recipe: Path) -> None:
+    page = tmp_path / "results" / "page.md"
+    common = ["--tiny", "--data_dir", str(data_dir), "--recipe", str(recipe), "--out", str(page)]
+    time_to_accuracy.main([*common, "--from", "1", "--to", "2"])
+    assert "73.08%: not reached" in page.read_text()
+    assert set(rows(page)) == {"epochs", "---", "1", "2"}
+    runs = time_to_accuracy.read_runs(page.with_suffix(".csv"))
+    assert [(run.epochs, run.seed) for run in runs] == [(1, 0), (1, 1), (2, 0), (2, 1)]
+    assert all(0 <= run.test_acc <= 1 and run.ratio > 0 for run in runs)
+
+
+def test_time_to_accuracy_goes_on_where_it_stood_and_stops_when_it_is_there(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    for epochs, accuracy in ((2, 0.70), (3, 0.74)):
+        for seed in range(5):
+            run = time_to_accuracy.Run(epochs, seed, accuracy + 0.001 * seed, 60.0, 1000.0)
+            time_to_accuracy.append_run(page.with_suffix(".csv"), run)
+    before = page.with_suffix(".csv").read_text()
+    time_to_accuracy.main(["--out", str(page)])
+    assert page.with_suffix(".csv").read_text() == before
+    assert "73.08%: 3\n" in page.read_text()
+    assert rows(page)["3"] == ["74.20", "74.00", "74.40", "60", "50 (50 to 50)"]
+
+
+@pytest.mark.parametrize("benchmark", [throughput, time_to_accuracy])
+def test_a_tiny_run_does_not_overwrite_results(benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        benchmark.main(["--tiny"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_networks_have_the_reports_size_and_work() -> None:
+    assert sum(parameter.numel() for parameter in report_way.network().parameters()) == 548_878
+    forward = 2 * (28 * 28 * 18 * 75 + 10 * 10 * 48 * 450 + 1200 * 360 + 360 * 252 + 252 * 10)
+    # Backward costs twice as much, save that images need no gradient.
+    assert throughput.flops_per_image() == 3 * forward - 2 * 28 * 28 * 18 * 75
+
+
+def test_the_report_and_this_project_compute_the_same() -> None:
+    ours, theirs = LeNet5(), report_way.network()
+    theirs.load_state_dict(dict(zip(theirs.state_dict(), ours.state_dict().values(), strict=True)))
+    images = torch.rand(4, 3, 32, 32)
+    torch.testing.assert_close(theirs(images), ours(images))
+
+
+def test_a_cold_start_is_not_measured_where_the_system_does_not_let_us(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fresh_process, "DROP_CACHES", tmp_path / "nowhere")
+    assert all(math.isnan(value) for value in fresh_process.start_up(tmp_path, [], cold=True).values())

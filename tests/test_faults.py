@@ -1,0 +1,158 @@
+"""Real processes that are killed, stopped, starved of disk and started together."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import curves, weights
+
+FLAGS = ["--optimizer", "adam", "--batch_size", "20", "--val_size", "100", "--width", "1", "--threads", "1"]
+NAME = "adam-lr0.002-bs20-seed0"
+EPOCHS = 120  # more than twenty times what a run trains between two kills
+
+
+class Folder:
+    """The log and checkpoint folders of the runs of one test."""
+
+    def __init__(self, path: Path, command: list[str]) -> None:
+        self.logs, self.checkpoints, self.command = path / "logs", path / "checkpoints", command
+
+    def start(self, *flags: str, **environment: str) -> subprocess.Popen[str]:
+        line = [*self.command, "--log_dir", str(self.logs), *flags]
+        pipe, environment = subprocess.PIPE, os.environ | environment
+        # A session of its own, so that a signal to its group reaches all its processes and nobody else.
+        return subprocess.Popen(line, stdout=pipe, stderr=pipe, text=True, env=environment, start_new_session=True)
+
+    def new(self, epochs: int, **environment: str) -> subprocess.Popen[str]:
+        return self.start(*FLAGS, "--epochs", str(epochs), "--checkpoint_dir", str(self.checkpoints), **environment)
+
+    def resume(self, version: int = 0, **environment: str) -> subprocess.Popen[str]:
+        return self.start("--resume", str(self.run(version)), **environment)
+
+    def run(self, version: int = 0) -> Path:
+        return self.checkpoints / NAME / f"version_{version}"
+
+    def summary(self, version: int = 0) -> dict[str, float]:
+        return json.loads((self.logs / NAME / f"version_{version}" / "summary.json").read_text())
+
+
+@pytest.fixture
+def folder(tmp_path: Path, command: list[str]) -> Folder:
+    return Folder(tmp_path, command)
+
+
+@pytest.fixture
+def whole(tmp_path: Path, command: list[str]) -> Folder:
+    """The run of EPOCHS that nothing interrupts."""
+    folder = Folder(tmp_path / "whole", command)
+    assert finish(folder.new(EPOCHS)) == 0
+    return folder
+
+
+def finish(process: subprocess.Popen[str]) -> int:
+    process.stdout_text, process.stderr_text = process.communicate(timeout=300)  # type: ignore[attr-defined]
+    return process.returncode
+
+
+def wait_for_epoch(process: subprocess.Popen[str]) -> None:
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("epoch")
+
+
+def assert_same(first: Folder, second: Folder, version: int = 0) -> None:
+    for pattern in ("last.ckpt", "best-*.ckpt"):
+        (one,), (other,) = first.run().glob(pattern), second.run(version).glob(pattern)
+        assert one.name == other.name
+        expected, found = weights(one), weights(other)
+        assert all(torch.equal(expected[name], found[name]) for name in expected)
+    for name in ("best_epoch", "val_acc", "test_acc", "test_loss"):
+        assert first.summary()[name] == second.summary(version)[name]
+    logs = (first.logs / NAME / "version_0", second.logs / NAME / f"version_{version}")
+    expected_curves, found_curves = map(curves, logs)
+    for tag in ("train/loss", "train/acc", "val/loss", "val/acc", "lr", "train/loss_step"):
+        assert sorted(set(found_curves[tag])) == expected_curves[tag]
+    assert not list(second.run(version).glob("*.part"))
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments_change_nothing(whole: Folder, folder: Folder) -> None:
+    moments = random.Random(0)
+    version, kills = 0, 0
+    while kills < 20:
+        started = (folder.run(version) / "last.ckpt").exists()
+        process = folder.resume(version) if started else folder.new(EPOCHS)
+        if not started:
+            version = 0 if kills == 0 else version + 1
+        wait_until_training(folder, version, process)
+        time.sleep(moments.uniform(0, 0.8))
+        assert process.poll() is None, "the run was over before it could be killed"
+        process.kill()
+        process.communicate()
+        kills += 1
+    assert finish(folder.resume(version)) == 0
+    assert_same(whole, folder, version)
+
+
+def wait_until_training(folder: Folder, version: int, process: subprocess.Popen[str]) -> None:
+    """Until this process has opened its event file, which it does right before it trains."""
+    events = folder.logs / NAME / f"version_{version}"
+    before = len(list(events.glob("events*"))) if events.exists() else 0
+    while process.poll() is None and len(list(events.glob("events*"))) <= before:
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_a_signal_ends_the_run_with_its_status_and_the_command_to_go_on(folder: Folder, name: str, status: int) -> None:
+    process = folder.new(200)
+    wait_for_epoch(process)
+    process.send_signal(getattr(signal, name))
+    assert finish(process) == status
+    message = process.stderr_text  # type: ignore[attr-defined]
+    assert f"go on with: python train.py --resume {folder.run()}" in message
+    assert message.count("\n") == 1
+    assert sorted(path.suffix for path in folder.run().iterdir()) == [".ckpt", ".ckpt"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")
+def test_a_disk_that_is_full_gets_one_line_and_leaves_the_last_checkpoint(folder: Folder) -> None:
+    process = folder.new(200)
+    wait_for_epoch(process)
+    process.kill()
+    process.communicate()
+    before = (folder.run() / "last.ckpt").read_bytes()
+    process = folder.resume(FILE_SIZE_LIMIT="100000")
+    assert finish(process) == 1
+    message = process.stderr_text  # type: ignore[attr-defined]
+    assert "File too large; the last whole checkpoint stands" in message and message.count("\n") == 1
+    assert (folder.run() / "last.ckpt").read_bytes() == before
+    assert not list(folder.run().glob("*.part"))
+
+
+def test_two_runs_started_together_get_folders_of_their_own(folder: Folder) -> None:
+    processes = [folder.new(1), folder.new(1)]
+    assert [finish(process) for process in processes] == [0, 0]
+    assert sorted(path.name for path in folder.run().parent.iterdir()) == ["version_0", "version_1"]
+    assert folder.summary(0)["test_acc"] == folder.summary(1)["test_acc"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="process groups")
+def test_two_processes_killed_and_resumed_end_as_two_that_were_not(tmp_path: Path, command: list[str]) -> None:
+    command = [*command, "--devices", "2"]
+    whole, folder = Folder(tmp_path / "whole", command), Folder(tmp_path, command)
+    assert finish(whole.new(8)) == 0
+    process = folder.new(8)
+    wait_for_epoch(process)
+    wait_for_epoch(process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert finish(folder.resume()) == 0
+    assert_same(whole, folder)
