@@ -216,7 +216,7 @@ class ShuffledBatches(Sampler):
     def __iter__(self) -> Iterator[tuple[int, Tensor]]:
         rng = np.random.default_rng([_STREAM, self.seed, self.epoch])
         order = self.indices[torch.from_numpy(rng.permutation(len(self.indices)))]
-        for batch in order[: len(self) * self.batch_size].split(self.batch_size):
+        for batch in order.split(self.batch_size)[: len(self)]:
             yield self.epoch, batch[self.rank :: self.world_size]
 
 

@@ -1,0 +1,33 @@
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from conftest import ROOT
+
+COUNT_PAGE_FAULTS = """
+import resource, sys
+import torch
+from cpu_memory import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def step():
+    return [torch.ones(2_000_000) for _ in range(5)]  # five activations of 8 MB
+step()
+before = faults()
+for _ in range(20):
+    step()
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc gives freed memory back so eagerly")
+def test_freed_memory_is_reused_without_asking_the_system_again() -> None:
+    def count(mode: str) -> int:
+        line = [sys.executable, "-c", COUNT_PAGE_FAULTS, mode]
+        return int(subprocess.run(line, capture_output=True, text=True, check=True, cwd=ROOT).stdout)
+
+    assert count("keep") < count("leave") / 10

@@ -1,0 +1,99 @@
+"""What holds for any input, tried on many made-up ones."""
+
+import contextlib
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import train as door
+from augmentation import crop_and_flip, draw_plan
+from cifar10_files import RECORD_BYTES, DataError, read_records
+from cifar_datamodule import ShuffledBatches, stratified_split
+from command_line import ALLOWED, UsageError, check
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+@given(count=st.integers(1, 20), seed=seeds)
+def test_records_are_read_as_they_were_written(count: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels, images = rng.integers(0, 10, count), rng.integers(0, 256, (count, 3, 32, 32), dtype=np.uint8)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "records.bin")
+        path.write_bytes(np.column_stack([labels.astype(np.uint8), images.reshape(count, -1)]).tobytes())
+        read_images, read_labels = read_records(path)
+        assert np.array_equal(read_images, images) and np.array_equal(read_labels, labels)
+        del read_images  # Windows does not delete a mapped file
+
+
+@given(size=st.integers(0, 3 * RECORD_BYTES), label=st.integers(0, 255))
+def test_any_other_file_is_refused_as_data_error(size: int, label: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "records.bin")
+        path.write_bytes(bytes([label]) * size)
+        good = size > 0 and size % RECORD_BYTES == 0 and label < 10
+        with contextlib.nullcontext() if good else pytest.raises(DataError):
+            read_records(path)
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=300), st.integers(0, 10), seeds)
+def test_a_split_is_disjoint_complete_and_equal_over_the_classes(labels: list[int], each: int, seed: int) -> None:
+    tensor = torch.tensor(labels)
+    train, val = stratified_split(tensor, 10 * each, seed)
+    assert sorted(train.tolist() + val.tolist()) == list(range(len(labels)))
+    for label in range(10):
+        assert (tensor[val] == label).sum() == min(each, labels.count(label))
+
+
+@given(st.integers(1, 200), st.integers(1, 50), st.sampled_from([1, 2, 3, 4]), seeds, st.integers(0, 1000))
+def test_processes_share_out_each_image_of_an_epoch_once(
+    count: int, share: int, world_size: int, seed: int, epoch: int
+) -> None:
+    seen: list[int] = []
+    for rank in range(world_size):
+        sampler = ShuffledBatches(torch.arange(count), share * world_size, seed, rank, world_size)
+        sampler.set_epoch(epoch)
+        for number, indices in sampler:
+            assert number == epoch and len(indices) == share
+            seen += indices.tolist()
+    assert len(seen) == len(set(seen)) == count // (share * world_size) * share * world_size
+
+
+@given(seeds, st.integers(0, 10_000), st.integers(0, 31), st.booleans())
+def test_a_plan_stays_in_range_and_every_pixel_comes_from_its_image(
+    seed: int, epoch: int, crop: int, flip: bool
+) -> None:
+    plan = draw_plan(seed, epoch, 6, crop, flip)
+    assert max(plan.rows.abs().max(), plan.columns.abs().max()) <= crop
+    assert flip or not plan.mirrored.any()
+    images = torch.arange(6, dtype=torch.uint8)[:, None, None, None].expand(6, 32, 32, 3).contiguous()
+    indices = torch.tensor([3, 0, 5])
+    batch = crop_and_flip(images, indices, plan)
+    assert torch.equal(batch, indices.to(torch.uint8)[:, None, None, None].expand_as(batch))
+
+
+words = st.one_of(
+    st.integers().map(str),
+    st.floats().map(str),
+    st.text(max_size=12),
+    st.sampled_from(["", "null", "[1,2]", "{", "-1"]),
+)
+
+
+@settings(deadline=None)
+@given(name=st.sampled_from(sorted({*ALLOWED, "optimizer", "schedule", "flip", "select_on"})), value=words)
+def test_any_value_of_any_flag_is_taken_or_refused_with_status_2(name: str, value: str) -> None:
+    try:
+        flags = door.parser().parse_args([f"--{name}={value}"]).as_dict()
+    except SystemExit as refused:
+        assert refused.code == 2
+        return
+    with contextlib.suppress(UsageError):
+        check(flags)
+        if name in ALLOWED and flags[name] is not None:
+            assert ALLOWED[name][1](flags[name])
