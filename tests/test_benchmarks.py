@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import fresh_process, report_way, throughput, time_to_accuracy
+from benchmarks import processes, report_way, throughput, time_to_accuracy
 from lenet_module import LeNet5
 
 
@@ -39,7 +39,7 @@ def test_throughput_writes_every_figure_and_ratio(data_dir: Path, tmp_path: Path
         "E",
         *(f"inference, batch {batch_size}" for batch_size in (1, 128, 1000)),
         *(f"warm start, {part}, s" for part in ("imports", "data", "first step", "in all", "bare import")),
-        *(f"peak memory of {way}, GB" for way in "ABC"),
+        *(f"peak memory of {way}, GB" for way in ("A", "B", "C", "bare import")),
     ]:
         median = float(written[way][0].replace(",", ""))
         assert median > 0
@@ -98,5 +98,5 @@ def test_the_report_and_this_project_compute_the_same() -> None:
 def test_a_cold_start_is_not_measured_where_the_system_does_not_let_us(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fresh_process, "DROP_CACHES", tmp_path / "nowhere")
-    assert all(math.isnan(value) for value in fresh_process.start_up(tmp_path, [], cold=True).values())
+    monkeypatch.setattr(processes, "DROP_CACHES", tmp_path / "nowhere")
+    assert all(math.isnan(value) for value in processes.start_up(tmp_path, [], cold=True).values())

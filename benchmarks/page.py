@@ -1,0 +1,53 @@
+"""How a result is written down: its figures, with the command and the machine that made them."""
+
+import datetime
+import math
+import os
+import platform
+import re
+import shlex
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import median
+
+import pytorch_lightning as pl
+import torch
+
+
+def header(title: str, script: str, arguments: Sequence[str], rounds: int) -> str:
+    """Title and origin of a page, in Markdown."""
+    return "\n".join(
+        [
+            f"# {title}\n",
+            f"- command: `{shlex.join(['python', f'benchmarks/{script}', *arguments])}`",
+            f"- processor: {processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+            f"- versions: Python {platform.python_version()}, torch {torch.__version__}, Lightning {pl.__version__}",
+            f"- date: {datetime.date.today()}",
+            f"- rounds: {rounds}",
+        ]
+    )
+
+
+def processor() -> str:
+    try:
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; the first column is text, the others are figures."""
+    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def spread(values: Sequence[float]) -> tuple[str, str]:
+    """Median and range as text."""
+    if any(math.isnan(value) for value in values):
+        return "not measured", ""
+    return number(median(values)), f"{number(min(values))} to {number(max(values))}"
+
+
+def number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

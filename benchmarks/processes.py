@@ -1,0 +1,130 @@
+"""What needs another process: ways to train that this project must not touch, the time of a start, peak memory."""
+
+import itertools
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context, set_start_method
+from pathlib import Path
+from typing import Any
+
+import cifar10_files
+
+DROP_CACHES = Path("/proc/sys/vm/drop_caches")
+
+BARE_IMPORT = "import torch, pytorch_lightning, time; print([time.time()])"
+FIRST_STEP = """
+import json, os, time
+import train
+from cifar_datamodule import CIFAR10DataModule
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+stamps = []
+
+def stamped(function):
+    def call(*arguments, **options):
+        function(*arguments, **options)
+        stamps.append(time.time())
+    return call
+
+def stop(*_):
+    print(json.dumps([*stamps, time.time()]), flush=True)
+    os._exit(0)
+
+CIFAR10DataModule.__init__ = stamped(CIFAR10DataModule.__init__)
+CIFAR10DataModule.setup = stamped(CIFAR10DataModule.setup)
+register_optimizer_step_post_hook(stop)
+train.main()
+"""
+# On Linux, ru_maxrss of a new process includes what the process that started it had.
+PRINT_PEAK_BYTES = """
+import re, resource, sys
+if sys.platform == "linux":
+    print(1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]))
+else:
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def plain_process() -> ProcessPoolExecutor:
+    """A process for work that is to run as anywhere else: `train` changes how its own process handles memory."""
+    return ProcessPoolExecutor(1, get_context("spawn"), initializer=_default_start_method)
+
+
+def _default_start_method() -> None:
+    """Undo what a spawned process inherits: it would spawn the workers of a DataLoader too, on any system."""
+    set_start_method(None, force=True)
+
+
+def start_up(data_dir: Path, flags: Sequence[str], cold: bool) -> dict[str, float]:
+    """Seconds from the command to the end of its first optimizer step, and to the end of importing two libraries.
+
+    Args:
+        flags: Of the command, beside its folders.
+        cold: Whether to drop the machine's page cache before; NaN where the system does not let us.
+    """
+    kind = "cold" if cold else "warm"
+    parts = [f"{kind} start, {part}, s" for part in ("imports", "data", "first step")]
+    total, bare = f"{kind} start, in all, s", f"{kind} start, bare import, s"
+    if cold and not os.access(DROP_CACHES, os.W_OK):
+        return dict.fromkeys([*parts, total, bare], math.nan)
+    with tempfile.TemporaryDirectory() as folder:
+        flags = [*_folders(data_dir, folder), *flags]
+        stamps = []  # of the wall clock, which processes share
+        for code in (BARE_IMPORT, _project() + FIRST_STEP):
+            if cold:
+                os.sync()
+                DROP_CACHES.write_text("3")
+            stamps.append([time.time(), *_run(code, flags)])
+    seconds = [after - before for before, after in itertools.pairwise(stamps[1])]
+    return dict(zip(parts, seconds, strict=True)) | {total: sum(seconds), bare: stamps[0][1] - stamps[0][0]}
+
+
+def peak_memory(data_dir: Path, images: int, flags: Sequence[str]) -> dict[str, float]:
+    """Peak resident sets in GB, 10^9 bytes.
+
+    Of A and B without workers over some `images`, of C a whole run; beside them what the two libraries take alone.
+
+    Args:
+        flags: Of C, beside its folders.
+    """
+    call = f"(pathlib.Path({str(data_dir)!r}), batch_size=64, workers=0, images={images})\n"
+    codes = {
+        "A": f"import pathlib\nfrom benchmarks import report_way\nreport_way.images_per_second{call}",
+        "B": f"import pathlib\nfrom benchmarks import lightning_way\nlightning_way.images_per_second{call}",
+        "C": "import train\ntrain.main()\n",
+        "bare import": BARE_IMPORT,
+    }
+    names = {way: f"peak memory of {way}, GB" for way in codes}
+    if sys.platform == "win32":
+        return dict.fromkeys(names.values(), math.nan)
+    with tempfile.TemporaryDirectory() as folder:
+        flags = [*_folders(data_dir, folder), *flags]
+        return {names[way]: _run(_project() + code + PRINT_PEAK_BYTES, flags) / 1e9 for way, code in codes.items()}
+
+
+def _folders(data_dir: Path, folder: str) -> list[str]:
+    logs, checkpoints = Path(folder, "logs"), Path(folder, "checkpoints")
+    return ["--data_dir", str(data_dir), "--log_dir", str(logs), "--checkpoint_dir", str(checkpoints)]
+
+
+def _project() -> str:
+    """Code that lets what follows import the project, and take for genuine the files that this process does."""
+    root = Path(__file__).resolve().parent.parent
+    return (
+        f"import sys; sys.path.insert(0, {str(root)!r})\n"
+        f"import cifar10_files; cifar10_files.FILES.update({cifar10_files.FILES})\n"
+    )
+
+
+def _run(code: str, flags: Sequence[str]) -> Any:
+    """The JSON that `code` prints last."""
+    command = [sys.executable, "-c", code, *flags]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=600)
+    return json.loads(done.stdout.splitlines()[-1])

@@ -1,0 +1,60 @@
+"""The report's way of training, to compare with: image by image through PIL and torchvision, and a plain loop."""
+
+import itertools
+import time
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+import cifar10_files
+
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of the training images, in [0, 1]
+
+
+class Items(Dataset):
+    """The training images, kept and answered as torchvision's CIFAR10 does: float32 [3, 32, 32] and an int."""
+
+    def __init__(self, data_dir: Path) -> None:
+        images, labels = cifar10_files.load(data_dir / "cifar-10-batches-bin", train=True)
+        self.images = images.transpose(0, 2, 3, 1)  # uint8 [N, 32, 32, 3]
+        self.labels: list[int] = labels.tolist()
+        self.transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(Image.fromarray(self.images[index])), self.labels[index]
+
+
+def network() -> nn.Sequential:
+    """The report's LeNet-5, 548,878 parameters: float [B, 3, 32, 32] to logits [B, 10]."""
+    return nn.Sequential(
+        *(nn.Conv2d(3, 18, 5), nn.ReLU(), nn.MaxPool2d(2)),  # [B, 18, 14, 14]
+        *(nn.Conv2d(18, 48, 5), nn.ReLU(), nn.MaxPool2d(2)),  # [B, 48, 5, 5]
+        nn.Flatten(),
+        *(nn.Linear(1200, 360), nn.ReLU()),
+        *(nn.Linear(360, 252), nn.ReLU()),
+        nn.Linear(252, 10),
+    )
+
+
+def images_per_second(data_dir: Path, batch_size: int, workers: int, images: int) -> float:
+    """The rate of training over some `images`, after a first step that is not timed because it starts the workers."""
+    loader = DataLoader(Items(data_dir), batch_size, shuffle=True, num_workers=workers)
+    model, criterion = network(), nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.005, momentum=0.9)
+    steps, running_loss, start = images // batch_size, 0.0, 0.0
+    for step, (inputs, labels) in enumerate(itertools.islice(loader, steps + 1)):
+        optimizer.zero_grad()
+        loss = criterion(model(inputs), labels)
+        loss.backward()
+        optimizer.step()
+        running_loss += loss.item()
+        if step == 0:
+            start = time.perf_counter()
+    return steps * batch_size / (time.perf_counter() - start)

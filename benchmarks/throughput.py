@@ -1,0 +1,284 @@
+"""How fast this machine trains, beside the report's way, the usual Lightning way and the limit of its arithmetic.
+
+    python benchmarks/throughput.py
+
+A  the report's way: image by image, a plain loop (report_way.py)
+B  the usual Lightning way: the same data and network under a plain Trainer (lightning_way.py)
+C  this project: `train()`, one epoch with validation, logging and checkpoint
+D  a bare PyTorch loop that does the work of C on the batches of C
+E  the limit: a step's floating-point operations at the rate at which this machine multiplies matrices
+
+All is measured in turns, round after round, so that a noisy machine hits all alike, and ratios are formed within a
+round. As root on Linux it also drops the machine's page cache, to time a cold start (processes.py).
+"""
+
+import argparse
+import contextlib
+import io
+import itertools
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project
+
+import cifar10_files
+import train
+from benchmarks import lightning_way, report_way
+from benchmarks.page import header, spread, table
+from benchmarks.processes import peak_memory, plain_process, start_up
+from cifar_datamodule import AugmentedBatches, CIFAR10DataModule
+from cpu_memory import keep_freed_memory
+from lenet_module import LeNet5
+from optimizers import OPTIMIZERS, make_optimizer, make_schedule
+
+OUT = Path("results/throughput.md")
+WORKERS = (0, 2)  # of the DataLoader of A and B
+
+Figures: TypeAlias = dict[str, float]  # of one round, by what they are; images/s unless the name has another unit
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured.
+
+    Attributes:
+        images: Trained on by A and B, and classified for the rate of inference.
+        val_size: Validation images of C and D.
+        batches: Of each pass of D, None for all; unless None, C has one batch of each, and no logs.
+        repeats: Of making a batch with each kind of augmentation.
+    """
+
+    images: int
+    val_size: int
+    batches: int | None
+    repeats: int
+
+
+FULL = Sizes(images=6400, val_size=5000, batches=None, repeats=100)
+TINY = Sizes(images=256, val_size=100, batches=2, repeats=3)
+
+
+def ours(data_dir: Path, sizes: Sizes, **flags: Any) -> float:
+    """C: training images/s over the whole time of an epoch."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        result = train.train(
+            epochs=1,
+            val_size=sizes.val_size,
+            data_dir=data_dir,
+            log_dir=Path(folder, "logs"),
+            checkpoint_dir=Path(folder, "checkpoints"),
+            fast_dev_run=sizes == TINY,
+            **flags,
+        )
+    return result["images_per_second"]
+
+
+def bare_loop(data_dir: Path, batch_size: int, sizes: Sizes) -> tuple[float, float]:
+    """D: training images/s over the whole time of an epoch, and over that of its training alone."""
+    torch.use_deterministic_algorithms(True)  # as in C
+    datamodule = CIFAR10DataModule(data_dir, batch_size, sizes.val_size)
+    datamodule.setup()
+    start = time.perf_counter()
+    model, defaults = LeNet5(), OPTIMIZERS["sgd"]
+    loader = datamodule.train_dataloader()
+    optimizer = make_optimizer(model.parameters(), "sgd", defaults.lr, defaults.weight_decay)
+    schedule = make_schedule(optimizer, "onecycle", len(loader))
+    count, loss_sum, correct = 0, 0.0, 0
+    for images, labels in itertools.islice(loader, sizes.batches):
+        logits = model(images)
+        loss = F.cross_entropy(logits, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        count += len(labels)
+        loss_sum += loss.item() * len(labels)
+        correct += int((logits.argmax(1) == labels).sum())
+    train_seconds = time.perf_counter() - start
+    model.eval()
+    loss_sum, correct = 0.0, 0
+    with torch.inference_mode():
+        for images, labels in itertools.islice(datamodule.val_dataloader(), sizes.batches):
+            logits = model(images)
+            loss_sum += F.cross_entropy(logits, labels).item() * len(labels)
+            correct += int((logits.argmax(1) == labels).sum())
+    torch.use_deterministic_algorithms(False)  # A and B, in the same process, do without
+    return count / (time.perf_counter() - start), count / train_seconds
+
+
+def flops_per_image() -> float:
+    """Floating-point operations of a training step by its images; a multiplication and an addition are two."""
+    batch_size = 128
+    with FlopCounterMode(display=False) as counter:
+        logits = LeNet5()(torch.zeros(batch_size, 3, 32, 32))
+        F.cross_entropy(logits, torch.zeros(batch_size, dtype=torch.int64)).backward()
+    return counter.get_total_flops() / batch_size
+
+
+def limit() -> float:
+    """E: images/s if all of a step ran as fast as a product of float32 matrices [1024, 1024]."""
+    side, products = 1024, 30
+    left, right, product = torch.randn(3, side, side)
+    seconds = []
+    for _ in range(products):
+        start = time.perf_counter()
+        torch.mm(left, right, out=product)
+        seconds.append(time.perf_counter() - start)
+    return 2 * side**3 / median(seconds) / flops_per_image()
+
+
+def inference(images: int) -> Figures:
+    """Images/s of classification."""
+    model, figures = LeNet5().eval(), {}
+    for batch_size in (1, 128, 1000):
+        batch = torch.randn(batch_size, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+        passes = math.ceil(images / batch_size)
+        with torch.inference_mode():
+            start = time.perf_counter()
+            for _ in range(passes):
+                model(batch)
+        figures[f"inference, batch {batch_size}"] = passes * batch_size / (time.perf_counter() - start)
+    return figures
+
+
+def augmentation(data_dir: Path, step_seconds: float, repeats: int) -> Figures:
+    """What each kind adds to the time of making a batch of 128, in percent of a training step."""
+    datamodule = CIFAR10DataModule(data_dir, val_size=0)
+    datamodule.setup()
+    assert datamodule._train is not None and datamodule.mean is not None and datamodule.std is not None
+    data = (*datamodule._train, datamodule.mean, datamodule.std)
+    kinds = {  # crop, flip, cutout
+        "none": (0, False, 0),
+        "crop": (2, False, 0),
+        "flip": (0, True, 0),
+        "crop and flip": (2, True, 0),
+        "cutout 8": (0, False, 8),
+    }
+    datasets = {kind: AugmentedBatches(*data, 0, *settings) for kind, settings in kinds.items()}
+    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for _ in range(repeats + 1):
+        for kind, dataset in datasets.items():
+            indices = torch.randint(len(data[0]), (128,))  # others each time, which no kind finds in the caches
+            start = time.perf_counter()
+            dataset[0, indices]
+            seconds[kind].append(time.perf_counter() - start)
+    # The first batch is left out: it draws the plan of the epoch.
+    share = {kind: 100 * median(values[1:]) / step_seconds for kind, values in seconds.items()}
+    figures = {f"augmentation, {kind}, % of a step": share[kind] - share["none"] for kind in kinds if kind != "none"}
+    return figures | {"the whole of making a batch, crop and flip, % of a step": share["crop and flip"]}
+
+
+def one_round(data_dir: Path, sizes: Sizes, plain: Executor) -> Figures:
+    """All that is measured in running processes: this one and `plain`, which `train` has not touched."""
+    figures = {}
+    for batch_size, workers in itertools.product((64, 128), WORKERS):
+        rate = plain.submit(report_way.images_per_second, data_dir, batch_size, workers, sizes.images).result()
+        figures[f"A, batch {batch_size}, {workers} workers"] = rate
+    for workers in WORKERS:
+        rate = plain.submit(lightning_way.images_per_second, data_dir, 64, workers, sizes.images).result()
+        figures[f"B, batch 64, {workers} workers"] = rate
+    for batch_size in (64, 128):
+        figures[f"C, batch {batch_size}"] = ours(data_dir, sizes, batch_size=batch_size)
+        whole, training = bare_loop(data_dir, batch_size, sizes)
+        figures |= {f"D, batch {batch_size}": whole, f"D, batch {batch_size}, training alone": training}
+    figures["C, batch 128, no augmentation"] = ours(data_dir, sizes, batch_size=128, crop=0, flip=False)
+    _, training = plain.submit(bare_loop, data_dir, 128, sizes).result()
+    figures["D, batch 128, training alone, freed memory not kept"] = training
+    figures["E"] = limit()
+    step_seconds = 128 / figures["D, batch 128, training alone"]
+    return figures | augmentation(data_dir, step_seconds, sizes.repeats) | inference(sizes.images)
+
+
+def fresh_processes(data_dir: Path, sizes: Sizes) -> Figures:
+    """What is measured in processes of their own."""
+    flags = ["--epochs", "1", "--val_size", str(sizes.val_size)]
+    if sizes == TINY:
+        return start_up(data_dir, flags, cold=False) | peak_memory(data_dir, sizes.images, [*flags, "--fast_dev_run"])
+    starts = start_up(data_dir, flags, cold=True) | start_up(data_dir, flags, cold=False)
+    return starts | peak_memory(data_dir, sizes.images, flags)
+
+
+def compare(f: Figures, a: str, b: str) -> dict[str, tuple[float, str]]:
+    """Ratios of one round and their goals; `a` and `b` name the figures of A and B that are compared with."""
+    return {
+        f"C, batch 64 / {a}": (f["C, batch 64"] / f[a], ">= 2.5"),
+        f"C, batch 128 / {a}": (f["C, batch 128"] / f[a], ">= 2.8"),
+        f"C, batch 64 / {b}": (f["C, batch 64"] / f[b], ">= 3"),
+        f"C, batch 128 / {b}": (f["C, batch 128"] / f[b], ">= 3"),
+        "C slower than D, batch 64, %": (100 * (f["D, batch 64"] / f["C, batch 64"] - 1), "<= 4"),
+        "C slower than D, batch 128, %": (100 * (f["D, batch 128"] / f["C, batch 128"] - 1), "<= 4"),
+        "D, batch 64, training alone / E, %": (100 * f["D, batch 64, training alone"] / f["E"], ">= 55"),
+        "D, batch 128, training alone / E, %": (100 * f["D, batch 128, training alone"] / f["E"], ">= 55"),
+        "D, batch 128, freed memory kept / not kept": (
+            f["D, batch 128, training alone"] / f["D, batch 128, training alone, freed memory not kept"],
+            "",
+        ),
+        "default augmentation, % of a step": (f["augmentation, crop and flip, % of a step"], "<= 3"),
+        "warm start, in all / bare import": (f["warm start, in all, s"] / f["warm start, bare import, s"], "<= 1.3"),
+        "peak memory of C, GB": (f["peak memory of C, GB"], "<= 1.0"),
+    }
+
+
+def tables(rounds: Sequence[Figures]) -> str:
+    """Medians and ranges of the figures, and of their ratios."""
+    names = sorted(rounds[0], key=lambda name: name[0] if name[0].isupper() else "a")  # A to E, then the others
+    figures = [[name, *spread([figures[name] for figures in rounds])] for name in names]
+
+    def faster(way: str) -> str:
+        choices = [f"{way}, batch 64, {workers} workers" for workers in WORKERS]
+        return max(choices, key=lambda name: median(figures[name] for figures in rounds))
+
+    compared = [compare(figures, faster("A"), faster("B")) for figures in rounds]
+    ratios = []
+    for name, (_, goal) in compared[0].items():
+        middle, extent = spread([ratios[name][0] for ratios in compared])
+        ratios.append([name, f"{middle} ({extent})" if extent else middle, goal])
+    return "\n\n".join(
+        [
+            table(["what (images/s unless it says another unit)", "median", "range"], figures),
+            table(["ratio, formed within a round", "measured", "goal"], ratios),
+        ]
+    )
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", type=Path, default=Path("data"), help="folder of CIFAR-10")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tiny", action="store_true", help="one round of next to nothing, to see whether all works")
+    parser.add_argument("--out", type=Path, default=OUT)
+    options = parser.parse_args(arguments)
+    if options.tiny and options.out == OUT:
+        parser.error("--tiny needs another --out: its figures mean nothing")
+
+    sizes, round_count = (TINY, 1) if options.tiny else (FULL, options.rounds)
+    cifar10_files.prepare(options.data_dir)
+    keep_freed_memory()  # as `train` does, for good
+    rounds = []
+    with plain_process() as plain:
+        if not options.tiny:
+            one_round(options.data_dir, sizes, plain)  # warms up
+        for number in range(1, round_count + 1):
+            print(f"round {number} of {round_count}", flush=True)
+            figures = one_round(options.data_dir, sizes, plain)
+            rounds.append(figures | fresh_processes(options.data_dir, sizes))
+    text = header("Throughput", "throughput.py", arguments, round_count) + f"\n\n{tables(rounds)}\n"
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,131 @@
+"""How long this project trains to the report's best accuracy, and how long the report's recipe takes here for it.
+
+    python benchmarks/time_to_accuracy.py
+
+Tries numbers of epochs with the recipe, upwards, five seeds each, until the mean final test accuracy is the report's
+best. Beside each run the rate of the report's way (report_way.py) is measured; its recipe needs 60 epochs. Each
+finished run is appended to a CSV file beside the page: a benchmark that was killed goes on where it stood, so delete
+that file to measure anew.
+"""
+
+import argparse
+import contextlib
+import csv
+import io
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+from statistics import mean
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project
+
+import train
+from benchmarks import report_way
+from benchmarks.page import header, number, spread, table
+from benchmarks.processes import plain_process
+from benchmarks.throughput import FULL, TINY, WORKERS
+
+OUT = Path("results/time_to_accuracy.md")
+TARGET = 0.7308  # the report's best test accuracy: SGD, batch 64, learning rate 0.005
+REPORT_IMAGES = 60 * 50_000  # of the first epoch in which the report has it
+
+
+class Run(NamedTuple):
+    """A line of the CSV file; accuracy is a fraction, the last figure is of the report's way at that time."""
+
+    epochs: int
+    seed: int
+    test_acc: float
+    seconds: float
+    report_images_per_second: float
+
+    @property
+    def ratio(self) -> float:
+        """The report's time by ours."""
+        return REPORT_IMAGES / self.report_images_per_second / self.seconds
+
+
+def read_runs(path: Path) -> list[Run]:
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        lines = csv.reader(file)
+        next(lines, None)  # the names
+        return [Run(int(epochs), int(seed), *map(float, rest)) for epochs, seed, *rest in lines]
+
+
+def append_run(path: Path, run: Run) -> None:
+    with path.open("a", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([run] if file.tell() else [Run._fields, run])
+
+
+def measure(options: argparse.Namespace, epochs: int, seed: int, images: int, plain: Executor) -> Run:
+    """One round: the rate of the report's way over some `images`, and a run of the recipe.
+
+    The report's way has the better number of workers, and `plain`, a new process for each task.
+    """
+    rates = [
+        plain.submit(report_way.images_per_second, options.data_dir, 64, workers, images).result()
+        for workers in WORKERS
+    ]
+    flags = train.parser().parse_args(["--config", str(options.recipe)]).as_dict()
+    del flags["config"], flags["test"]
+    flags |= {"epochs": epochs, "seed": seed, "data_dir": options.data_dir, "fast_dev_run": options.tiny}
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        flags |= {"log_dir": Path(folder, "logs"), "checkpoint_dir": Path(folder, "checkpoints")}
+        result = train.train(**flags)
+    return Run(epochs, seed, result["test_acc"], result["seconds"], max(rates))
+
+
+def row(runs: Sequence[Run]) -> list[str]:
+    """The page's line on the runs of one number of epochs."""
+    accuracies = [100 * run.test_acc for run in runs]
+    ratio, extent = spread([run.ratio for run in runs])
+    figures = [f"{figure:.2f}" for figure in (mean(accuracies), min(accuracies), max(accuracies))]
+    seconds = spread([run.seconds for run in runs])[0]
+    return [str(runs[0].epochs), *figures, seconds, f"{ratio} ({extent})"]
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", type=Path, default=Path("data"), help="folder of CIFAR-10")
+    parser.add_argument("--from", type=int, default=2, dest="first", help="smallest number of epochs to try")
+    parser.add_argument("--to", type=int, default=6, dest="last", help="largest")
+    parser.add_argument("--recipe", type=Path, default=Path("recipes/sprint.yaml"))
+    parser.add_argument("--tiny", action="store_true", help="two seeds and next to nothing, to see whether all works")
+    parser.add_argument("--out", type=Path, default=OUT)
+    options = parser.parse_args(arguments)
+
+    if options.tiny and options.out == OUT:
+        parser.error("--tiny needs another --out: its figures mean nothing")
+
+    images, seeds = (TINY.images, range(2)) if options.tiny else (FULL.images, range(5))
+    log = options.out.with_suffix(".csv")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    done = {(run.epochs, run.seed): run for run in read_runs(log)}
+    rows, reached = [], "not reached"
+    with plain_process() as plain:
+        for epochs in range(options.first, options.last + 1):
+            for seed in seeds:
+                if (epochs, seed) not in done:
+                    done[epochs, seed] = run = measure(options, epochs, seed, images, plain)
+                    append_run(log, run)
+                    print(f"{epochs} epochs, seed {seed}: {run.test_acc:.2%} in {number(run.seconds)} s", flush=True)
+            runs = [done[epochs, seed] for seed in seeds]
+            rows.append(row(runs))
+            if mean(run.test_acc for run in runs) >= TARGET:
+                reached = str(epochs)
+                break
+    accuracy = [f"{which} test accuracy, %" for which in ("mean", "lowest", "highest")]
+    text = header("Time to the report's best accuracy", "time_to_accuracy.py", arguments, len(seeds))
+    text += f"\n- smallest number of epochs with a mean test accuracy of {TARGET:.2%}: {reached}\n\n"
+    text += table(["epochs", *accuracy, "median time, s", "time of the report's recipe / this time"], rows) + "\n"
+    options.out.write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
