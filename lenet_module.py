@@ -107,7 +107,7 @@ class LeNetModule(pl.LightningModule):
                 f"learning rate {self._current_lr():.3g}: try a lower one"
             )
         self.train_metrics.update(value=loss.detach(), weight=len(labels), preds=logits.detach(), target=labels)
-        every = self.trainer.log_every_n_steps
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and (self.global_step + 1) % every == 0:  # asked in each step, `log` takes as long as the metrics
             self.log("train/loss_step", loss, prog_bar=True)
         return loss

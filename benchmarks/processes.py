@@ -53,8 +53,11 @@ else:
 
 
 def plain_process() -> ProcessPoolExecutor:
-    """A process for work that is to run as anywhere else: `train` changes how its own process handles memory."""
-    return ProcessPoolExecutor(1, get_context("spawn"), initializer=_default_start_method)
+    """A new process for each task, as a user would start it.
+
+    `train` changes how its own process handles memory, and glibc's malloc itself learns from what ran before.
+    """
+    return ProcessPoolExecutor(1, get_context("spawn"), initializer=_default_start_method, max_tasks_per_child=1)
 
 
 def _default_start_method() -> None:

@@ -77,7 +77,8 @@ def measure(options: argparse.Namespace, epochs: int, seed: int, images: int, pl
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         flags |= {"log_dir": Path(folder, "logs"), "checkpoint_dir": Path(folder, "checkpoints")}
         result = train.train(**flags)
-    return Run(epochs, seed, result["test_acc"], result["seconds"], max(rates))
+    accuracy = round(result["test_acc"], 4)  # of 10,000 images, so exact
+    return Run(epochs, seed, accuracy, round(result["seconds"], 2), round(max(rates), 1))
 
 
 def row(runs: Sequence[Run]) -> list[str]:

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import curves, weights
 
 import train as door
 from checkpointing import AtomicCheckpointIO, load_checkpoint
 from command_line import Stopped, UsageError
+from conftest import curves, weights
 from lenet_module import LeNetModule
 from optimizers import SCHEDULES
 

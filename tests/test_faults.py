@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from conftest import curves, weights
 
 FLAGS = ["--optimizer", "adam", "--batch_size", "20", "--val_size", "100", "--width", "1", "--threads", "1"]

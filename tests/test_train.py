@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, curves, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import cifar10_files
 import train as door
 from command_line import check
+from conftest import ROOT, curves, weights
 
 
 def test_a_run_learns_and_says_where_everything_is(run: Any, tmp_path: Path) -> None:
