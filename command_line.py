@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeAlias
 
-from jsonargparse import ArgumentParser
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser
 
 from cifar10_files import DataError
 from optimizers import OPTIMIZERS, SCHEDULES
@@ -83,6 +84,21 @@ class Parser(ArgumentParser):
             must = f"one of {expected[1]}" if expected[1] else words.get(expected[2], expected[2])
             message = f"--{flag[1]} {value[1]}: must be {must}"
         self.exit(2, f"{self.prog}: {message}; see --help\n")
+
+
+class RecipeFile(ActionConfigFile):
+    """`--config FILE`: YAML of flags. Aliases are refused, since a few lines of them can stand for terabytes."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        try:
+            with open(values, encoding="utf-8") as file:
+                if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(file, yaml.SafeLoader)):
+                    parser.error(f"{values}: YAML aliases are not taken")
+        except OSError as error:
+            parser.error(f"{values}: {error.strerror}")
+        except (UnicodeDecodeError, yaml.YAMLError) as error:
+            parser.error(f"{values}: no YAML: {error}")
+        super().__call__(parser, cfg, values, option_string)
 
 
 def exit_status(program: Callable[[], None]) -> int:

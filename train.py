@@ -14,10 +14,8 @@ import warnings
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import ActionConfigFile
-
 from atomic_file import write_bytes
-from command_line import OptimizerName, Parser, ScheduleName, UsageError, check, exit_status
+from command_line import OptimizerName, Parser, RecipeFile, ScheduleName, UsageError, check, exit_status
 
 SUMMARY = "summary.json"  # in the log folder of a finished run
 MAY_CHANGE = {"data_dir", "mirror", "log_dir", "threads"}  # when a run is resumed
@@ -78,7 +76,7 @@ def train(
         mirror: URL of an official CIFAR-10 archive, instead of the known sources.
         log_dir: Folder for TensorBoard.
         checkpoint_dir: Folder for checkpoints.
-        threads: CPU threads of each process; null leaves it to PyTorch.
+        threads: CPU threads of each process; null leaves it to PyTorch. Another number rounds differently.
         accelerator: As Lightning's Trainer takes it, like the four flags that follow.
         devices: Processes on this machine, or GPUs.
         num_nodes: Machines.
@@ -305,7 +303,7 @@ def parser() -> Parser:
     parser = Parser(description="LeNet-5 on CIFAR-10.", usage="%(prog)s [flags]")
     parser.add_function_arguments(train, skip={"fast_dev_run"})
     parser.add_argument("--fast_dev_run", action="store_true", help="One batch of everything; nothing is saved.")
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML file of flags, such as those in recipes/.")
+    parser.add_argument("--config", action=RecipeFile, help="YAML file of flags, such as those in recipes/.")
     parser.add_argument("--test", type=Path, metavar="CHECKPOINT", help="Only evaluate a checkpoint on the test set.")
     return parser
 

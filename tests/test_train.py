@@ -134,6 +134,26 @@ def test_a_bad_flag_gets_one_line_and_status_2(arguments: list[str], message: st
     assert done.stderr.count("\n") == 1 and done.stdout == ""
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"lr: &a [1, 2]\nmirror: [*a, *a]\n",
+        b"lr: !!python/object/apply:os.getcwd []\n",
+        b"learning_rate: 0.1\n",
+        b"epochs: ten\n",
+        b"lr: [1, 2\n",
+        b"- lr\n- 0.1\n",
+        b"",
+        bytes(range(256)),
+    ],
+)
+def test_a_bad_recipe_gets_one_line_and_status_2(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_bytes(content)
+    done = typed("--config", str(tmp_path / "recipe.yaml"))
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("train.py: ")
+
+
 def test_help_explains_every_flag() -> None:
     text = " ".join(typed("--help", COLUMNS="200").stdout.split())
     flags = set(door.train.__annotations__) - {"return"} | {"config", "test"}
