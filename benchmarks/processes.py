@@ -8,8 +8,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from multiprocessing import get_context, set_start_method
 from pathlib import Path
 from typing import Any
@@ -52,12 +52,23 @@ else:
 """
 
 
-def plain_process() -> ProcessPoolExecutor:
-    """A new process for each task, as a user would start it.
+class NewProcess(Executor):
+    """Runs each task in a new process, as a user would start it, and returns when that has ended.
 
     `train` changes how its own process handles memory, and glibc's malloc itself learns from what ran before.
     """
-    return ProcessPoolExecutor(1, get_context("spawn"), initializer=_default_start_method, max_tasks_per_child=1)
+
+    def submit(self, task: Callable[..., Any], /, *arguments: Any, **options: Any) -> Future[Any]:
+        # A pool that replaces its process after each task would start the next one beside what is measured then.
+        with ProcessPoolExecutor(1, get_context("spawn"), initializer=_default_start_method) as pool:
+            return pool.submit(task, *arguments, **options)
+
+
+def plain_process(reuse: bool = False) -> Executor:
+    """Where the ways to compare with run; `reuse` has one process for all tasks, where the figures do not matter."""
+    if reuse:
+        return ProcessPoolExecutor(1, get_context("spawn"), initializer=_default_start_method)
+    return NewProcess()
 
 
 def _default_start_method() -> None:

@@ -114,7 +114,6 @@ def bare_loop(data_dir: Path, batch_size: int, sizes: Sizes) -> tuple[float, flo
             logits = model(images)
             loss_sum += F.cross_entropy(logits, labels).item() * len(labels)
             correct += int((logits.argmax(1) == labels).sum())
-    torch.use_deterministic_algorithms(False)  # A and B, in the same process, do without
     return count / (time.perf_counter() - start), count / train_seconds
 
 
@@ -181,7 +180,7 @@ def augmentation(data_dir: Path, step_seconds: float, repeats: int) -> Figures:
 
 
 def one_round(data_dir: Path, sizes: Sizes, plain: Executor) -> Figures:
-    """All that is measured in running processes: this one and `plain`, which `train` has not touched."""
+    """What is measured in this process, and what `plain`, a new process for each task, measures beside it."""
     figures = {}
     for batch_size, workers in itertools.product((64, 128), WORKERS):
         rate = plain.submit(report_way.images_per_second, data_dir, batch_size, workers, sizes.images).result()
@@ -201,8 +200,8 @@ def one_round(data_dir: Path, sizes: Sizes, plain: Executor) -> Figures:
     return figures | augmentation(data_dir, step_seconds, sizes.repeats) | inference(sizes.images)
 
 
-def fresh_processes(data_dir: Path, sizes: Sizes) -> Figures:
-    """What is measured in processes of their own."""
+def start_and_memory(data_dir: Path, sizes: Sizes) -> Figures:
+    """What concerns whole processes."""
     flags = ["--epochs", "1", "--val_size", str(sizes.val_size)]
     if sizes == TINY:
         return start_up(data_dir, flags, cold=False) | peak_memory(data_dir, sizes.images, [*flags, "--fast_dev_run"])
@@ -227,7 +226,7 @@ def compare(f: Figures, a: str, b: str) -> dict[str, tuple[float, str]]:
         ),
         "default augmentation, % of a step": (f["augmentation, crop and flip, % of a step"], "<= 3"),
         "warm start, in all / bare import": (f["warm start, in all, s"] / f["warm start, bare import, s"], "<= 1.3"),
-        "peak memory of C, GB": (f["peak memory of C, GB"], "<= 1.0"),
+        "peak memory of a default run, GB": (f["peak memory of C, GB"], "<= 1.0"),
     }
 
 
@@ -267,13 +266,13 @@ def main(arguments: Sequence[str]) -> None:
     cifar10_files.prepare(options.data_dir)
     keep_freed_memory()  # as `train` does, for good
     rounds = []
-    with plain_process() as plain:
+    with plain_process(reuse=options.tiny) as plain:
         if not options.tiny:
             one_round(options.data_dir, sizes, plain)  # warms up
         for number in range(1, round_count + 1):
             print(f"round {number} of {round_count}", flush=True)
             figures = one_round(options.data_dir, sizes, plain)
-            rounds.append(figures | fresh_processes(options.data_dir, sizes))
+            rounds.append(figures | start_and_memory(options.data_dir, sizes))
     text = header("Throughput", "throughput.py", arguments, round_count) + f"\n\n{tables(rounds)}\n"
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(text, encoding="utf-8")

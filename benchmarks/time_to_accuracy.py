@@ -99,7 +99,6 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--tiny", action="store_true", help="two seeds and next to nothing, to see whether all works")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args(arguments)
-
     if options.tiny and options.out == OUT:
         parser.error("--tiny needs another --out: its figures mean nothing")
 
@@ -108,7 +107,7 @@ def main(arguments: Sequence[str]) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     done = {(run.epochs, run.seed): run for run in read_runs(log)}
     rows, reached = [], "not reached"
-    with plain_process() as plain:
+    with plain_process(reuse=options.tiny) as plain:
         for epochs in range(options.first, options.last + 1):
             for seed in seeds:
                 if (epochs, seed) not in done:

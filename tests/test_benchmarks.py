@@ -49,6 +49,7 @@ def test_throughput_writes_every_figure_and_ratio(data_dir: Path, tmp_path: Path
     assert len(goals) == 11
 
 
+@pytest.mark.slow
 def test_time_to_accuracy_tries_more_epochs_until_the_last(data_dir: Path, tmp_path: Path, recipe: Path) -> None:
     page = tmp_path / "results" / "page.md"
     common = ["--tiny", "--data_dir", str(data_dir), "--recipe", str(recipe), "--out", str(page)]
