@@ -14,14 +14,12 @@ if sys.argv[1] == "keep":
     keep_freed_memory()
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-def step():
+counts = []
+for _ in range(25):
+    before = faults()
     torch.ones(10_000_000)  # 40 MB, which glibc by default never keeps
-for _ in range(5):
-    step()
-before = faults()
-for _ in range(20):
-    step()
-print(faults() - before)
+    counts.append(faults() - before)
+print(min(counts))  # the system may take pages of its own accord, but not in each step
 """
 
 
@@ -31,4 +29,4 @@ def test_freed_memory_is_reused_without_asking_the_system_again() -> None:
         line = [sys.executable, "-c", COUNT_PAGE_FAULTS, mode]
         return int(subprocess.run(line, capture_output=True, text=True, check=True, cwd=ROOT).stdout)
 
-    assert count("keep") < count("leave") / 4
+    assert count("keep") < count("leave") / 10
