@@ -1,24 +1,50 @@
-"""What a person sees while a run goes on."""
+"""What a person sees while a run goes on: lines on the terminal, curves and pictures in TensorBoard.
+
+Each callback is one part, and works with any LightningModule whose batches are (images [B, 3, H, W], labels [B]):
+
+    pl.Trainer(callbacks=[EpochLines(), GradientNorm(), ConvFilters()], ...)
+
+What is logged once an epoch is logged over the number of epochs done, before the checkpoint is written; so a killed
+and resumed run has whole curves.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
-from typing import Any
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Callback
+import torch
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
 from tqdm import tqdm
+
+import pictures
+from cifar10_files import CLASS_NAMES
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 class EpochLines(Callback):
     """A progress bar while an epoch trains (on a terminal), and one line that stays when it is over.
 
-    The line's images/s are training images over the whole time of the epoch: validation, logging and checkpoint too.
+    The bar shows the epoch's mean loss and accuracy so far (the latter if `training_step` returns the `logits` [B, C]
+    beside the `loss`), and the time left of the whole run. The line's seconds and images/s are those of the whole
+    epoch: validation, logging and checkpoint too.
+
+    Args:
+        quiet: Shows neither.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
         self.images = 0  # trained on in all epochs
         self.seconds = 0.0  # that they took
 
@@ -27,37 +53,57 @@ class EpochLines(Callback):
         return self.images / self.seconds if self.images else 0.0
 
     @rank_zero_only
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._best = best_checkpoint(trainer)
+
+    @rank_zero_only
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.images:
             self._end_epoch(trainer)
         self._epoch_images = 0
         self._epoch_start = time.perf_counter()
+        self._sums: dict[str, float | Tensor] = {}  # over this process's images of the epoch
         self._bar = tqdm(
             total=int(trainer.num_training_batches),
             desc=f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}",
-            unit="batch",
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
             leave=False,
             dynamic_ncols=True,
-            disable=not sys.stderr.isatty(),
+            disable=self.quiet or not sys.stderr.isatty(),
         )
 
     @rank_zero_only
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        images = len(batch[1]) * trainer.world_size
-        self._epoch_images += images
-        self.images += images
-        if self._bar.update():  # true whenever the bar was drawn anew
-            shown = {name: f"{value:.3f}" for name, value in trainer.progress_bar_metrics.items()}
-            speed = self._epoch_images / (time.perf_counter() - self._epoch_start)
-            self._bar.set_postfix(shown | {"images/s": f"{speed:,.0f}"}, refresh=False)
+        self._epoch_images += len(batch[1]) * trainer.world_size
+        self.images += len(batch[1]) * trainer.world_size
+        if not self._bar.disable:
+            self._add(outputs, batch[1])
+            if self._bar.update():  # true whenever the bar was drawn anew
+                self._bar.set_postfix_str(self._progress(trainer, batch_idx + 1), refresh=False)
         if batch_idx + 1 == trainer.num_training_batches:
             self._bar.close()
 
     @rank_zero_only
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._end_epoch(trainer)
+
+    def _add(self, outputs: Any, labels: Tensor) -> None:
+        sums = {"loss": outputs["loss"].detach() * len(labels)}
+        if "logits" in outputs:
+            sums["acc"] = (outputs["logits"].argmax(1) == labels).sum()
+        self._sums = {name: self._sums.get(name, 0) + value for name, value in sums.items()}
+
+    def _progress(self, trainer: pl.Trainer, batches: int) -> str:
+        images = self._epoch_images / trainer.world_size
+        parts = [f"{name} {float(value) / images:.3f}" for name, value in self._sums.items()]
+        epoch_seconds = time.perf_counter() - self._epoch_start
+        parts.append(f"{self._epoch_images / epoch_seconds:,.0f} images/s")
+        batches_left = trainer.num_training_batches * ((trainer.max_epochs or 0) - trainer.current_epoch) - batches
+        images_left = batches_left * self._epoch_images / batches
+        seconds_left = images_left * (self.seconds + epoch_seconds) / self.images
+        return ", ".join([*parts, f"{tqdm.format_interval(seconds_left)} left"])
 
     def _end_epoch(self, trainer: pl.Trainer) -> None:
         """Called when the next epoch starts: before, the metrics are not complete and the checkpoint not written."""
@@ -69,5 +115,164 @@ class EpochLines(Callback):
             if f"{stage}/acc" in values:
                 parts.append(f"{stage} loss {values[f'{stage}/loss']:.3f} acc {values[f'{stage}/acc']:.2%}")
         parts.append(f"lr {trainer.optimizers[0].param_groups[0]['lr']:.2g}")
+        parts.append(f"{seconds:.1f} s")
         parts.append(f"{self._epoch_images / seconds:,.0f} images/s")
-        print("  ".join(parts), flush=True)
+        if best_checkpoint(trainer) != self._best:
+            self._best = best_checkpoint(trainer)
+            parts.append("best so far")
+        if not self.quiet:
+            print("  ".join(parts), flush=True)
+
+
+class ChartLayout(Callback):
+    """TensorBoard's Custom Scalars tab: training and validation in one chart each for loss and accuracy.
+
+    Args:
+        stage: What the metrics of the validation are called.
+    """
+
+    def __init__(self, stage: str = "val") -> None:
+        self.stage = stage
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if writer := tensorboard(trainer):
+            # TensorBoard reads the names as regular expressions that match from their start.
+            pair = {name: [f"train/{name}$", f"{self.stage}/{name}$"] for name in ("loss", "acc")}
+            writer.add_custom_scalars(
+                {
+                    "Training and validation, over epochs": {
+                        "loss": ["Multiline", pair["loss"]],
+                        "accuracy": ["Multiline", pair["acc"]],
+                    },
+                    "Validation accuracy of each class, over epochs": {
+                        "all classes": ["Multiline", [f"{self.stage}_acc_by_class/"]]
+                    },
+                }
+            )
+
+
+class ClassAccuracy(Callback):
+    """Validation accuracy of each class once an epoch: the share of its images that are recognised.
+
+    Takes the logits [B, C] that `validation_step` returns; if it returns none, each batch is classified once more.
+    """
+
+    def __init__(self, stage: str = "val", class_names: Sequence[str] = CLASS_NAMES) -> None:
+        self.stage, self.class_names = stage, class_names
+        self.metric = MulticlassAccuracy(len(class_names), average="none", validate_args=False)
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.metric.to(pl_module.device).reset()
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if trainer.state.fn == "fit":
+            logits = outputs if isinstance(outputs, Tensor) else pl_module(batch[0])
+            self.metric.update(logits, batch[1])
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            accuracies = self.metric.compute().tolist()  # of all processes
+            names = [f"{self.stage}_acc_by_class/{name}" for name in self.class_names]
+            log_epoch(trainer, dict(zip(names, accuracies, strict=True)))
+
+
+class GradientNorm(Callback):
+    """`train/grad_norm`, the Euclidean norm of the gradient of all weights, over steps, in those that are logged."""
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if trainer.loggers and every and (trainer.global_step + 1) % every == 0:
+            gradients = [weight.grad for weight in pl_module.parameters() if weight.grad is not None]
+            norm = nn.utils.get_total_norm(gradients).item()
+            for logger in trainer.loggers:
+                logger.log_metrics({"train/grad_norm": norm}, step=trainer.global_step)
+
+
+class TrainingSpeed(Callback):
+    """`train/images_per_second` once an epoch: of the training batches alone, of all processes together."""
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._images, self._start = 0, time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._images += len(batch[1])
+        self._seconds = time.perf_counter() - self._start  # validation comes after the last batch
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        log_epoch(trainer, {"train/images_per_second": self._images * trainer.world_size / self._seconds})
+
+
+class TrainingBatch(Callback):
+    """A picture of the run's first training batch as the network gets it, augmented, with its labels."""
+
+    def __init__(self, images: int = 30, class_names: Sequence[str] = CLASS_NAMES) -> None:
+        self.images, self.class_names = images, class_names
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == 0 and (writer := tensorboard(trainer)):
+            images, labels = pictures.pixels(batch[0]), batch[1].tolist()
+            captions = [self.class_names[label] for label in labels]
+            title = "What the network sees: augmented images, and their labels"
+            figure = pictures.sheet(images[: self.images], captions[: self.images], title)
+            writer.add_image("what_it_sees/training_batch", pictures.rgb(figure), 0, dataformats="HWC")
+
+
+class Graph(Callback):
+    """The network's graph, in TensorBoard's Graphs tab, traced with the run's first training image."""
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == 0 and (writer := tensorboard(trainer)):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # PyTorch deprecates the tracer that TensorBoard needs
+                writer.add_graph(pl_module, batch[0][:1])
+
+
+class ConvFilters(Callback):
+    """A picture of the first convolution's filters before training and after each epoch."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.current_epoch == 0:
+            self._draw(trainer, pl_module, epochs=0)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._draw(trainer, pl_module, epochs=trainer.current_epoch + 1)
+
+    def _draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epochs: int) -> None:
+        if writer := tensorboard(trainer):
+            name, layer = next(item for item in pl_module.named_modules() if isinstance(item[1], nn.Conv2d))
+            picture = pictures.filters(layer.weight)
+            writer.add_image(f"what_it_learned/filters_{name.split('.')[-1]}", picture, epochs, dataformats="HWC")
+
+
+def log_epoch(trainer: pl.Trainer, values: dict[str, float]) -> None:
+    """Log values of the epoch that is ending over the number of epochs done."""
+    for logger in trainer.loggers:
+        logger.log_metrics(values, step=trainer.current_epoch + 1)
+
+
+def tensorboard(trainer: pl.Trainer) -> SummaryWriter | None:
+    """The writer of the run's event file; None if there is none, and in processes beyond the first."""
+    loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+    return loggers[0].experiment if loggers and trainer.is_global_zero else None
+
+
+def best_checkpoint(trainer: pl.Trainer) -> str:
+    """The file of the best epoch so far; empty if no checkpoint callback monitors a metric."""
+    checkpoint = trainer.checkpoint_callback
+    return checkpoint.best_model_path if isinstance(checkpoint, ModelCheckpoint) and checkpoint.monitor else ""

@@ -97,7 +97,7 @@ class LeNetModule(pl.LightningModule):
         """Float images [B, 3, 32, 32] to logits [B, 10]."""
         return self.model(images)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         images, labels = batch
         logits = self(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.hparams["label_smoothing"])
@@ -109,15 +109,17 @@ class LeNetModule(pl.LightningModule):
         self.train_metrics.update(value=loss.detach(), weight=len(labels), preds=logits.detach(), target=labels)
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and (self.global_step + 1) % every == 0:  # asked in each step, `log` takes as long as the metrics
-            self.log("train/loss_step", loss, prog_bar=True)
-        return loss
+            self.log("train/loss_step", loss, prog_bar=True, logger=False)
+            for logger in self.loggers:  # by `log` there would be a curve of the epoch over steps beside it
+                logger.log_metrics({"train/loss_step": loss.item()}, step=self.global_step)
+        return {"loss": loss, "logits": logits.detach()}
 
     def on_train_epoch_end(self) -> None:
         # Lightning would write training metrics after the checkpoint, where a kill in between loses them.
         self._log_epoch(self.train_metrics)
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._evaluate(batch, self.val_metrics)
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return self._evaluate(batch, self.val_metrics)
 
     def on_validation_epoch_end(self) -> None:
         self._log_epoch(self.val_metrics)
@@ -141,11 +143,13 @@ class LeNetModule(pl.LightningModule):
         schedule = make_schedule(optimizer, hparams["schedule"], int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
 
-    def _evaluate(self, batch: tuple[Tensor, Tensor], metrics: MetricCollection) -> None:
+    def _evaluate(self, batch: tuple[Tensor, Tensor], metrics: MetricCollection) -> Tensor:
+        """Update `metrics` and return the logits [B, 10]."""
         images, labels = batch
         logits = self(images)
         loss = F.cross_entropy(logits, labels)
         metrics.update(value=loss, weight=len(labels), preds=logits, target=labels)
+        return logits
 
     def _log_epoch(self, metrics: MetricCollection) -> None:
         """Log an epoch's metrics over the number of epochs done, which compares batch sizes as steps cannot."""

@@ -2,23 +2,29 @@
 
 python train.py --optimizer adam
 python train.py --config recipes/coursework.yaml --seed 1
+python train.py --optimizer adam --find_lr
 python train.py --test checkpoints/adam-lr0.002-bs128-seed0/version_0/last.ckpt
 """
 
 import itertools
 import json
 import logging
+import shlex
 import sys
+import tempfile
 import time
 import warnings
 from pathlib import Path
 from typing import Any, Literal
 
+from jsonargparse import SUPPRESS
+
 from atomic_file import write_bytes
 from command_line import OptimizerName, Parser, RecipeFile, ScheduleName, UsageError, check, exit_status
+from trend import Trend, sentences
 
 SUMMARY = "summary.json"  # in the log folder of a finished run
-MAY_CHANGE = {"data_dir", "mirror", "log_dir", "threads"}  # when a run is resumed
+MAY_CHANGE = {"data_dir", "mirror", "log_dir", "threads", "pictures", "quiet"}  # when a run is resumed
 
 
 def train(
@@ -43,6 +49,8 @@ def train(
     mirror: str | None = None,
     log_dir: Path = Path("logs"),
     checkpoint_dir: Path = Path("checkpoints"),
+    pictures: bool = True,
+    quiet: bool = False,
     threads: int | None = None,
     accelerator: str = "cpu",
     devices: int | str = 1,
@@ -76,6 +84,8 @@ def train(
         mirror: URL of an official CIFAR-10 archive, instead of the known sources.
         log_dir: Folder for TensorBoard.
         checkpoint_dir: Folder for checkpoints.
+        pictures: Whether TensorBoard gets pictures, the graph and the projector too; without them logs are small.
+        quiet: Nothing is printed but the summary.
         threads: CPU threads of each process; null leaves it to PyTorch. Another number rounds differently.
         accelerator: As Lightning's Trainer takes it, like the four flags that follow.
         devices: Processes on this machine, or GPUs.
@@ -87,8 +97,8 @@ def train(
 
     Returns:
         What the summary shows: `epochs`, `best_epoch`, `val_acc`, `test_acc`, `test_loss` (accuracies are fractions;
-        None where there is none), `seconds`, `images_per_second`, `log_dir`, `checkpoint`. In processes beyond the
-        first, nothing.
+        None where there is none), `seconds`, `images_per_second`, `log_dir`, `checkpoint`, and `trend`, the
+        fields of `trend.Trend`. In processes beyond the first, nothing.
 
     Raises:
         UsageError: The flags contradict each other.
@@ -106,33 +116,25 @@ def train(
     from pytorch_lightning.callbacks import LearningRateMonitor
     from pytorch_lightning.loggers import TensorBoardLogger
 
-    from callbacks import EpochLines
+    import callbacks as visible
+    from best_model import BestModel, log_result
     from checkpointing import LAST, RunCheckpoint, StopOnSignal
-    from cifar_datamodule import CIFAR10DataModule
-    from cpu_memory import keep_freed_memory
-    from lenet_module import LeNetModule
 
     start = time.perf_counter()
-    keep_freed_memory()
-    if threads:
-        torch.set_num_threads(threads)
-    pl.seed_everything(seed, verbose=False)
-    datamodule = CIFAR10DataModule(
-        data_dir, batch_size, val_size, split_seed, seed, crop, flip, cutout, validate_on=select_on, mirror=mirror
-    )
-    module = LeNetModule(
-        width, optimizer, lr, weight_decay, momentum, nesterov, schedule, label_smoothing, val_name=select_on
-    )
+    datamodule, module = set_up(flags)
     flags |= {"lr": module.hparams["lr"], "weight_decay": module.hparams["weight_decay"]}
     name = f"{optimizer}-lr{flags['lr']:g}-bs{batch_size}-seed{seed}"
     monitor = f"{select_on}/acc" if val_size or select_on == "test" else None
 
-    progress, stop = EpochLines(), StopOnSignal()
+    progress, stop, best_model = visible.EpochLines(quiet), StopOnSignal(), BestModel(select_on, draw=pictures)
     best = RunCheckpoint(f"best-epoch={{epoch:02d}}-{select_on}_acc={{{monitor}:.4f}}", flags, monitor)
     last = RunCheckpoint(Path(LAST).stem, flags)
     callbacks: list[pl.Callback] = [progress, stop]
     if not fast_dev_run:
-        callbacks += [LearningRateMonitor("step"), *([best] if monitor else []), last]
+        callbacks += [LearningRateMonitor("step"), visible.GradientNorm(), visible.TrainingSpeed()]
+        callbacks += [visible.ChartLayout(select_on), visible.ClassAccuracy(select_on), best_model]
+        callbacks += [visible.TrainingBatch(), visible.ConvFilters(), visible.Graph()] if pictures else []
+        callbacks += [*([best] if monitor else []), last]
     trainer = make_trainer(
         accelerator=accelerator,
         devices=devices,
@@ -159,7 +161,9 @@ def train(
         else:
             version = ""  # the first process writes
         best.dirpath = last.dirpath = str(checkpoint_dir / name / version)
-        trainer.logger = logger = TensorBoardLogger(log_dir, name, version, default_hp_metric=False)
+        logger = TensorBoardLogger(log_dir, name, version, default_hp_metric=False)
+        logger.hparams.update(flags)  # into hparams.yaml
+        trainer.logger = logger
     with stop:
         trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=True)
         result: dict[str, Any] = {"best_epoch": None, "val_acc": None}
@@ -178,13 +182,54 @@ def train(
         "images_per_second": progress.images_per_second,
         "log_dir": logger.log_dir if logger else None,
         "checkpoint": best.best_model_path or last.best_model_path or None,
+        "trend": best_model.trend and best_model.trend.as_dict(),
     }
     if logger:
-        scores = {f"best/{score}": result[score] for score in ("val_acc", "test_acc") if result[score] is not None}
-        logger.log_hyperparams(flags, scores, step=epochs)
+        log_result(logger.experiment, flags, result, epochs)
         logger.finalize("success")
         write_bytes(Path(logger.log_dir) / SUMMARY, json.dumps({"flags": flags} | result, indent=2).encode())
     return result
+
+
+def set_up(flags: dict[str, Any]) -> Any:
+    """Set the process up, and make the `CIFAR10DataModule` and the `LeNetModule` that the flags of `train` describe."""
+    import torch
+    from pytorch_lightning import seed_everything
+
+    from cifar_datamodule import CIFAR10DataModule
+    from cpu_memory import keep_freed_memory
+    from lenet_module import LeNetModule
+
+    keep_freed_memory()
+    if flags["threads"]:
+        torch.set_num_threads(flags["threads"])
+    seed_everything(flags["seed"], verbose=False)
+    data = ("data_dir", "batch_size", "val_size", "split_seed", "seed", "crop", "flip", "cutout", "mirror")
+    learning = ("width", "optimizer", "lr", "weight_decay", "momentum", "nesterov", "schedule", "label_smoothing")
+    datamodule = CIFAR10DataModule(**{name: flags[name] for name in data}, validate_on=flags["select_on"])
+    return datamodule, LeNetModule(**{name: flags[name] for name in learning}, val_name=flags["select_on"])
+
+
+def find_lr(flags: dict[str, Any]) -> tuple[float, Path]:
+    """The learning-rate range test with the flags of `train`; the suggested rate, and the picture of the test."""
+    check(flags)
+
+    from lr_range import STEPS, lr_range, save
+
+    datamodule, module = set_up(flags)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(
+            accelerator=flags["accelerator"],
+            devices=1,
+            precision=flags["precision"],
+            max_epochs=STEPS,
+            limit_val_batches=0,
+            enable_checkpointing=False,
+            default_root_dir=folder,
+        )
+        found = lr_range(module, datamodule, trainer)
+    name = f"{flags['optimizer']}-bs{flags['batch_size']}-seed{flags['seed']}"
+    return found.suggestion, save(found, Path(flags["log_dir"]), name)
 
 
 def resumed_flags(path: Path, given: dict[str, Any]) -> dict[str, Any]:
@@ -286,25 +331,26 @@ def reserve_version(log_dir: Path, checkpoint_dir: Path) -> str:
 
 def summary(result: dict[str, Any]) -> str:
     """The lines that end a run."""
-    lines = []
-    if result["best_epoch"]:
-        lines.append(
-            ("best epoch", f"{result['best_epoch']} of {result['epochs']}, validation accuracy {result['val_acc']:.2%}")
-        )
-    lines.append(("test accuracy", f"{result['test_acc']:.2%}"))
-    lines.append(("wall time", f"{result['seconds']:.1f} s, {result['images_per_second']:,.0f} images/s"))
+    lines = {"test accuracy": f"{result['test_acc']:.2%}"}
+    lines["wall time"] = f"{result['seconds']:.1f} s, {result['images_per_second']:,.0f} images/s"
+    if result.get("trend"):
+        lines |= sentences(Trend(**result["trend"]))
     if result["log_dir"]:
-        lines += [("logs", result["log_dir"]), ("checkpoint", result["checkpoint"])]
-        lines.append(("next", f"tensorboard --logdir {Path(result['log_dir']).parent.parent}"))
-    return "\n".join(f"{name:<15}{value}" for name, value in lines)
+        lines |= {"logs": result["log_dir"], "checkpoint": result["checkpoint"]}
+        lines["next"] = f"tensorboard --logdir {Path(result['log_dir']).parent.parent}"
+    return "\n".join(f"{name:<15}{value}" for name, value in lines.items())
 
 
 def parser() -> Parser:
     parser = Parser(description="LeNet-5 on CIFAR-10.", usage="%(prog)s [flags]")
-    parser.add_function_arguments(train, skip={"fast_dev_run"})
+    parser.add_function_arguments(train, skip={"fast_dev_run", "quiet"})
     parser.add_argument("--fast_dev_run", action="store_true", help="One batch of everything; nothing is saved.")
+    parser.add_argument("--quiet", action="store_true", help="Nothing is printed but the summary.")
     parser.add_argument("--config", action=RecipeFile, help="YAML file of flags, such as those in recipes/.")
     parser.add_argument("--test", type=Path, metavar="CHECKPOINT", help="Only evaluate a checkpoint on the test set.")
+    parser.add_argument(
+        "--find_lr", action="store_true", default=SUPPRESS, help="Only test learning rates, and suggest one."
+    )
     return parser
 
 
@@ -312,6 +358,9 @@ def main() -> None:
     flags = parser().parse_args(defaults=False).as_dict()
     flags.pop("config", None)
     checkpoint, resume = flags.pop("test", None), flags.pop("resume", None)
+    finding = flags.pop("find_lr", False)
+    if finding and (checkpoint or resume):
+        raise UsageError("--find_lr: not with --test or --resume")
     if checkpoint:
         if unused := flags.keys() - {"data_dir", "mirror"}:
             raise UsageError(f"--{min(unused)}: not with --test, which takes the flags of the checkpoint")
@@ -321,6 +370,12 @@ def main() -> None:
     if resume:
         flags = resumed_flags(resume, flags)
     flags = parser().parse_object(flags).as_dict()
+    if finding:
+        lr, picture = find_lr(flags)
+        again = [argument for argument in sys.argv[1:] if argument != "--find_lr"]
+        print(f"suggested      {lr:g}\npicture        {picture}")
+        print(f"next           {shlex.join(['python', 'train.py', *again, '--lr', f'{lr:g}'])}")
+        return
     result = finished(flags) if resume else None
     result = result or train(**{name: flags[name] for name in flags.keys() - {"config", "test"}})
     if result:

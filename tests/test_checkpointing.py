@@ -33,7 +33,7 @@ def crash(run: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
         step_of = LeNetModule.training_step
         folders: list[str] = []
 
-        def training_step(module: LeNetModule, batch: Any, batch_idx: int) -> torch.Tensor:
+        def training_step(module: LeNetModule, batch: Any, batch_idx: int) -> Any:
             if module.global_step == step:
                 folders.append(module.trainer.checkpoint_callback.dirpath)  # type: ignore[union-attr]
                 raise Crash
@@ -200,7 +200,7 @@ def test_the_first_signal_stops_after_the_running_step_and_the_run_goes_on_from_
     whole = run(epochs=3)
     step_of = LeNetModule.training_step
 
-    def training_step(module: LeNetModule, batch: Any, batch_idx: int) -> torch.Tensor:
+    def training_step(module: LeNetModule, batch: Any, batch_idx: int) -> Any:
         if module.global_step == STEPS + 3:
             os.kill(os.getpid(), signal.SIGINT)
         assert module.global_step <= STEPS + 3

@@ -1,0 +1,116 @@
+"""The learning-rate range test: how the loss goes while the learning rate grows from step to step.
+
+    python train.py --optimizer adam --find_lr
+
+After Smith 2017, Cyclical Learning Rates for Training Neural Networks. Suggested is the middle of the valley of the
+loss, on the logarithmic axis: near the highest rate that still trains, and so what a schedule that warms up may rise
+to. Measured on this network with three seeds, it is 0.9 to 1.5 times the default of sgd, adam, adamw, radam and asgd
+and half that of adamax, which were found by whole runs. It is three to eight times too low for nadam, rmsprop, adagrad
+and adadelta, and ten times too high for adafactor. The point of steepest fall, Lightning's own suggestion, is lower
+than all of them, for adam fifteen times.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytorch_lightning as pl
+from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.tuner import Tuner
+from torch import Tensor
+
+import pictures
+from lenet_module import LeNetModule
+
+STEPS = 300
+LOWEST, HIGHEST = 1e-3, 30.0  # rates at the start and the end, in units of the module's own
+WINDOW = 21  # steps over which the losses are averaged
+VALLEY = 0.9  # share of the loss's whole fall that is kept everywhere in the valley
+
+
+@dataclass(frozen=True)
+class LRRange:
+    """What the test found.
+
+    Attributes:
+        lrs: float64 [N], learning rates, each the middle of a window.
+        losses: float64 [N], training losses averaged over the windows.
+    """
+
+    lrs: np.ndarray
+    losses: np.ndarray
+
+    @property
+    def valley(self) -> tuple[float, float]:
+        """The learning rates between which the loss stays close to its lowest."""
+        lowest = int(np.argmin(self.losses))
+        limit = VALLEY * self.losses[lowest] + (1 - VALLEY) * self.losses[0]
+        outside = np.flatnonzero(self.losses > limit)
+        first = outside[outside < lowest].max(initial=-1) + 1
+        last = outside[outside > lowest].min(initial=len(self.losses)) - 1
+        return float(self.lrs[first]), float(self.lrs[last])
+
+    @property
+    def suggestion(self) -> float:
+        """The middle of the valley, a geometric mean, to two digits."""
+        return float(f"{np.sqrt(np.prod(self.valley)):.2g}")
+
+
+class RecordedModule(LeNetModule):
+    """A `LeNetModule` that keeps the loss of each step, and stops the training where it is no longer finite."""
+
+    def setup(self, stage: str) -> None:
+        self.losses: list[float] = []
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor] | None:  # type: ignore[override]
+        try:
+            outputs = super().training_step(batch, batch_idx)
+        except FloatingPointError:
+            self.trainer.should_stop = True
+            return None
+        self.losses.append(outputs["loss"].item())
+        return outputs
+
+
+def lr_range(module: LeNetModule, datamodule: pl.LightningDataModule, trainer: pl.Trainer) -> LRRange:
+    """Run the test on a new network of the kind of `module`, with a constant schedule.
+
+    Args:
+        module: Its learning rate is the one around which rates are tried.
+        trainer: A new one with `max_epochs=STEPS`, without logger and callbacks; its `default_root_dir` holds a
+            checkpoint while the test runs.
+
+    Raises:
+        FloatingPointError: The loss was not finite after the first few steps.
+    """
+    recorded = RecordedModule(**dict(module.hparams) | {"schedule": "constant"})
+    lr = module.hparams["lr"]
+    options = {"min_lr": lr * LOWEST, "max_lr": lr * HIGHEST, "num_training": STEPS, "update_attr": False}
+    with contextlib.ExitStack() as stack:
+        if not sys.stderr.isatty():  # where Lightning's progress bar would be a line a step
+            stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+        finder = Tuner(trainer).lr_find(recorded, datamodule=datamodule, **options)
+    assert finder is not None
+    losses = np.array(recorded.losses)
+    if len(losses) < WINDOW:
+        raise FloatingPointError(f"the training loss was not finite at learning rate {lr * LOWEST:.2g}")
+    lrs = np.array(finder.results["lr"])[WINDOW // 2 :][: len(losses) - WINDOW + 1]
+    return LRRange(lrs, np.convolve(losses, np.ones(WINDOW) / WINDOW, "valid"))
+
+
+def save(found: LRRange, log_dir: Path, name: str) -> Path:
+    """Draw the test for TensorBoard and into a PNG file, whose path is returned; both in `log_dir`/find_lr/`name`."""
+    logger = TensorBoardLogger(log_dir, "find_lr", name, default_hp_metric=False)
+    figure = pictures.lr_range(
+        found.lrs, found.losses, found.valley, found.suggestion, f"Learning-rate range test, {name}"
+    )
+    logger.experiment.add_image("whole_run/lr_range_test", pictures.rgb(figure), dataformats="HWC")
+    logger.experiment.close()
+    path = Path(logger.log_dir) / "lr_range_test.png"
+    figure.savefig(path)
+    return path

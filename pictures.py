@@ -1,0 +1,237 @@
+"""Pictures of what a network sees, has learned and gets wrong: pure functions from arrays to figures.
+
+A figure is matplotlib's `Figure`; `rgb` turns it into an array for TensorBoard, `figure.savefig` writes a file. Figures
+have a white ground, so that they can be read in a light and in a dark page. pyplot's global state is never touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CALIBRATION_BINS = 15  # customary since Guo et al. 2017, On Calibration of Modern Neural Networks
+TRAIN_COLOUR, VAL_COLOUR, BEST_COLOUR = "tab:blue", "tab:orange", "tab:green"
+
+
+def rgb(figure: Figure) -> np.ndarray:
+    """The figure as uint8 [H, W, 3]."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
+
+
+def pixels(images: Tensor) -> np.ndarray:
+    """Normalised images as pixels to look at, whatever they were normalised by.
+
+    Each channel's range over all these images becomes 0 to 255. Where the images hold both its darkest and its
+    brightest value, as a few dozen photographs do, these are the original pixels.
+
+    Args:
+        images: float [N, 3, H, W].
+
+    Returns:
+        uint8 [N, H, W, 3].
+    """
+    low, high = images.amin((0, 2, 3), keepdim=True), images.amax((0, 2, 3), keepdim=True)
+    scaled = (images - low) / (high - low).clamp(min=1e-12) * 255
+    return scaled.round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def sheet(images: np.ndarray, captions: Sequence[str], title: str, columns: int = 6) -> Figure:
+    """Images in rows, each with its caption (one line or two) below.
+
+    Args:
+        images: uint8 [N, H, W, 3].
+        captions: N texts.
+    """
+    lines = max((caption.count("\n") + 1 for caption in captions), default=1)
+    height, width = images.shape[1:3]
+    row, column = height + 2 + 5 * lines, width + 6  # pixels of an image, room for the caption and between
+    rows = max(1, -(-len(images) // columns))
+    mosaic = np.full((rows * row, columns * column, 3), 255, np.uint8)
+    figure = _figure(columns * 0.95, rows * 0.95 * row / column + 0.4, title)
+    axes = figure.subplots()
+    for number, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        top, left = number // columns * row, number % columns * column + 3
+        mosaic[top : top + height, left : left + width] = image
+        axes.text(left + width / 2, top + height + 1, caption, ha="center", va="top", fontsize=7.5, linespacing=1.0)
+    axes.imshow(mosaic, interpolation="nearest", aspect="equal")
+    axes.set_axis_off()
+    return figure
+
+
+def filters(weight: Tensor, columns: int = 6, scale: int = 12) -> np.ndarray:
+    """The filters of a convolution as one picture, each over the same scale: middle grey is 0.
+
+    Args:
+        weight: float [O, C, K, K]; with C other than 3 its mean over the channels is shown.
+        columns: Filters in a row.
+        scale: Pixels of the picture per weight.
+
+    Returns:
+        uint8 [H, W, 3].
+    """
+    weight = weight.detach().cpu().float()
+    if weight.shape[1] != 3:
+        weight = weight.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+    grey = 0.5 + weight / weight.abs().max().clamp(min=1e-12) / 2
+    tiles = (grey * 255).round().byte().permute(0, 2, 3, 1).numpy().repeat(scale, 1).repeat(scale, 2)
+    return _mosaic(tiles, columns, gap=scale // 2)
+
+
+def confusion(matrix: Tensor, class_names: Sequence[str], normalised: bool = False) -> Figure:
+    """The confusion matrix, rows true and columns predicted, as counts or as shares of the row.
+
+    Args:
+        matrix: int64 [C, C] counts.
+    """
+    from torchmetrics.utilities.plot import plot_confusion_matrix
+
+    if normalised:
+        matrix = (matrix / matrix.sum(1, keepdim=True).clamp(min=1) * 100).round().int()
+    unit = "percent of the true class" if normalised else "images"
+    figure = _figure(6.8, 6.4, f"Which class is taken for which ({unit})")
+    plot_confusion_matrix(matrix, figure.subplots(), labels=list(class_names), cmap="Blues")
+    return figure
+
+
+def reliability(probabilities: Tensor, labels: Tensor) -> Figure:
+    """The reliability diagram: how often the network is right, for each confidence, and the images that had it.
+
+    The expected calibration error (Naeini et al. 2015) is the mean distance between the two, weighted by images.
+
+    Args:
+        probabilities: float [N, C].
+        labels: int64 [N].
+    """
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    classes = probabilities.shape[1]
+    error = multiclass_calibration_error(probabilities, labels, classes, n_bins=CALIBRATION_BINS).item()
+    confidence, predicted = probabilities.max(1)
+    right = (predicted == labels).numpy()
+    edges = np.linspace(0, 1, CALIBRATION_BINS + 1)
+    bins = np.digitize(confidence.numpy(), edges[1:-1])
+    count = np.bincount(bins, minlength=CALIBRATION_BINS)
+    accuracy = np.bincount(bins, right, CALIBRATION_BINS) / np.maximum(count, 1)
+
+    figure = _figure(6.4, 6.4, f"Can the confidence be believed? Expected calibration error {error:.1%}")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    centres, width = (edges[:-1] + edges[1:]) / 2, 1 / CALIBRATION_BINS
+    top.bar(centres, accuracy, width * 0.92, color=TRAIN_COLOUR, label="accuracy of the images with this confidence")
+    top.plot([0, 1], [0, 1], "--", color="black", label="perfect: as often right as confident")
+    top.set(ylim=(0, 1), ylabel="accuracy")
+    top.legend(loc="upper left")
+    bottom.bar(centres, count, width * 0.92, color="tab:grey")
+    bottom.set(xlim=(0, 1), xlabel="confidence: probability of the predicted class", ylabel="images")
+    return figure
+
+
+def curves(
+    train: Mapping[str, Mapping[int, float]], val: Mapping[str, Mapping[int, float]], best: int | None = None
+) -> Figure:
+    """Loss and accuracy of a run over its epochs.
+
+    Args:
+        train, val: `loss` and `acc`, each value by epoch; `val` may be empty.
+        best: The epoch to mark.
+    """
+    figure = _figure(9.6, 4.0, "")
+    for axes, name, label in zip(figure.subplots(1, 2), ("loss", "acc"), ("loss", "accuracy"), strict=True):
+        for part, values, colour in (("training", train, TRAIN_COLOUR), ("validation", val, VAL_COLOUR)):
+            if name in values:
+                axes.plot(*zip(*sorted(values[name].items()), strict=True), "o-", ms=3, color=colour, label=part)
+        if best is not None:
+            axes.axvline(best, color=BEST_COLOUR, ls=":", label=f"best epoch, {best}")
+        axes.set(xlabel="epoch", ylabel=label, title=label.capitalize())
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    return figure
+
+
+def lr_range(lrs: np.ndarray, losses: np.ndarray, valley: tuple[float, float], suggestion: float, title: str) -> Figure:
+    """The learning-rate range test: training loss, float [N], over learning rate, float [N]."""
+    figure = _figure(6.4, 4.2, title)
+    axes = figure.subplots()
+    axes.semilogx(lrs, losses, color=TRAIN_COLOUR)
+    axes.axvspan(*valley, color=BEST_COLOUR, alpha=0.15, label="valley: nearly the lowest loss")
+    axes.axvline(suggestion, color=BEST_COLOUR, label=f"suggested, its middle: {suggestion:g}")
+    start = losses[0]
+    axes.set(xlabel="learning rate, growing from step to step", ylabel="training loss, smoothed")
+    axes.set_ylim(losses.min() - 0.1 * start, start + 0.3 * start)  # where it diverges, it leaves the picture
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
+def feature_maps(
+    image: np.ndarray,
+    maps: Mapping[str, Tensor],
+    probabilities: Tensor,
+    class_names: Sequence[str],
+    label: str,
+) -> Figure:
+    """One image on its way through the network: the image, what each layer makes of it, and the answer.
+
+    Args:
+        image: uint8 [H, W, 3].
+        maps: By the layers' names, in order: float [channels, h, w] of a convolution, [units] of a linear layer.
+        probabilities: float [C].
+        label: The true class.
+    """
+    said = class_names[int(probabilities.argmax())]
+    figure = _figure(10.0, 7.2, f"One image through the network: {label}, taken for {said}")
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1, 3))[0]
+    first, answer = left.subplots(2, 1)
+    first.imshow(image, interpolation="nearest")
+    first.set_title("what goes in", fontsize=9)
+    first.set_axis_off()
+    answer.barh(class_names, probabilities.numpy(), color=TRAIN_COLOUR)
+    answer.invert_yaxis()
+    answer.set_xlim(0, 1)
+    answer.set_title("what comes out: probability", fontsize=9)
+    rows = right.subplots(len(maps), 1, height_ratios=[values.ndim for values in maps.values()], squeeze=False)[:, 0]
+    for axes, (name, values) in zip(rows, maps.items(), strict=True):
+        tiles = values.clamp(min=0).cpu().float().numpy()
+        if tiles.ndim == 1:
+            size, picture = f"{len(tiles)} units", _mosaic(tiles[:, None, None], -(-len(tiles) // 6), gap=0)
+        else:
+            count, height, width = tiles.shape
+            size, picture = f"{count} maps of {height} x {width}", _mosaic(tiles, -(-count // 3), gap=1)
+        axes.imshow(picture, cmap="viridis", interpolation="nearest")
+        axes.set_title(f"{name}: {size}, after ReLU", fontsize=9)
+        axes.set_axis_off()
+    return figure
+
+
+def _figure(width: float, height: float, title: str) -> Figure:
+    """An empty figure; inches at 100 pixels each."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=100, layout="constrained", facecolor="white")
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+def _mosaic(tiles: np.ndarray, columns: int, gap: int) -> np.ndarray:
+    """Tiles [N, h, w, ...] in rows of `columns`, `gap` white pixels between them (NaN, if they are float)."""
+    count, height, width = tiles.shape[:3]
+    rows = -(-count // columns)
+    ground = 255 if tiles.dtype == np.uint8 else np.nan
+    mosaic = np.full(
+        (rows * (height + gap) + gap, columns * (width + gap) + gap, *tiles.shape[3:]), ground, tiles.dtype
+    )
+    for number, tile in enumerate(tiles):
+        top, left = (number // columns) * (height + gap) + gap, (number % columns) * (width + gap) + gap
+        mosaic[top : top + height, left : left + width] = tile
+    return mosaic

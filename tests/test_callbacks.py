@@ -1,0 +1,349 @@
+"""What a person sees: tags, pictures and texts in TensorBoard, lines on the terminal, the range test."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.context import RequestContext
+from tensorboard.plugins.base_plugin import TBContext
+from tensorboard.plugins.hparams import api_pb2, backend_context, get_experiment, list_session_groups
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import best_model
+import callbacks
+import lr_range
+import pictures
+import train as door
+from cifar10_files import CLASS_NAMES
+from conftest import curves, weights
+from lenet_module import LeNetModule
+from trend import Trend
+
+BEST_MODEL_PICTURES = {
+    "what_it_learned/feature_maps",
+    "where_it_fails/confusion_matrix",
+    "where_it_fails/confusion_matrix_shares",
+    "where_it_fails/most_confident_mistakes",
+    "where_it_fails/reliability",
+}
+TRAINING_PICTURES = {"what_it_sees/training_batch", "what_it_learned/filters_conv1", "whole_run/curves"}
+
+
+def steps(log_dir: Path | str, kind: str, tag: str) -> list[int]:
+    events = EventAccumulator(str(log_dir), {kind: 0}).Reload()
+    return [event.step for event in getattr(events, kind.capitalize())(tag)]
+
+
+def tags(log_dir: Path | str) -> dict[str, Any]:
+    return EventAccumulator(str(log_dir)).Reload().Tags()
+
+
+def resume(result: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    flags = door.resumed_flags(Path(result["checkpoint"]).parent, changes)
+    flags = door.parser().parse_object(flags).as_dict()
+    return door.train(**{name: flags[name] for name in flags.keys() - {"config", "test"}})
+
+
+def test_everything_is_there_after_a_run_without_further_flags(run: Any) -> None:
+    result = run(pictures=True)
+    log_dir = Path(result["log_dir"])
+    found = tags(log_dir)
+    assert set(found["images"]) == BEST_MODEL_PICTURES | TRAINING_PICTURES
+    assert steps(log_dir, "images", "what_it_learned/filters_conv1") == [0, 1, 2]
+    assert steps(log_dir, "images", "where_it_fails/confusion_matrix") == [2]
+    assert found["graph"]
+    texts = {tag.removesuffix("/text_summary") for tag in found["tensors"]}
+    assert texts >= {"result", "settings", "trend", "what_is_where"}
+    scalars = {"train/grad_norm", "train/images_per_second", *(f"val_acc_by_class/{name}" for name in CLASS_NAMES)}
+    assert set(found["scalars"]) >= scalars
+    projected = log_dir / "00002" / "features"
+    assert len((projected / "tensors.tsv").read_text().splitlines()) == 100
+    assert (projected / "metadata.tsv").read_text().splitlines()[0] == "class\tprediction"
+    assert (projected / "sprite.png").stat().st_size > 0
+    assert sum(path.stat().st_size for path in log_dir.glob("events*")) < 5e6
+
+
+def test_without_pictures_the_scalars_and_the_trend_are_there(run: Any) -> None:
+    result = run(pictures=False)
+    found = tags(result["log_dir"])
+    assert found["images"] == [] and not found["graph"] and not (Path(result["log_dir"]) / "00002").exists()
+    assert "train/grad_norm" in found["scalars"] and "trend/text_summary" in found["tensors"]
+
+
+def test_what_is_shown_changes_nothing_in_what_is_learned(run: Any) -> None:
+    with_pictures, without = (weights(run(pictures=shown)["checkpoint"]) for shown in (True, False))
+    assert all(torch.equal(value, without[name]) for name, value in with_pictures.items())
+
+
+def test_the_trend_is_beside_the_logs_and_in_the_summary(run: Any) -> None:
+    result = run(epochs=4)
+    log_dir = Path(result["log_dir"])
+    trend = Trend(**json.loads((log_dir / "summary.json").read_text())["trend"])
+    assert trend.best_epoch == result["best_epoch"] and trend.epochs == 4
+    assert trend.best_acc == pytest.approx(result["val_acc"])
+    assert len(trend.hardest) == 3
+    for words in ((log_dir / "trend.md").read_text(), door.summary(result)):
+        assert f"{trend.best_epoch} of 4: highest validation accuracy" in words and trend.advice in words
+
+
+def test_class_accuracies_average_to_the_accuracy_of_a_stratified_split(run: Any) -> None:
+    logged = curves(run(epochs=3)["log_dir"])
+    for epoch in range(3):
+        by_class = [logged[f"val_acc_by_class/{name}"][epoch] for name in CLASS_NAMES]
+        assert {step for step, _ in by_class} == {epoch + 1}
+        assert np.mean([value for _, value in by_class]) == pytest.approx(logged["val/acc"][epoch][1], abs=1e-6)
+
+
+def test_a_resumed_run_has_the_curves_and_the_trend_of_the_whole_one(run: Any) -> None:
+    flags = {"schedule": "constant", "lr": 0.01}
+    whole = run(epochs=4, **flags)
+    resumed = resume(run(epochs=2, **flags), epochs=4)
+    assert resumed["trend"] == whole["trend"]
+    expected, found = curves(whole["log_dir"]), curves(resumed["log_dir"])
+    for name in ("train/loss", "val/acc", "val_acc_by_class/cat", "train/grad_norm"):
+        assert sorted(set(found[name])) == expected[name]
+
+
+def hparams_tab(log_dir: Path) -> tuple[list[str], list[str], dict[str, dict[str, float]]]:
+    """What TensorBoard answers when its HParams tab asks: flags, titles of the scores, the scores of each run."""
+    runs = EventMultiplexer().AddRunsFromDirectory(str(log_dir)).Reload()
+    context = backend_context.Context(TBContext(data_provider=MultiplexerDataProvider(runs, str(log_dir))))
+    asked = RequestContext(), context, ""
+    experiment = get_experiment.Handler(*asked, api_pb2.GetExperimentRequest()).run()
+    everything = api_pb2.ListSessionGroupsRequest(start_index=0, slice_size=100)
+    everything.allowed_statuses.append(api_pb2.STATUS_SUCCESS)
+    groups = list_session_groups.Handler(*asked, everything).run().session_groups
+    scores = {group.name: {each.name.tag: each.value for each in group.metric_values} for group in groups}
+    titles = [info.display_name for info in experiment.metric_infos]
+    return [info.name for info in experiment.hparam_infos], titles, scores
+
+
+def test_the_hparams_tab_has_a_row_for_each_run_also_a_resumed_one_and_one_without_validation(
+    run: Any, tmp_path: Path
+) -> None:
+    flags = {"schedule": "constant", "lr": 0.01}
+    results = [run(**flags, optimizer="adam"), run(**flags, val_size=0), resume(run(**flags), epochs=3)]
+    columns, titles, rows = hparams_tab(tmp_path / "logs")
+    assert set(columns[:7]) == {"optimizer", "lr", "batch_size", "schedule", "augmentation", "width", "seed"}
+    assert "data_dir" not in columns and "epochs" in columns
+    assert titles == ["best validation accuracy", "best epoch", "test accuracy", "seconds"]
+    assert len(rows) == 3
+    for result in results:
+        row = rows[str(Path(result["log_dir"]).relative_to(tmp_path / "logs"))]
+        assert row["whole_run/test_acc"] == pytest.approx(result["test_acc"])
+        assert row.get("whole_run/val_acc") == (result["val_acc"] and pytest.approx(result["val_acc"]))
+    assert len(list(Path(results[2]["log_dir"]).glob("events*"))) > 1
+
+
+def test_without_validation_there_are_the_pictures_of_the_training_only(run: Any) -> None:
+    result = run(val_size=0, pictures=True)
+    assert set(tags(result["log_dir"])["images"]) == TRAINING_PICTURES
+    assert result["trend"] is None and not (Path(result["log_dir"]) / "trend.md").exists()
+    assert "wall time" in door.summary(result)
+
+
+def test_what_is_chosen_on_the_test_set_says_so(run: Any) -> None:
+    result = run(val_size=0, select_on="test")
+    assert "test_acc_by_class/cat" in curves(result["log_dir"])
+    assert result["trend"]["best_acc"] == pytest.approx(result["test_acc"])
+
+
+def test_after_an_epoch_one_line_stays_with_a_mark_if_it_is_the_best(run: Any, capsys: Any) -> None:
+    result = run(epochs=3)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines] == ["1/3", "2/3", "3/3"]
+    assert all(word in lines[0] for word in ("train loss", "val loss", "acc", "lr", " s ", "images/s"))
+    accuracies = [value for _, value in curves(result["log_dir"])["val/acc"]]
+    best = [accuracy > max(accuracies[:epoch], default=-1) for epoch, accuracy in enumerate(accuracies)]
+    assert [line.endswith("best so far") for line in lines] == best
+
+
+def test_quiet_prints_nothing(run: Any, capsys: Any) -> None:
+    assert run(quiet=True)["images_per_second"] > 0
+    assert capsys.readouterr().out == ""
+
+
+def test_on_a_terminal_a_bar_shows_the_epochs_means_and_the_time_left(
+    run: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "200")
+    run(batch_size=4)  # so many steps that the bar is drawn a few times
+    bars = capsys.readouterr().err
+    for word in ("epoch 1/2", "epoch 2/2", "loss ", "acc ", "images/s", "left"):
+        assert word in bars
+
+
+class SomeoneElses(pl.LightningModule):
+    """A module that knows nothing of this project: it returns the loss alone, and logs nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Conv2d(1, 4, 3)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.features(images).relu().mean((2, 3)))
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("accuracy", (self(batch[0]).argmax(1) == batch[1]).float().mean())
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def all_callbacks() -> list[Callback]:
+    names = ("one", "two", "three")
+    return [
+        callbacks.EpochLines(),
+        callbacks.ChartLayout(),
+        callbacks.ClassAccuracy(class_names=names),
+        callbacks.GradientNorm(),
+        callbacks.TrainingSpeed(),
+        callbacks.TrainingBatch(class_names=names),
+        callbacks.ConvFilters(),
+        callbacks.Graph(),
+        best_model.BestModel(class_names=names),
+    ]
+
+
+def fit_someone_elses(folder: Path, **options: Any) -> pl.Trainer:
+    images = torch.randn(60, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    loader = DataLoader(TensorDataset(images, torch.arange(60) % 3), batch_size=20)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=2,
+        default_root_dir=folder,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=2,
+        **options,
+    )
+    trainer.fit(SomeoneElses(), loader, loader)
+    return trainer
+
+
+def test_the_callbacks_work_in_someone_elses_script(tmp_path: Path) -> None:
+    best = ModelCheckpoint(tmp_path / "best", monitor="accuracy", mode="max")
+    logger = TensorBoardLogger(tmp_path, "logs", "0")
+    fit_someone_elses(tmp_path, logger=logger, callbacks=[*all_callbacks(), best])
+    found = tags(logger.log_dir)
+    assert set(found["images"]) >= BEST_MODEL_PICTURES | {"what_it_learned/filters_features"}
+    assert found["graph"]
+    assert {"val_acc_by_class/two", "train/grad_norm", "train/images_per_second"} <= set(found["scalars"])
+
+
+def test_without_tensorboard_the_callbacks_write_nothing(tmp_path: Path) -> None:
+    fit_someone_elses(tmp_path, logger=False, enable_checkpointing=False, callbacks=all_callbacks())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_best_weights_are_lent_only(run: Any, data_dir: Path) -> None:
+    result = run(epochs=1)
+    module = LeNetModule(width=1)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    checkpoint = ModelCheckpoint(monitor="val/acc")
+    checkpoint.best_model_path = result["checkpoint"]
+    trainer = pl.Trainer(callbacks=[checkpoint], logger=False, accelerator="cpu")
+    with best_model.best_weights(trainer, module):
+        assert not torch.equal(module.state_dict()["model.fc3.weight"], before["model.fc3.weight"])
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+def test_predictions_keep_the_order_and_the_features_lead_to_the_logits() -> None:
+    module = LeNetModule(width=1).train()
+    batches = [(torch.randn(4, 3, 32, 32), torch.arange(4)), (torch.randn(2, 3, 32, 32), torch.arange(2))]
+    found = best_model.predict(module, batches)
+    assert module.training and found.labels.tolist() == [0, 1, 2, 3, 0, 1]
+    torch.testing.assert_close(module.model.fc3(found.features), found.logits)
+    torch.testing.assert_close(module(found.images), found.logits, rtol=1e-4, atol=1e-5)
+    assert found.confusion().sum() == 6
+    shapes = {name: tuple(value.shape) for name, value in best_model.layer_outputs(module, found.images[:1]).items()}
+    assert shapes == {"conv1": (6, 28, 28), "conv2": (16, 10, 10), "fc1": (120,), "fc2": (84,)}
+
+
+def test_pixels_undo_a_normalisation() -> None:
+    original = torch.randint(0, 256, (16, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    normalised = (original - torch.tensor([120.0, 110.0, 100.0])) / torch.tensor([60.0, 62.0, 66.0])
+    np.testing.assert_array_equal(pictures.pixels(normalised.permute(0, 3, 1, 2)), original)
+
+
+def test_a_filter_of_zeros_is_grey_and_a_large_weight_is_bright() -> None:
+    weight = torch.zeros(7, 3, 5, 5)
+    weight[0, 0, 0, 0] = 2.0
+    picture = pictures.filters(weight, columns=6, scale=1)
+    assert picture.shape == (10, 30, 3) and picture.dtype == np.uint8
+    assert picture[0, 0].tolist() == [255, 128, 128] and picture[1, 1].tolist() == [128, 128, 128]
+
+
+def test_figures_leave_no_trace_in_pyplot() -> None:
+    from matplotlib import pyplot
+
+    labels = torch.arange(20) % 10
+    perfect = F.one_hot(labels, 10).float()
+    figure = pictures.reliability(perfect, labels)
+    assert "error 0.0%" in figure.get_suptitle()
+    assert pictures.rgb(figure).shape == (640, 640, 3)
+    pictures.confusion(torch.eye(10).long(), CLASS_NAMES, normalised=True)
+    assert pyplot.get_fignums() == []
+
+
+@pytest.fixture
+def find_lr(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Calls the range test with 60 steps on the made-up data; returns the rate and the picture."""
+    monkeypatch.setattr(lr_range, "STEPS", 60)
+
+    def call(**flags: Any) -> tuple[float, Path]:
+        small = {"data_dir": data_dir, "log_dir": tmp_path / "logs", "batch_size": 50, "val_size": 100, "width": 1}
+        return door.find_lr(door.parser().parse_object(small | flags).as_dict())
+
+    return call
+
+
+def test_the_range_test_suggests_a_rate_shows_its_curve_and_touches_nothing_else(
+    find_lr: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lr, picture = find_lr(optimizer="adam")
+    assert 2e-6 < lr < 0.06
+    assert picture.name == "lr_range_test.png" and picture.read_bytes().startswith(b"\x89PNG")
+    assert tags(picture.parent)["images"] == ["whole_run/lr_range_test"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "logs"]
+
+
+def test_the_suggested_rate_is_the_middle_of_the_valley_of_the_loss() -> None:
+    lrs = np.logspace(-6, 0, 61)
+    losses = np.interp(np.log10(lrs), [-6, -5, -4, -2, -1, 0], [2.3, 2.3, 1.7, 1.7, 5.0, 3.0])
+    found = lr_range.LRRange(lrs, losses)
+    assert found.suggestion == pytest.approx(1e-3, rel=0.3)
+    assert found.valley[0] == pytest.approx(10**-4.1, rel=0.3) and found.valley[1] == pytest.approx(1e-2, rel=0.3)
+    falling = lr_range.LRRange(lrs, np.linspace(2.3, 1.7, 61))
+    assert falling.valley == (pytest.approx(10**-0.6), 1.0)
+
+
+def test_the_range_test_ends_where_the_loss_does(find_lr: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lr_range, "HIGHEST", 1e6)
+    lr, _ = find_lr(optimizer="sgd")
+    assert lr < 10
+
+
+def test_the_command_that_uses_the_suggested_rate_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(door, "find_lr", lambda flags: (0.003, Path("x.png")))
+    monkeypatch.setattr(sys, "argv", ["train.py", "--find_lr", "--optimizer", "adam"])
+    door.main()
+    assert "python train.py --optimizer adam --lr 0.003" in capsys.readouterr().out
