@@ -25,6 +25,7 @@ import trend
 from atomic_file import write_bytes
 from callbacks import best_checkpoint, tensorboard
 from cifar10_files import CLASS_NAMES
+from runs import read_curves
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -34,7 +35,15 @@ PROJECTED = 1000  # images in the projector
 MISTAKES = 30  # shown
 # The HParams tab: these first, then the other flags that make a run what it is.
 COMPARED = ("optimizer", "lr", "batch_size", "schedule", "augmentation", "width", "seed")
-NOT_COMPARED = {"crop", "flip", "cutout"} | {"data_dir", "mirror", "log_dir", "checkpoint_dir", "pictures", "quiet"}
+NOT_COMPARED = {"crop", "flip", "cutout"} | {
+    "data_dir",
+    "mirror",
+    "log_dir",
+    "checkpoint_dir",
+    "tag",
+    "pictures",
+    "quiet",
+}
 NOT_COMPARED |= {"threads", "accelerator", "devices", "num_nodes", "strategy", "fast_dev_run"}
 SCORES = {  # of a run, by the names of its result: scalar and title of the column
     "val_acc": ("whole_run/val_acc", "best validation accuracy"),
@@ -292,11 +301,3 @@ def best_weights(trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[No
         yield
     finally:
         module.load_state_dict(own)
-
-
-def read_curves(log_dir: Path) -> dict[str, dict[int, float]]:
-    """All scalars in a run's event files: by tag, value by step; of rows that a resumed run wrote twice the later."""
-    from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
-
-    events = EventAccumulator(str(log_dir), {SCALARS: 0}).Reload()
-    return {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in events.Tags()["scalars"]}

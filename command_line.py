@@ -51,13 +51,15 @@ class Stopped(Exception):
 
     Attributes:
         signal: Its number.
-        folder: With the checkpoint of the last whole epoch; None if there is none.
+        folder: Of a run, with the checkpoint of its last whole epoch; None if there is none.
+        advice: How it goes on.
     """
 
-    def __init__(self, signal: int, folder: Path | None) -> None:
-        super().__init__(signal, folder)
+    def __init__(self, signal: int, folder: Path | None = None, advice: str = "no epoch was complete yet") -> None:
+        super().__init__(signal, folder, advice)
         self.signal = signal
         self.folder = folder
+        self.advice = f"go on with: python train.py --resume {folder}" if folder else advice
 
 
 def check(flags: dict[str, Any]) -> None:
@@ -65,6 +67,8 @@ def check(flags: dict[str, Any]) -> None:
     for name, (allowed, holds) in ALLOWED.items():
         if flags[name] is not None and not holds(flags[name]):
             raise UsageError(f"--{name} {flags[name]}: must be {allowed}")
+    if flags["tag"] and not re.fullmatch(r"[\w.=+-]+", flags["tag"]):
+        raise UsageError(f"--tag {flags['tag']}: must be letters, digits and _ . = + - only")
     if flags["batch_size"] > 50_000 - flags["val_size"]:
         raise UsageError(f"--batch_size {flags['batch_size']}: more than the training images")
     if flags["select_on"] == "test" and flags["val_size"]:
@@ -116,8 +120,7 @@ def exit_status(program: Callable[[], None]) -> int:
             raise
         status, reason = 1, f"{error.strerror}; the last whole checkpoint stands"
     except Stopped as stop:
-        go_on = f"go on with: python train.py --resume {stop.folder}" if stop.folder else "no epoch was complete yet"
-        status, reason = 128 + stop.signal, f"stopped; {go_on}"
+        status, reason = 128 + stop.signal, f"stopped; {stop.advice}"
     except KeyboardInterrupt:
         status, reason = 128 + signal.SIGINT, "stopped"
     print(f"{Path(sys.argv[0]).name}: {reason}", file=sys.stderr)

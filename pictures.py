@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from torch import Tensor
 
 CALIBRATION_BINS = 15  # customary since Guo et al. 2017, On Calibration of Modern Neural Networks
 TRAIN_COLOUR, VAL_COLOUR, BEST_COLOUR = "tab:blue", "tab:orange", "tab:green"
@@ -155,6 +155,42 @@ def curves(
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend()
+    return figure
+
+
+def comparison(groups: Mapping[str, Sequence[Mapping[int, float]]], label: str) -> Figure:
+    """The curves of groups of runs: each group's mean over its epochs in one colour, its runs thin behind it.
+
+    Args:
+        groups: By name, each run's value by epoch.
+        label: Of the values.
+    """
+    import matplotlib
+
+    figure = _figure(9.6, 5.4, "")
+    axes = figure.subplots()
+    colours = matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, len(groups)))
+    for (name, runs), colour in zip(groups.items(), colours, strict=True):
+        for run in runs if len(runs) > 1 else ():
+            axes.plot(list(run), list(run.values()), color=colour, lw=0.6, alpha=0.4)
+        epochs = sorted(set.intersection(*(set(run) for run in runs)))
+        mean = [sum(run[epoch] for run in runs) / len(runs) for epoch in epochs]
+        axes.plot(epochs, mean, color=colour, label=f"{name}, mean of {len(runs)}" if len(runs) > 1 else name)
+    values = np.concatenate([list(run.values()) for runs in groups.values() for run in runs])
+    axes.set(xlabel="epoch", ylabel=label, ylim=(np.quantile(values, 0.05), values.max() + 0.01))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return figure
+
+
+def thumbnail(runs: Sequence[Mapping[int, float]], low: float, high: float) -> Figure:
+    """Curves small enough for the row of a table; the scale from `low` to `high` is the same for all rows."""
+    figure = _figure(1.6, 0.44, "")
+    axes = figure.subplots()
+    for run in runs:
+        axes.plot(list(run), list(run.values()), color=VAL_COLOUR, lw=1)
+    axes.set_ylim(low, max(high, low + 0.01))
+    axes.set_axis_off()
     return figure
 
 

@@ -21,10 +21,10 @@ from jsonargparse import SUPPRESS
 
 from atomic_file import write_bytes
 from command_line import OptimizerName, Parser, RecipeFile, ScheduleName, UsageError, check, exit_status
+from runs import NO_PART, SUMMARY
 from trend import Trend, sentences
 
-SUMMARY = "summary.json"  # in the log folder of a finished run
-MAY_CHANGE = {"data_dir", "mirror", "log_dir", "threads", "pictures", "quiet"}  # when a run is resumed
+MAY_CHANGE = NO_PART - {"checkpoint_dir", "fast_dev_run"}  # when a run is resumed
 
 
 def train(
@@ -49,6 +49,7 @@ def train(
     mirror: str | None = None,
     log_dir: Path = Path("logs"),
     checkpoint_dir: Path = Path("checkpoints"),
+    tag: str | None = None,
     pictures: bool = True,
     quiet: bool = False,
     threads: int | None = None,
@@ -84,6 +85,7 @@ def train(
         mirror: URL of an official CIFAR-10 archive, instead of the known sources.
         log_dir: Folder for TensorBoard.
         checkpoint_dir: Folder for checkpoints.
+        tag: Added to the name of the run's folder, which tells optimizer, learning rate, batch size and seed.
         pictures: Whether TensorBoard gets pictures, the graph and the projector too; without them logs are small.
         quiet: Nothing is printed but the summary.
         threads: CPU threads of each process; null leaves it to PyTorch. Another number rounds differently.
@@ -123,7 +125,7 @@ def train(
     start = time.perf_counter()
     datamodule, module = set_up(flags)
     flags |= {"lr": module.hparams["lr"], "weight_decay": module.hparams["weight_decay"]}
-    name = f"{optimizer}-lr{flags['lr']:g}-bs{batch_size}-seed{seed}"
+    name = f"{optimizer}-lr{flags['lr']:g}-bs{batch_size}-seed{seed}" + (f"-{tag}" if tag else "")
     monitor = f"{select_on}/acc" if val_size or select_on == "test" else None
 
     progress, stop, best_model = visible.EpochLines(quiet), StopOnSignal(), BestModel(select_on, draw=pictures)

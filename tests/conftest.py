@@ -66,22 +66,31 @@ def run(data_dir: Path, tmp_path: Path) -> Any:
 SCRIPT = """
 import json, os, sys
 sys.path.insert(0, {root!r})
-import cifar10_files, train
+import cifar10_files, {door}
 cifar10_files.FILES.update(json.loads({hashes!r}))
 if limit := os.environ.get("FILE_SIZE_LIMIT"):
     import resource
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
 if __name__ == "__main__":
-    sys.exit(train.exit_status(train.main))
+    sys.exit({door}.exit_status({door}.main))
 """
 
 
 @pytest.fixture
-def command(data_dir: Path, tmp_path: Path) -> list[str]:
-    """The start of a command line: train.py in a process of its own, on the made-up data."""
-    script = tmp_path / "train.py"
-    script.write_text(SCRIPT.format(root=str(ROOT), hashes=json.dumps(cifar10_files.FILES)))
-    return [sys.executable, str(script), "--data_dir", str(data_dir)]
+def program(data_dir: Path, tmp_path: Path) -> Any:
+    """The start of a command line: a door, by its name, in a process of its own, on the made-up data."""
+
+    def start(door: str) -> list[str]:
+        script = tmp_path / f"{door}.py"
+        script.write_text(SCRIPT.format(door=door, root=str(ROOT), hashes=json.dumps(cifar10_files.FILES)))
+        return [sys.executable, str(script)]
+
+    return start
+
+
+@pytest.fixture
+def command(program: Any, data_dir: Path) -> list[str]:
+    return [*program("train"), "--data_dir", str(data_dir)]
 
 
 def weights(checkpoint: str | Path) -> dict[str, torch.Tensor]:

@@ -1,0 +1,183 @@
+"""Pages written from made-up log folders, whose figures are known."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+from torch.utils.tensorboard import SummaryWriter
+
+import report as door
+from command_line import UsageError
+
+FLAGS = {"optimizer": "sgd", "lr": 0.05, "batch_size": 128, "seed": 0, "epochs": 3, "select_on": "val", "crop": 2}
+SEEDS = (1, 2, 3, 4, 5)
+
+
+class Logs:
+    """A folder of runs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.results = folder / "logs" / "tried", folder / "results"
+
+    def add(self, val: list[float], test: float | None = None, **flags: Any) -> Path:
+        """A run with this accuracy after each epoch; unfinished without a `test` accuracy."""
+        flags = FLAGS | flags
+        run = self.folder / f"{flags['optimizer']}-lr{flags['lr']:g}-bs{flags['batch_size']}-seed{flags['seed']}"
+        folder = run / f"version_{len(list(run.glob('*')))}"
+        with SummaryWriter(str(folder)) as writer:
+            for epoch, accuracy in enumerate(val, 1):
+                writer.add_scalar(f"{flags['select_on']}/acc", accuracy, epoch)
+                writer.add_scalar("train/acc", accuracy, epoch)
+        (folder / "hparams.yaml").write_text(yaml.safe_dump(flags))
+        if test is not None:
+            best = max(range(len(val)), key=val.__getitem__)
+            result = {
+                "epochs": len(val),
+                "best_epoch": best + 1,
+                "val_acc": val[best],
+                "test_acc": test,
+                "seconds": 9.5,
+            }
+            (folder / "summary.json").write_text(json.dumps({"flags": flags, "seconds": 9.5} | result))
+        return folder
+
+    def report(self, **options: Any) -> str:
+        return door.report([self.folder], results_dir=self.results, **options).read_text()
+
+    def table(self, name: str = "cells") -> pd.DataFrame:
+        return pd.read_csv(self.results / "tried" / f"{name}.csv")
+
+
+@pytest.fixture
+def logs(tmp_path: Path) -> Logs:
+    return Logs(tmp_path)
+
+
+def rows(page: str) -> list[dict[str, str]]:
+    """The first table of a page."""
+    lines = [line.strip("|").split("|") for line in page.splitlines() if line.startswith("|")]
+    head, _, *cells = [[cell.strip() for cell in line] for line in lines]
+    return [dict(zip(head, line, strict=False)) for line in cells]
+
+
+def test_a_run_chosen_on_validation_is_a_row_of_what_it_reached(logs: Logs) -> None:
+    logs.add([0.70, 0.80, 0.75], test=0.78)
+    (row,) = rows(logs.report())
+    assert row["best epoch"] == "2" and row["best validation accuracy, %"] == "80.00"
+    assert row["test accuracy, %, epoch chosen on validation"] == "78.00"
+    (cell,) = logs.table().to_dict("records")
+    assert cell["run"] == "sgd-lr0.05-bs128-seed0/version_0" and cell["lr"] == 0.05 and cell["seed"] == 0
+    assert (cell["best_epoch"], cell["best_val_acc"], cell["test_acc_at_best_val"], cell["seconds"]) == (2, 80, 78, 9.5)
+    assert pd.isna(cell["best_test_acc"]) and pd.isna(cell["last_test_acc"])
+    assert list(logs.table("curves")["val_acc"]) == [0.70, 0.80, 0.75]
+    assert {path.name for path in (logs.results / "tried").glob("*.png")} == {"curves.png", "curve-00.png"}
+
+
+def test_what_was_chosen_on_the_test_set_stands_apart_with_what_that_adds(logs: Logs) -> None:
+    logs.add([0.70, 0.80, 0.75], test=0.80, select_on="test")
+    logs.add([0.70, 0.75, 0.76], test=0.76, select_on="test", lr=0.1)
+    page = logs.report()
+    assert [row["test accuracy, %, epoch chosen on the test set"] for row in rows(page)] == ["76.00", "80.00"]
+    assert [row["test accuracy, %, last epoch"] for row in rows(page)] == ["76.00", "75.00"]
+    assert "adds 2.50 points to the last epoch's accuracy (0.00 to 5.00)" in page
+
+
+def test_seeds_of_a_setting_are_one_row_with_the_interval_of_their_mean(logs: Logs) -> None:
+    for seed, accuracy in enumerate((0.77, 0.78, 0.79)):
+        logs.add([accuracy], test=accuracy, seed=seed)
+    (row,) = rows(logs.report())
+    # Student's t with 2 degrees of freedom: 4.303 x 1 / sqrt(3) = 2.484
+    assert row["test accuracy, %, epoch chosen on validation"] == "78.00 ± 1.00 (75.52 to 80.48)"
+
+
+def pairs(logs: Logs, differences: list[float]) -> None:
+    for seed, difference in zip(SEEDS, differences, strict=True):
+        logs.add([0.7], test=0.78 + difference, seed=seed)
+        logs.add([0.7], test=0.78, seed=seed, optimizer="adam", lr=0.002)
+
+
+def test_groups_are_compared_by_pairs_of_the_same_seed(logs: Logs) -> None:
+    pairs(logs, [0.01, 0.02, 0.03, 0.02, 0.02])
+    logs.add([0.9], test=0.1, seed=0)  # has no partner, and is left out by --seeds
+    page = logs.report(seeds="1,2,3,4,5", compare=["optimizer=sgd", "optimizer=adam"])
+    answer = page.splitlines()[2]
+    assert "With sgd (learning rate 0.05) the network reaches 80.00%" in answer
+    assert "with adam (learning rate 0.002) 78.00%" in answer
+    figures = {line.split("|")[1].strip(): line.split("|")[2].strip() for line in page.splitlines() if line[:1] == "|"}
+    assert figures["mean difference, points"] == "+2.00"
+    assert figures["p (sign flips, two-sided)"] == "0.062"  # 2 of 2^5 sign patterns are as extreme
+    assert figures["effect size (mean / sd of the differences)"] == "2.83"  # 2 / sqrt(2 / 4)
+    assert figures["pairs in which the first is better"] == "5 of 5"
+    low, high = map(float, figures["95% interval (BCa bootstrap)"].split(" to "))
+    assert 1.0 <= low < 2.0 < high <= 3.0
+
+
+def test_a_difference_within_the_noise_is_not_called_one(logs: Logs) -> None:
+    pairs(logs, [0.01, -0.01, 0.02, -0.02, 0.005])
+    page = logs.report(compare=["optimizer=adam", "optimizer=sgd"])
+    assert "within what seeds alone explain" in page
+
+
+def test_the_figures_of_the_report_stand_beside(logs: Logs) -> None:
+    logs.add([0.70, 0.74], test=0.74, lr=0.1)
+    logs.add([0.70, 0.75], test=0.75)
+    folder = logs.results / "tried"
+    folder.mkdir(parents=True)
+    (folder / "reference.csv").write_text('optimizer,lr,batch_size,best_epoch,accuracy\nsgd,0.05,128,"60, 66",73.08\n')
+    (folder / "notes.md").write_text("Why it differs.\n")
+    page = logs.report()
+    other, same = rows(page)
+    assert (same["report: best epoch"], same["report: accuracy, %"]) == ("60, 66", "73.08")
+    assert same["ours minus report's, points"] == "+1.92" and other["report: accuracy, %"] == ""
+    assert "Why it differs." in page
+
+
+def test_an_unfinished_run_is_named_with_how_far_it_is_unless_it_was_begun_anew(logs: Logs) -> None:
+    logs.add([0.70], test=0.7)
+    logs.add([0.60, 0.50], seed=1)
+    logs.add([0.60], seed=2)
+    logs.add([0.60], test=0.6, seed=2)
+    page = logs.report()
+    assert page.endswith("- `sgd-lr0.05-bs128-seed1/version_0`: 2 of 3 epochs, best so far 60.00%\n")
+    assert page.count("version_") == 1 and len(logs.table()) == 2
+
+
+def test_runs_whose_logs_are_elsewhere_stay(logs: Logs) -> None:
+    logs.add([0.70, 0.80], test=0.78)
+    first = logs.report()
+    elsewhere = Logs(logs.folder.parent.parent / "elsewhere")
+    elsewhere.results = logs.results
+    elsewhere.add([0.60, 0.65], test=0.64, lr=0.01)
+    page = elsewhere.report()
+    assert {row["learning rate"] for row in rows(page)} == {"0.05", "0.01"}
+    assert len(logs.table()) == 2 and len(logs.table("curves")) == 4
+    again = elsewhere.report()
+    assert again == page != first
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"seeds": "7"}, "--seeds 7: no run has one of these"),
+        ({"compare": ["optimizer=sgd"]}, "takes two groups"),
+        ({"compare": ["optimizer=sgd", "optimizer=nadam"]}, "--compare optimizer=nadam: no run is in this group"),
+        ({"compare": ["optimizer=sgd", "speed=1"]}, "speed=1 is no flag=value of these runs"),
+        ({"compare": ["optimizer=sgd", "optimizer=adam"]}, "several runs have the same seed"),
+        ({"compare": ["optimizer=sgd lr=0.05", "optimizer=adam"], "seeds": "1"}, "1 seeds in common"),
+    ],
+)
+def test_what_cannot_be_reported_is_said_in_one_line(logs: Logs, options: dict[str, Any], said: str) -> None:
+    pairs(logs, [0.01] * 5)
+    logs.add([0.7], test=0.7, seed=1, lr=0.1)
+    with pytest.raises(UsageError, match=said):
+        logs.report(**options)
+    assert not logs.results.exists()
+
+
+def test_no_runs_is_said(logs: Logs) -> None:
+    logs.folder.mkdir(parents=True)
+    with pytest.raises(UsageError, match="none of 0 runs is finished"):
+        logs.report()
