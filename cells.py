@@ -113,9 +113,12 @@ class Plan:
         results = {}
         if self.csv.exists():
             with self.csv.open(encoding="utf-8", newline="") as file:
-                for row in csv.DictReader(file):
+                for number, row in enumerate(csv.DictReader(file), 2):
                     assigned = {flag: text for flag, text in row.items() if flag in DEFAULTS and text}
-                    results[identity(self.flags(assigned))] = result_of_row(row)
+                    try:
+                        results[identity(self.flags(assigned))] = result_of_row(row)
+                    except (ValueError, KeyError) as error:
+                        raise UsageError(f"{self.csv}, line {number}: not as report.py writes it") from error
         return results | {identity(run.flags): run.result for run in read_runs(self.log_dir) if run.result}
 
     def unfinished(self, flags: dict[str, Any]) -> Path | None:

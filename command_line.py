@@ -116,9 +116,12 @@ def exit_status(program: Callable[[], None]) -> int:
     except FloatingPointError as error:
         status, reason = 1, str(error)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            status, reason = 1, f"{error.strerror}; the last whole checkpoint stands"
+        elif error.filename and error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
+            status, reason = 2, f"{error.filename}: {error.strerror}"
+        else:
             raise
-        status, reason = 1, f"{error.strerror}; the last whole checkpoint stands"
     except Stopped as stop:
         status, reason = 128 + stop.signal, f"stopped; {stop.advice}"
     except KeyboardInterrupt:

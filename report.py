@@ -10,6 +10,7 @@ becomes part of the page, and reference.csv has the figures of others to be show
 
 from __future__ import annotations
 
+import io
 import math
 import shlex
 import sys
@@ -62,6 +63,9 @@ def report(
     Raises:
         UsageError: There is no run, or the groups cannot be paired.
     """
+    for path in folders:
+        if not path.is_dir():
+            raise UsageError(f"{path}: no such folder")
     folder = results_dir / (name or folders[0].resolve().name)
     runs = [run for path in folders for run in read_runs(path)]
     cells, curves = collect(runs, folder)
@@ -89,7 +93,7 @@ def report(
         answer,
         notes.read_text(encoding="utf-8").strip() if notes.exists() else "",
         origin(folder.name, folders, seeds, compare),
-        table(settings, varying, reference(folder)),
+        table(settings, varying, read_csv(folder / "reference.csv", {"best_epoch", "accuracy"})),
         optimism(shown),
         comparison,
         "![Accuracy over epochs](curves.png)",
@@ -119,8 +123,7 @@ def collect(runs: Sequence[Run], folder: Path) -> tuple[pd.DataFrame, pd.DataFra
             curves.append(of_run.assign(run=cells[-1]["run"]))
     tables = []
     for name, new in (("cells", pd.DataFrame(cells)), ("curves", pd.concat(curves) if curves else pd.DataFrame())):
-        path = folder / f"{name}.csv"
-        old = pd.read_csv(path) if path.exists() else pd.DataFrame()
+        old = read_csv(folder / f"{name}.csv", {"run"})
         if not old.empty and not new.empty:
             old = old[~old["run"].isin(new["run"])]
         tables.append(pd.concat([part for part in (old, new) if not part.empty] or [new], ignore_index=True))
@@ -286,9 +289,17 @@ def setting_of(cells: pd.DataFrame, group: str, seeds: Sequence[int]) -> str:
     return text if "lr=" in group or len(rates) != 1 else f"{text} (learning rate {rates[0]:g})"
 
 
-def reference(folder: Path) -> pd.DataFrame:
-    path = folder / "reference.csv"
-    return pd.read_csv(path) if path.exists() else pd.DataFrame()
+def read_csv(path: Path, columns: set[str]) -> pd.DataFrame:
+    """A table, empty if there is no such file; UsageError if it is damaged or lacks one of the columns."""
+    if not path.exists():
+        return pd.DataFrame()
+    try:
+        table = pd.read_csv(path)
+    except ValueError as error:
+        raise UsageError(f"{path}: damaged: {' '.join(str(error).split())}") from error
+    if missing := columns - set(table):
+        raise UsageError(f"{path}: has no column {min(missing)}")
+    return table
 
 
 def origin(name: str, folders: Sequence[Path], seeds: str | None, compare: Sequence[str]) -> str:
@@ -336,7 +347,9 @@ def accuracies(part: pd.DataFrame, curves: pd.DataFrame) -> Iterator[dict[int, f
 
 
 def save(figure: Figure, path: Path) -> None:
-    figure.savefig(path)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    write_bytes(path, buffer.getvalue())
 
 
 def write(path: Path, text: str) -> None:

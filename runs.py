@@ -13,6 +13,8 @@ from typing import Any, TypeAlias
 
 import yaml
 
+from command_line import UsageError
+
 Curves: TypeAlias = dict[str, dict[int, float]]  # by TensorBoard's tag, value by step or epoch
 
 SUMMARY = "summary.json"  # in the log folder of a finished run
@@ -60,14 +62,24 @@ class Run:
 
 
 def read_runs(folder: Path) -> list[Run]:
-    """All runs in and below a folder, by path; those that have not even written their flags are left out."""
+    """All runs of train.py in and below a folder, by path.
+
+    A run that was killed before it had written all its flags is left out: it has no checkpoint either.
+
+    Raises:
+        UsageError: A summary is damaged.
+    """
     runs = []
     for path in sorted(folder.rglob(FLAGS), key=_numbered):
-        try:
-            summary = json.loads((path.parent / SUMMARY).read_text(encoding="utf-8"))
-            runs.append(Run(path.parent, summary.pop("flags"), summary))
-        except FileNotFoundError:
-            runs.append(Run(path.parent, yaml.safe_load(path.read_text(encoding="utf-8")) or {}, None))
+        summary = path.parent / SUMMARY
+        if summary.exists():
+            try:
+                result = json.loads(summary.read_text(encoding="utf-8"))
+                runs.append(Run(path.parent, result.pop("flags"), result))
+            except (ValueError, KeyError, AttributeError) as error:
+                raise UsageError(f"{summary}: damaged, or not of train.py; move the run's folder away") from error
+        elif flags := _whole_flags(path):
+            runs.append(Run(path.parent, flags, None))
     return runs
 
 
@@ -107,6 +119,15 @@ def result_of_row(row: Mapping[str, str]) -> dict[str, Any]:
         "test_acc": None if test is None else test / 100,
         "seconds": number["seconds"],
     }
+
+
+def _whole_flags(path: Path) -> dict[str, Any] | None:
+    """Of `hparams.yaml`, which Lightning does not write at one stroke; its names are sorted, so the last is `width`."""
+    try:
+        flags = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError):
+        return None
+    return flags if isinstance(flags, dict) and flags.get("width") else None
 
 
 def _numbered(path: Path) -> tuple[str, int]:

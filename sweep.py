@@ -129,6 +129,7 @@ class Engine:
         self.asked: set[str] = set()  # keys
         self.children: set[BaseProcess] = set()
         self.stopping = threading.Event()
+        self.error: Exception | None = None  # that ended a worker
 
     def run(self, cells: list[Cell], retry: bool) -> None:
         """Enqueue what the study does not have yet, and work until nothing is left to do, here or elsewhere."""
@@ -153,6 +154,8 @@ class Engine:
             for thread in threads:
                 thread.join()
             self.stopping.clear()
+        if self.error:
+            raise self.error
 
     def trials(self, cells: list[Cell]) -> dict[str, FrozenTrial]:
         """By the key of the cell, the trial that counts: the one with a result, else the last."""
@@ -178,6 +181,13 @@ class Engine:
         return [values for accuracy, values in best.values()]
 
     def _work(self) -> None:
+        try:
+            self._run_cells()
+        except Exception as error:  # the study cannot be written, say; the main thread tells
+            self.error = error
+            self.stopping.set()
+
+    def _run_cells(self) -> None:
         while not self.stopping.is_set():
             states = {trial.state for trial in self.study.get_trials(deepcopy=False)}
             if TrialState.WAITING in states:
@@ -366,7 +376,8 @@ def show(engine: Engine, cells: list[Cell], threads: list[threading.Thread]) -> 
     with tqdm(total=total, bar_format="{desc}", leave=False, disable=None) as bar:
         working = True
         while working:
-            working = any(thread.is_alive() for thread in threads)  # asked first, so that the last line is not missed
+            # Asked first, so that the last line is not missed.
+            working = any(thread.is_alive() for thread in threads) and not engine.stopping.is_set()
             trials = engine.trials(cells).values()
             done = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.FAIL)]
             for trial in done:

@@ -12,7 +12,16 @@ from torch.utils.tensorboard import SummaryWriter
 import report as door
 from command_line import UsageError
 
-FLAGS = {"optimizer": "sgd", "lr": 0.05, "batch_size": 128, "seed": 0, "epochs": 3, "select_on": "val", "crop": 2}
+FLAGS = {
+    "width": 3,
+    "optimizer": "sgd",
+    "lr": 0.05,
+    "batch_size": 128,
+    "seed": 0,
+    "epochs": 3,
+    "select_on": "val",
+    "crop": 2,
+}
 SEEDS = (1, 2, 3, 4, 5)
 
 
@@ -180,4 +189,42 @@ def test_what_cannot_be_reported_is_said_in_one_line(logs: Logs, options: dict[s
 def test_no_runs_is_said(logs: Logs) -> None:
     logs.folder.mkdir(parents=True)
     with pytest.raises(UsageError, match="none of 0 runs is finished"):
+        logs.report()
+
+
+def test_a_folder_that_is_not_there_is_said(logs: Logs) -> None:
+    with pytest.raises(UsageError, match="tried: no such folder"):
+        logs.report()
+
+
+def test_a_run_that_was_killed_while_it_wrote_its_flags_is_passed_over(logs: Logs) -> None:
+    logs.add([0.70], test=0.7)
+    killed = logs.add([], seed=1) / "hparams.yaml"
+    killed.write_text(killed.read_text()[:30])
+    page = logs.report()
+    assert "Not finished" not in page and len(logs.table()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("cells.csv", "", "cells.csv: damaged"),
+        ("cells.csv", "lr,seed\n1,2\n", "cells.csv: has no column run"),
+        ("curves.csv", 'run,"epoch\n1', "curves.csv: damaged"),
+        ("reference.csv", "lr,best_epoch\n0.1,2\n", "reference.csv: has no column accuracy"),
+    ],
+)
+def test_a_damaged_table_is_named_and_left_alone(logs: Logs, name: str, content: str, said: str) -> None:
+    logs.add([0.70], test=0.7)
+    logs.report()
+    table = logs.results / "tried" / name
+    table.write_text(content)
+    with pytest.raises(UsageError, match=said):
+        logs.report()
+    assert table.read_text() == content
+
+
+def test_a_damaged_summary_is_named(logs: Logs) -> None:
+    (logs.add([0.70], test=0.7) / "summary.json").write_text("{")
+    with pytest.raises(UsageError, match=r"summary\.json: damaged"):
         logs.report()

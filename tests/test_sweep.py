@@ -1,5 +1,6 @@
 """Sweeps in processes of their own, on made-up data: what is run, what is not run again, what is told."""
 
+import errno
 import os
 import random
 import signal
@@ -171,6 +172,31 @@ def test_a_second_sweep_of_that_name_is_refused(sweeps: Sweeps) -> None:
     with door.FileLock(sweeps.folder / "log" / "tried" / "sweep.lock"):
         status, _, errors = sweeps.run("--grid", "seed=0")
     assert status == 2 and errors.endswith("another sweep.py is at it\n")
+
+
+def test_a_table_that_report_did_not_write_is_named(sweeps: Sweeps) -> None:
+    table = sweeps.folder / "results" / "tried" / "cells.csv"
+    table.parent.mkdir(parents=True)
+    table.write_text("lr,seed\n0.001,0\n")
+    status, _, errors = sweeps.run("--grid", "seed=0")
+    assert status == 2 and errors == f"sweep.py: {table}, line 2: not as report.py writes it\n"
+
+
+def test_a_file_in_the_way_of_a_folder_is_named(sweeps: Sweeps) -> None:
+    sweeps.folder.mkdir()
+    (sweeps.folder / "log").write_text("")
+    status, _, errors = sweeps.run("--grid", "seed=0")
+    assert status == 2 and errors.count("\n") == 1 and str(sweeps.folder / "log") in errors
+
+
+def test_what_ends_a_worker_ends_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(plan: cells.Plan) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cells.Plan, "finished", full)
+    plan = cells.Plan(None, "", "tried", *[tmp_path] * 4)
+    with door.open_study(plan, None) as study, pytest.raises(OSError, match="No space left"):
+        door.Engine(study, plan, workers=2).run(plan.grid("seed=0,1,2"), retry=False)
 
 
 def test_half_a_line_at_the_end_of_the_journal_is_dropped(sweeps: Sweeps) -> None:
