@@ -136,7 +136,7 @@ class BestModel(Callback):
             train_loss, train_acc, val_loss, val_acc = ([curves[name][epoch] for epoch in epochs] for name in names)
             confusion = predictions.confusion().numpy()
             self.trend = trend.analyse(train_loss, train_acc, val_loss, val_acc, self.class_names, confusion, epochs[0])
-            text = trend.markdown(self.trend)
+            text = trend.markdown(self.trend, self.stage)
             write_bytes(Path(writer.log_dir) / TREND, text.encode())
             writer.add_text("trend", text, epoch)
 

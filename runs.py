@@ -114,6 +114,7 @@ def result_of_row(row: Mapping[str, str]) -> dict[str, Any]:
     test = number.get("test_acc_at_best_val", number.get("best_test_acc", number.get("last_test_acc")))
     epoch = number.get("best_epoch")
     return {
+        "select_on": row.get("select_on", "val"),
         "best_epoch": None if epoch is None else int(epoch),
         "val_acc": None if score is None else score / 100,
         "test_acc": None if test is None else test / 100,

@@ -402,7 +402,11 @@ def outcome(trial: FrozenTrial) -> str:
         return f"{cell}  failed: {trial.user_attrs.get('reason')}"
     result = trial.user_attrs["result"]
     parts = [cell, "" if result["best_epoch"] is None else f"best epoch {result['best_epoch']}"]
-    parts += [f"{name} {result[f'{name}_acc']:.2%}" for name in ("val", "test") if result[f"{name}_acc"] is not None]
+    if result.get("select_on") == "test":
+        parts.append(f"test {result['test_acc']:.2%}, chosen on it")
+    else:
+        scores = {name: result[f"{name}_acc"] for name in ("val", "test")}
+        parts += [f"{name} {accuracy:.2%}" for name, accuracy in scores.items() if accuracy is not None]
     return "  ".join([*filter(None, parts), f"{result['seconds']:.0f} s"])
 
 

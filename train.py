@@ -98,9 +98,10 @@ def train(
         resume: Checkpoint to go on from, in the folder of its run; the other flags must be that run's.
 
     Returns:
-        What the summary shows: `epochs`, `best_epoch`, `val_acc`, `test_acc`, `test_loss` (accuracies are fractions;
-        None where there is none), `seconds`, `images_per_second`, `log_dir`, `checkpoint`, and `trend`, the
-        fields of `trend.Trend`. In processes beyond the first, nothing.
+        What the summary shows: `epochs`, `select_on`, `best_epoch`, `val_acc`, `test_acc`, `test_loss` (accuracies are
+        fractions; None where there is none; with `select_on` "test" both are of the test set), `seconds`,
+        `images_per_second`, `log_dir`, `checkpoint`, and `trend`, the fields of `trend.Trend`. In processes beyond
+        the first, nothing.
 
     Raises:
         UsageError: The flags contradict each other.
@@ -178,6 +179,7 @@ def train(
         return {}
     result |= {
         "epochs": epochs,
+        "select_on": select_on,
         "test_acc": trainer.callback_metrics["test/acc"].item(),
         "test_loss": trainer.callback_metrics["test/loss"].item(),
         "seconds": time.perf_counter() - start,
@@ -336,7 +338,7 @@ def summary(result: dict[str, Any]) -> str:
     lines = {"test accuracy": f"{result['test_acc']:.2%}"}
     lines["wall time"] = f"{result['seconds']:.1f} s, {result['images_per_second']:,.0f} images/s"
     if result.get("trend"):
-        lines |= sentences(Trend(**result["trend"]))
+        lines |= sentences(Trend(**result["trend"]), result.get("select_on", "val"))
     if result["log_dir"]:
         lines |= {"logs": result["log_dir"], "checkpoint": result["checkpoint"]}
         lines["next"] = f"tensorboard --logdir {Path(result['log_dir']).parent.parent}"

@@ -218,8 +218,8 @@ FLAGS = {  # what the advice is called on the command line
 }
 
 
-def sentences(trend: Trend) -> dict[str, str]:
-    """The trend in words, by what each is about."""
+def sentences(trend: Trend, judged_on: str = "val") -> dict[str, str]:
+    """The trend in words, by what each is about; `judged_on` "test" if the best epoch was chosen on the test set."""
     tied = "" if trend.tied_since == trend.best_epoch else f"; epoch {trend.tied_since} was within its noise"
     words = {
         "best epoch": f"{trend.best_epoch} of {trend.epochs}: highest validation accuracy, {trend.best_acc:.2%}{tied}",
@@ -244,12 +244,13 @@ def sentences(trend: Trend) -> dict[str, str]:
         pairs = (f"{one} {a} as {b} and {other} {b} as {a}" for a, b, one, other in trend.confused)
         words["confused"] = "; ".join(pairs)
     flags = FLAGS[trend.advice].format(twice=2 * trend.epochs)
-    return words | {"advice": f"{trend.advice}, because {trend.reason}; try {flags}"}
+    words["advice"] = f"{trend.advice}, because {trend.reason}; try {flags}"
+    return {name: text.replace("validation", "test") if judged_on == "test" else text for name, text in words.items()}
 
 
-def markdown(trend: Trend) -> str:
+def markdown(trend: Trend, judged_on: str = "val") -> str:
     """The trend as a table for people."""
-    return table(("trend", ""), sentences(trend))
+    return table(("trend", ""), sentences(trend, judged_on))
 
 
 def table(head: tuple[str, str], rows: Mapping[str, Any]) -> str:

@@ -158,6 +158,8 @@ def test_what_is_chosen_on_the_test_set_says_so(run: Any) -> None:
     result = run(val_size=0, select_on="test")
     assert "test_acc_by_class/cat" in curves(result["log_dir"])
     assert result["trend"]["best_acc"] == pytest.approx(result["test_acc"])
+    words = (Path(result["log_dir"]) / "trend.md").read_text() + door.summary(result)
+    assert words.count("highest test accuracy") == 2 and "validation" not in words
 
 
 def test_after_an_epoch_one_line_stays_with_a_mark_if_it_is_the_best(run: Any, capsys: Any) -> None:

@@ -174,6 +174,16 @@ def test_a_second_sweep_of_that_name_is_refused(sweeps: Sweeps) -> None:
     assert status == 2 and errors.endswith("another sweep.py is at it\n")
 
 
+def test_what_was_chosen_on_the_test_set_is_not_called_validation(sweeps: Sweeps) -> None:
+    table = sweeps.folder / "results" / "tried" / "cells.csv"
+    table.parent.mkdir(parents=True)
+    table.write_text(
+        "seed,select_on,val_size,best_epoch,best_test_acc,last_test_acc,seconds\n0,test,0,2,81.0,79.5,7.5\n"
+    )
+    _, lines, _ = sweeps.run("--grid", "seed=0 select_on=test val_size=0")
+    assert "test 81.00%, chosen on it" in lines[0] and "val 8" not in lines[0]
+
+
 def test_a_table_that_report_did_not_write_is_named(sweeps: Sweeps) -> None:
     table = sweeps.folder / "results" / "tried" / "cells.csv"
     table.parent.mkdir(parents=True)
