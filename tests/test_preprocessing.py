@@ -116,6 +116,11 @@ def test_segmentation_keeps_the_foreground_and_flattens_the_ground(method: str, 
     assert np.array_equal(one(done, segment="otsu"), done)
 
 
+def test_grabcut_keeps_the_middle_of_any_image(images: np.ndarray) -> None:
+    done = preprocess(images, Preprocessing(segment="grabcut"))
+    assert np.array_equal(done[..., 12:20, 12:20], images[..., 12:20, 12:20])
+
+
 def test_superpixels_are_of_one_colour_their_mean() -> None:
     blocks = np.kron(np.random.default_rng(0).integers(0, 256, (4, 4, 3)), np.ones((8, 8, 1))).astype(np.uint8)
     assert np.array_equal(one(blocks, segment="superpixels"), blocks)
@@ -167,12 +172,13 @@ def test_zca_of_images_of_one_colour_is_finite() -> None:
     assert np.abs(done.astype(int) - 128).max() <= 1
 
 
-def test_what_zca_fits_sees_the_chosen_images_only(small: np.ndarray) -> None:
+def test_what_zca_fits_sees_the_chosen_images_only(small: np.ndarray, tmp_path: Path) -> None:
     chosen = np.arange(0, 300, 2)
-    fitted = fit_whitening(small, chosen)
+    fitted = fit_whitening(small, chosen, tmp_path)
+    assert np.array_equal(fit_whitening(small, chosen, tmp_path), fitted)
+    assert not np.array_equal(fit_whitening(small, chosen[1:], tmp_path), fitted)
     small[1::2] = 0
-    assert np.array_equal(fit_whitening(small, chosen), fitted)
-    assert not np.array_equal(fit_whitening(small, chosen[1:]), fitted)
+    assert np.array_equal(fit_whitening(small, chosen, tmp_path), fitted)
 
 
 def test_steps_are_done_in_order_corruption_first(images: np.ndarray) -> None:
