@@ -474,7 +474,9 @@ def test_names_on_the_command_line_are_those_of_the_methods() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_with_zca_learns_and_can_be_tested_again(run: Any, data_dir: Path) -> None:
-    result = run(normalize="zca", epochs=4)
-    assert result["test_acc"] > 0.2
+def test_a_run_with_zca_can_be_tested_again_from_its_checkpoint(run: Any, data_dir: Path) -> None:
+    result = run(normalize="zca")
+    for path in (data_dir / "preprocessed").glob("*zca*"):
+        path.unlink()
     assert door.test(Path(result["checkpoint"]), data_dir)["test/loss"] == pytest.approx(result["test_loss"])
+    assert run(normalize="zca")["test_loss"] == pytest.approx(result["test_loss"])
