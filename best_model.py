@@ -55,9 +55,10 @@ GUIDE = """
 - **Scalars** and **Time Series**: loss, accuracy and images/s over epochs (the axis says Step); `lr`,
   `train/loss_step` and `train/grad_norm` over training steps. What is in `whole_run` has one value a run.
 - **Custom Scalars**: training and validation in one chart; the accuracy of each class.
-- **Images**: `what_it_sees`, a training batch as the network gets it; `what_it_learned`, the first layer's filters
-  after each epoch (move the slider) and what each layer makes of one image; `where_it_fails`, the best epoch's mistakes
-  on the validation images; `whole_run`, the curves. Tick *Show actual image size* to read them.
+- **Images**: `what_it_sees`, a training batch as the network gets it, and an image of each class before and after
+  preprocessing; `what_it_learned`, the first layer's filters after each epoch (move the slider) and what each layer
+  makes of one image; `where_it_fails`, the best epoch's mistakes on the validation images; `whole_run`, the curves.
+  Tick *Show actual image size* to read them.
 - **Graphs**: the network; a double click opens a box.
 - **HParams**: all runs in one table, with their flags and results.
 - **Projector**: 1,000 validation images, placed by what the last layer gets of them. Colour by class, and try T-SNE.

@@ -231,6 +231,21 @@ class TrainingBatch(Callback):
             writer.add_image("what_it_sees/training_batch", pictures.rgb(figure), 0, dataformats="HWC")
 
 
+class BeforeAndAfter(Callback):
+    """A picture of an image of each class before and after preprocessing, of a data module that has `examples`."""
+
+    def __init__(self, class_names: Sequence[str] = CLASS_NAMES) -> None:
+        self.class_names = class_names
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        writer = tensorboard(trainer)
+        if writer and trainer.global_step == 0 and hasattr(trainer.datamodule, "examples"):  # type: ignore[attr-defined]
+            rows = trainer.datamodule.examples()  # type: ignore[attr-defined]
+            if len(rows) > 1:
+                figure = pictures.before_and_after(rows, self.class_names)
+                writer.add_image("what_it_sees/preprocessing", pictures.rgb(figure), 0, dataformats="HWC")
+
+
 class Graph(Callback):
     """The network's graph, in TensorBoard's Graphs tab, traced with the run's first training image."""
 

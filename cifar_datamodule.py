@@ -9,6 +9,7 @@ A batch is (float32 images [B, 3, 32, 32], channels_last, normalised; int64 labe
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 import cifar10_files
 from augmentation import Plan, crop_and_flip, cutout, draw_plan
+from preprocessing import Preprocessing, before_and_after, fit_whitening, preprocess, whiten
 
+PREPROCESSED = "preprocessed"  # the folder of what is kept, beside the data set's; it may be deleted at any time
 EVAL_BATCH_SIZE = 250  # as fast as larger ones, in less memory
 _STREAM = 2  # keeps the order of the epoch apart from the augmentation's draws
 
@@ -43,10 +46,11 @@ class CIFAR10DataModule(pl.LightningDataModule):
         cutout: Side in pixels of a square erased from each training image. 0 is off.
         validate_on: "test" makes the test set the validation loader: only to reproduce results that were chosen on it.
         mirror: URL to download an official archive from, instead of the known sources.
+        preprocessing: What is done once to every image; computed in `setup`, and kept in `data_dir`.
 
     Raises:
         ValueError: An argument is out of its range.
-        cifar10_files.DataError: From `prepare_data`, no source gives the data set.
+        cifar10_files.DataError: From `prepare_data`, no source gives the data set; later, `data_dir` cannot be written.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
         cutout: int = 0,
         validate_on: Literal["val", "test"] = "val",
         mirror: str | None = None,
+        preprocessing: Preprocessing = Preprocessing(),  # noqa: B008, it is immutable
     ) -> None:
         super().__init__()
         if val_size % 10 or not 0 <= val_size < 50_000:
@@ -79,8 +84,10 @@ class CIFAR10DataModule(pl.LightningDataModule):
         self.cutout = cutout
         self.validate_on = validate_on
         self.mirror = mirror
+        self.preprocessing = preprocessing
         self.mean: Tensor | None = None  # float32 [3], of the training part's pixels, in [0, 255]
         self.std: Tensor | None = None
+        self.whitening: np.ndarray | None = None  # of `fit_whitening`, if zca is chosen
         self._train: tuple[Tensor, Tensor] | None = None  # all 50,000 images and labels
         self._verified = False
 
@@ -92,9 +99,19 @@ class CIFAR10DataModule(pl.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         if self._train is not None or (stage == "test" and self.mean is not None):
             return
-        self._train = images, labels = self._load(train=True)
+        pixels, labels = self._load(train=True)
         self.train_indices, self.val_indices = stratified_split(labels, self.val_size, self.split_seed)
-        self.mean, self.std = channel_statistics(images, self.train_indices)
+        firsts = [int(self.train_indices[labels[self.train_indices] == label][0]) for label in labels.unique()]
+        self._examples = pixels[firsts]  # a copy, so that the images themselves can be given back
+        corrupted = self.preprocessing.corrupt_on == "both"
+        pixels = preprocess(pixels, self.preprocessing, corrupted=corrupted, folder=self._kept)
+        if self.preprocessing.normalize == "zca":
+            self.whitening = fit_whitening(pixels, self.train_indices.numpy(), self._kept)
+            pixels = whiten(pixels, self.whitening, self._kept)
+        self._train = images, labels = _channels_last(pixels), labels
+        self.mean, self.std = torch.zeros(3), torch.full((3,), 255.0)
+        if self.preprocessing.normalize != "none":
+            self.mean, self.std = channel_statistics(images, self.train_indices)
 
     def train_dataloader(self) -> DataLoader:
         rank, world_size = self._process()
@@ -114,20 +131,45 @@ class CIFAR10DataModule(pl.LightningDataModule):
         return self._evaluation_loader(*self._train, self.val_indices)
 
     def test_dataloader(self) -> DataLoader:
-        images, labels = self._load(train=False)
-        return self._evaluation_loader(images, labels, torch.arange(len(labels)))
+        pixels, labels = self._load(train=False)
+        pixels = preprocess(pixels, self.preprocessing, self.whitening, corrupted=True, folder=self._kept)
+        return self._evaluation_loader(_channels_last(pixels), labels, torch.arange(len(labels)))
 
     def state_dict(self) -> dict[str, Any]:
-        """The statistics: later images have to be normalised by the same."""
-        return {"mean": self.mean, "std": self.std}
+        """The preprocessing and the statistics: later images have to be treated by the same."""
+        state = {"mean": self.mean, "std": self.std, "preprocessing": asdict(self.preprocessing)}
+        return state | ({} if self.whitening is None else {"whitening": torch.from_numpy(self.whitening)})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.mean, self.std = state_dict["mean"], state_dict["std"]
+        self.preprocessing = Preprocessing(**state_dict.get("preprocessing", {}))  # older checkpoints have none
+        self.whitening = state_dict["whitening"].numpy() if "whitening" in state_dict else None
 
-    def _load(self, train: bool) -> tuple[Tensor, Tensor]:
-        """Images uint8 [N, 32, 32, 3] and labels int64 [N]."""
+    def transform(self, images: np.ndarray) -> Tensor:
+        """Photographs as the network has to get them, by the checkpoint alone: after `load_state_dict` or `setup`.
+
+        Args:
+            images: uint8 [N, 3, 32, 32].
+
+        Returns:
+            float32 [N, 3, 32, 32], preprocessed (but not corrupted) and normalised.
+        """
+        assert self.mean is not None and self.std is not None
+        pixels = preprocess(images, self.preprocessing, self.whitening)
+        return normalize(_channels_last(pixels), self.mean, self.std)
+
+    def examples(self) -> dict[str, np.ndarray]:
+        """What `before_and_after` makes of the first training image of each class; after `setup`."""
+        return before_and_after(self._examples, self.preprocessing, self.whitening)
+
+    @property
+    def _kept(self) -> Path:
+        return self.data_dir / PREPROCESSED
+
+    def _load(self, train: bool) -> tuple[np.ndarray, Tensor]:
+        """Images uint8 [N, 3, 32, 32] and labels int64 [N]."""
         images, labels = cifar10_files.load(self.data_dir / cifar10_files.FOLDER, train)
-        return torch.from_numpy(images).permute(0, 2, 3, 1), torch.from_numpy(labels)
+        return images, torch.from_numpy(labels)
 
     def _process(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
@@ -152,11 +194,7 @@ class Batches(Dataset):
         self.images, self.labels, self.mean, self.std = images, labels, mean, std
 
     def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        return self._normalize(self.images[indices]), self.labels[indices]
-
-    def _normalize(self, pixels: Tensor) -> Tensor:
-        """uint8 [B, 32, 32, 3] to float32 [B, 3, 32, 32], which is channels_last without a copy."""
-        return ((pixels - self.mean) / self.std).permute(0, 3, 1, 2)
+        return normalize(self.images[indices], self.mean, self.std), self.labels[indices]
 
 
 class AugmentedBatches(Batches):
@@ -182,7 +220,7 @@ class AugmentedBatches(Batches):
         if self._plan is None or self._plan[0] != epoch:
             self._plan = epoch, draw_plan(self.seed, epoch, len(self.labels), self.crop, self.flip)
         plan = self._plan[1]
-        images = self._normalize(crop_and_flip(self.images, indices, plan))
+        images = normalize(crop_and_flip(self.images, indices, plan), self.mean, self.std)
         if self.cutout:
             images = cutout(images, indices, plan, self.cutout)
         return images, self.labels[indices]
@@ -221,6 +259,16 @@ class ShuffledBatches(Sampler):
         order = self.indices[torch.from_numpy(rng.permutation(len(self.indices)))]
         for batch in order.split(self.batch_size)[: len(self)]:
             yield self.epoch, batch[self.rank :: self.world_size]
+
+
+def _channels_last(images: np.ndarray) -> Tensor:
+    """uint8 [N, 32, 32, 3] of images [N, 3, 32, 32], in the same memory."""
+    return torch.from_numpy(images).permute(0, 2, 3, 1)
+
+
+def normalize(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """uint8 [B, 32, 32, 3] to float32 [B, 3, 32, 32], which is channels_last without a copy."""
+    return ((pixels - mean) / std).permute(0, 3, 1, 2)
 
 
 def stratified_split(labels: Tensor, val_size: int, split_seed: int) -> tuple[Tensor, Tensor]:

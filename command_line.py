@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeAlias
 
@@ -16,10 +17,16 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser
 
 from cifar10_files import DataError
+from image_methods import CORRUPT, DENOISE, NORMALIZE, SEGMENT
 from optimizers import OPTIMIZERS, SCHEDULES
+from preprocessing import Preprocessing
 
 OptimizerName: TypeAlias = Literal[tuple(OPTIMIZERS)]  # type: ignore[valid-type]
 ScheduleName: TypeAlias = Literal[tuple(SCHEDULES)]  # type: ignore[valid-type]
+DenoiseName: TypeAlias = Literal[tuple(DENOISE)]  # type: ignore[valid-type]
+SegmentName: TypeAlias = Literal[SEGMENT]  # type: ignore[valid-type]
+NormalizeName: TypeAlias = Literal[NORMALIZE]  # type: ignore[valid-type]
+CorruptName: TypeAlias = Literal[tuple(CORRUPT)]  # type: ignore[valid-type]
 
 _POSITIVE = "above 0", lambda value: 0 < value < math.inf
 _SHARE = "from 0 to below 1", lambda value: 0 <= value < 1
@@ -62,6 +69,14 @@ class Stopped(Exception):
         self.advice = f"go on with: python train.py --resume {folder}" if folder else advice
 
 
+def preprocessing(flags: dict[str, Any], before: Preprocessing = Preprocessing()) -> Preprocessing:  # noqa: B008
+    """What the flags make of the preprocessing; UsageError if they contradict each other."""
+    try:
+        return before.changed({field.name: flags[field.name] for field in fields(Preprocessing) if field.name in flags})
+    except ValueError as error:
+        raise UsageError(f"--{error}") from error
+
+
 def check(flags: dict[str, Any]) -> None:
     """Raise UsageError if a flag of `train` is out of range or contradicts another."""
     for name, (allowed, holds) in ALLOWED.items():
@@ -73,6 +88,7 @@ def check(flags: dict[str, Any]) -> None:
         raise UsageError(f"--batch_size {flags['batch_size']}: more than the training images")
     if flags["select_on"] == "test" and flags["val_size"]:
         raise UsageError("--select_on test: validates on the test set, so it needs --val_size 0")
+    preprocessing(flags)
 
 
 class Parser(ArgumentParser):

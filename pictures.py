@@ -68,6 +68,27 @@ def sheet(images: np.ndarray, captions: Sequence[str], title: str, columns: int 
     return figure
 
 
+def before_and_after(rows: Mapping[str, np.ndarray], class_names: Sequence[str], title: str = "") -> Figure:
+    """The same images in several rows, by what was done to them.
+
+    Args:
+        rows: uint8 [N, 3, H, W] each.
+        class_names: N texts.
+    """
+    figure = _figure(1.0 * len(class_names) + 0.4, 1.25 * len(rows) + 0.4, title)
+    grid = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
+    for axes, (name, images) in zip(grid, rows.items(), strict=True):
+        side = images.shape[-1] + 2
+        axes.imshow(_mosaic(images.transpose(0, 2, 3, 1), len(images), gap=2), interpolation="nearest")
+        axes.set_title(name, fontsize=9)
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+    centres = [1 + side * (number + 0.5) for number in range(len(class_names))]
+    grid[-1].set_xticks(centres, class_names, fontsize=7.5)
+    grid[-1].tick_params(length=0)
+    return figure
+
+
 def filters(weight: Tensor, columns: int = 6, scale: int = 12) -> np.ndarray:
     """The filters of a convolution as one picture, each over the same scale: middle grey is 0.
 

@@ -20,11 +20,25 @@ from typing import Any, Literal
 from jsonargparse import SUPPRESS
 
 from atomic_file import write_bytes
-from command_line import OptimizerName, Parser, RecipeFile, ScheduleName, UsageError, check, exit_status
+from command_line import (
+    CorruptName,
+    DenoiseName,
+    NormalizeName,
+    OptimizerName,
+    Parser,
+    RecipeFile,
+    ScheduleName,
+    SegmentName,
+    UsageError,
+    check,
+    exit_status,
+    preprocessing,
+)
 from runs import NO_PART, SUMMARY
 from trend import Trend, sentences
 
 MAY_CHANGE = NO_PART - {"checkpoint_dir", "fast_dev_run"}  # when a run is resumed
+TEST_MAY_CHANGE = {"denoise", "denoise_strength", "corrupt", "severity"}  # for studies of a trained network
 
 
 def train(
@@ -41,6 +55,13 @@ def train(
     crop: int = 2,
     flip: bool = True,
     cutout: int = 0,
+    denoise: DenoiseName = "none",
+    denoise_strength: float | None = None,
+    segment: SegmentName = "none",
+    normalize: NormalizeName = "dataset",
+    corrupt: CorruptName = "none",
+    severity: int | None = None,
+    corrupt_on: Literal["test", "both"] = "test",
     val_size: int = 5000,
     split_seed: int = 0,
     select_on: Literal["val", "test"] = "val",
@@ -77,6 +98,15 @@ def train(
         crop: Largest random shift of a training image, in pixels; 0 is off.
         flip: Whether half of the training images, at random, are mirrored.
         cutout: Side of a random square erased from each training image, in pixels; 0 is off.
+        denoise: What smooths every image before training, once.
+        denoise_strength: Of gaussian sigma in pixels, of median the window in pixels, odd, of bilateral the difference
+            in grey levels that is an edge, of nlmeans the noise in grey levels; null takes the method's default.
+        segment: Gives the background (otsu, grabcut) or each superpixel one colour, its mean.
+        normalize: By the training images' mean and standard deviation; before that, image standardises each image by
+            itself, contrast equalises it locally (CLAHE), zca whitens all. With none, pixels are only divided by 255.
+        corrupt: What damages images before all else, as in CIFAR-10-C.
+        severity: Of the damage, 1 to 5; null takes 3.
+        corrupt_on: Which images are damaged: the test images, or the training and validation images too.
         val_size: Images held out of training for validation, a multiple of 10; with 0 the last epoch is tested.
         split_seed: Chooses the validation images.
         select_on: Where the best epoch is chosen; "test" shows the bias of the report, and is for nothing else.
@@ -137,6 +167,7 @@ def train(
         callbacks += [LearningRateMonitor("step"), visible.GradientNorm(), visible.TrainingSpeed()]
         callbacks += [visible.ChartLayout(select_on), visible.ClassAccuracy(select_on), best_model]
         callbacks += [visible.TrainingBatch(), visible.ConvFilters(), visible.Graph()] if pictures else []
+        callbacks += [visible.BeforeAndAfter()] if pictures else []
         callbacks += [*([best] if monitor else []), last]
     trainer = make_trainer(
         accelerator=accelerator,
@@ -160,6 +191,7 @@ def train(
             name, version = resume.absolute().parent.parent.name, resume.absolute().parent.name
         elif trainer.is_global_zero:
             datamodule.prepare_data()
+            datamodule.setup()
             version = reserve_version(log_dir / name, checkpoint_dir / name)
         else:
             version = ""  # the first process writes
@@ -210,7 +242,9 @@ def set_up(flags: dict[str, Any]) -> Any:
     seed_everything(flags["seed"], verbose=False)
     data = ("data_dir", "batch_size", "val_size", "split_seed", "seed", "crop", "flip", "cutout", "mirror")
     learning = ("width", "optimizer", "lr", "weight_decay", "momentum", "nesterov", "schedule", "label_smoothing")
-    datamodule = CIFAR10DataModule(**{name: flags[name] for name in data}, validate_on=flags["select_on"])
+    datamodule = CIFAR10DataModule(
+        **{name: flags[name] for name in data}, validate_on=flags["select_on"], preprocessing=preprocessing(flags)
+    )
     return datamodule, LeNetModule(**{name: flags[name] for name in learning}, val_name=flags["select_on"])
 
 
@@ -265,14 +299,19 @@ def finished(flags: dict[str, Any]) -> dict[str, Any] | None:
     return result if result["epochs"] >= flags["epochs"] else None
 
 
-def test(checkpoint: Path, data_dir: Path = Path("data"), mirror: str | None = None) -> dict[str, float]:
-    """Evaluate a checkpoint of `train` on the official test set.
+def test(
+    checkpoint: Path, data_dir: Path = Path("data"), mirror: str | None = None, **changes: Any
+) -> dict[str, float]:
+    """Evaluate a checkpoint of `train` on the official test set, preprocessed as in its run.
+
+    Args:
+        changes: Flags in TEST_MAY_CHANGE, instead of those of the run.
 
     Returns:
         `test/loss` and `test/acc`, a fraction.
 
     Raises:
-        UsageError: The file is no checkpoint of this program.
+        UsageError: The file is no checkpoint of this program, or the changes contradict its run.
         DataError: No source gives the data set.
     """
     from checkpointing import load_module
@@ -281,6 +320,7 @@ def test(checkpoint: Path, data_dir: Path = Path("data"), mirror: str | None = N
     module, loaded = load_module(checkpoint)
     datamodule = CIFAR10DataModule(data_dir, mirror=mirror)
     datamodule.load_state_dict(loaded["CIFAR10DataModule"])
+    datamodule.preprocessing = preprocessing(changes, datamodule.preprocessing)
     trainer = make_trainer(accelerator="cpu", devices=1)
     trainer.test(module, datamodule=datamodule, verbose=False)
     return {name: trainer.callback_metrics[name].item() for name in ("test/loss", "test/acc")}
@@ -366,7 +406,7 @@ def main() -> None:
     if finding and (checkpoint or resume):
         raise UsageError("--find_lr: not with --test or --resume")
     if checkpoint:
-        if unused := flags.keys() - {"data_dir", "mirror"}:
+        if unused := flags.keys() - {"data_dir", "mirror"} - TEST_MAY_CHANGE:
             raise UsageError(f"--{min(unused)}: not with --test, which takes the flags of the checkpoint")
         for name, value in test(checkpoint, **flags).items():
             print(f"{name:<15}{value:.4f}")

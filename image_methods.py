@@ -1,0 +1,120 @@
+"""The methods of preprocessing: from one image, uint8 [32, 32, 3] in RGB, and its index to another.
+
+Each is a function of its arguments alone; the index only chooses the noise of a corruption.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+DENOISE = {  # default and largest strength
+    "none": (0.0, 0.0),
+    "gaussian": (0.5, 16.0),  # standard deviation in pixels
+    "median": (3.0, 31.0),  # side of the window in pixels, odd
+    "bilateral": (30.0, 255.0),  # difference of colour, in grey levels, that counts as an edge
+    "nlmeans": (10.0, 255.0),  # h, about the noise's standard deviation in grey levels
+}
+SEGMENT = ("none", "otsu", "grabcut", "superpixels")
+NORMALIZE = ("dataset", "image", "contrast", "zca", "none")
+# Severities 1 to 5 of CIFAR-10-C (Hendrycks and Dietterich 2019; make_cifar_c.py in github.com/hendrycks/robustness).
+CORRUPT = {
+    "none": (),
+    "gaussian": (0.04, 0.06, 0.08, 0.09, 0.10),  # standard deviation, pixels in [0, 1]
+    "saltpepper": (0.01, 0.02, 0.03, 0.05, 0.07),  # share of the values; there it is called impulse noise
+    "jpeg": (80, 65, 58, 50, 40),  # quality
+    "blur": (0.4, 0.6, 0.7, 0.8, 1.0),  # standard deviation in pixels
+}
+DEFAULT_SEVERITY = 3
+SUPERPIXELS, COMPACTNESS = 64, 10.0  # of about 4 x 4 pixels; scikit-image's default weight of distance against colour
+CLIP_LIMIT, TILES = 2.0, (2, 2)  # of CLAHE; a tile has as many pixels as there are grey levels
+DEVIATIONS = 4.0  # standard deviations of normalised values that 0 and 255 stand for, either side of the middle
+_STREAM = 3  # keeps the noise of corruption apart from other draws
+
+Step = Callable[[np.ndarray, int], np.ndarray]  # image uint8 [32, 32, 3] and its index, to the new image
+
+
+def to_bytes(values: np.ndarray) -> np.ndarray:
+    """Values of mean 0 and standard deviation 1 as uint8: 0 becomes the middle, DEVIATIONS the ends; beyond is cut."""
+    return np.rint(values * (127.5 / DEVIATIONS) + 127.5).clip(0, 255).astype(np.uint8)
+
+
+def corrupt(method: str, level: float, image: np.ndarray, index: int) -> np.ndarray:
+    """Damage an image by a method and a level of CORRUPT. (CIFAR-10-C itself rounds down, here is rounded.)"""
+    import cv2
+
+    rng = np.random.default_rng([_STREAM, index])
+    if method == "gaussian":
+        return np.rint(image + rng.normal(0, level * 255, image.shape)).clip(0, 255).astype(np.uint8)
+    if method == "saltpepper":
+        hit, salt = rng.random((2, *image.shape))
+        return np.where(hit < level, np.where(salt < 0.5, 0, 255), image).astype(np.uint8)
+    if method == "jpeg":  # OpenCV's colours are blue, green, red
+        _, file = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, int(level)])
+        return np.asarray(cv2.imdecode(file, cv2.IMREAD_COLOR))[..., ::-1]
+    return cv2.GaussianBlur(image, (0, 0), level)
+
+
+def denoise(method: str, strength: float, image: np.ndarray, index: int) -> np.ndarray:
+    """Smooth an image by a method of DENOISE."""
+    import cv2
+
+    if method == "gaussian":
+        return cv2.GaussianBlur(image, (0, 0), strength)
+    if method == "median":
+        return cv2.medianBlur(image, int(strength))
+    if method == "bilateral":
+        return cv2.bilateralFilter(image, d=5, sigmaColor=strength, sigmaSpace=1.5)
+    # Patches of 3 pixels, looked for within 11: a third of the image.
+    return cv2.fastNlMeansDenoising(image, h=strength, templateWindowSize=3, searchWindowSize=11)
+
+
+def segment(method: str, image: np.ndarray, index: int) -> np.ndarray:
+    """Flatten the background (otsu, grabcut) or each superpixel to its mean colour; a method of SEGMENT.
+
+    otsu (1979) splits by brightness, and takes the side with more of the border for the background. grabcut (Rother et
+    al. 2004) is told that the border is background and a square in the middle foreground. superpixels are those of SLIC
+    (Achanta et al. 2012).
+    """
+    import cv2
+
+    if method == "superpixels":
+        from skimage.segmentation import slic
+
+        return _mean_colours(image, slic(image, SUPERPIXELS, COMPACTNESS, start_label=0))
+    if method == "otsu":
+        grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+        bright = cv2.threshold(grey, 0, 1, cv2.THRESH_BINARY | cv2.THRESH_OTSU)[1] == 1
+        border = np.concatenate([bright[0], bright[-1], bright[1:-1, 0], bright[1:-1, -1]])
+        background = bright if border.mean() > 0.5 else ~bright
+    else:
+        cv2.setRNGSeed(0)  # of this thread: the colour models start from random clusters
+        mask, models = np.zeros(image.shape[:2], np.uint8), np.zeros((2, 1, 65))  # GC_BGD is 0
+        mask[1:-1, 1:-1] = cv2.GC_PR_FGD
+        mask[12:20, 12:20] = cv2.GC_FGD  # without it, no foreground is found in most images
+        cv2.grabCut(image, mask, (0, 0, 32, 32), models[0], models[1], 5, cv2.GC_INIT_WITH_MASK)
+        background = np.isin(mask, (cv2.GC_BGD, cv2.GC_PR_BGD))
+    flat = _mean_colours(image, background.astype(np.intp))
+    return np.where(background[..., None], flat, image)
+
+
+def _mean_colours(image: np.ndarray, regions: np.ndarray) -> np.ndarray:
+    """Every pixel gets the mean colour of its region; `regions` is int [32, 32], counted from 0."""
+    flat = regions.ravel()
+    count = np.bincount(flat).clip(1)
+    means = [np.bincount(flat, channel.ravel()) / count for channel in image.transpose(2, 0, 1)]
+    return np.rint(np.stack(means, 1)).astype(np.uint8)[regions]
+
+
+def standardize(image: np.ndarray, index: int) -> np.ndarray:
+    """Mean 0 and standard deviation 1 over all values of the image, as bytes."""
+    values = image.astype(np.float32)
+    return to_bytes((values - values.mean()) / max(values.std(), 1.0))  # 1.0: an image of one colour
+
+
+def equalize(image: np.ndarray, index: int) -> np.ndarray:
+    """Contrast-limited adaptive histogram equalisation (Zuiderveld 1994) of the lightness."""
+    import cv2
+
+    lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB)
+    lab[..., 0] = cv2.createCLAHE(CLIP_LIMIT, TILES).apply(lab[..., 0])
+    return cv2.cvtColor(lab, cv2.COLOR_LAB2RGB)

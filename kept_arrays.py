@@ -1,0 +1,67 @@
+"""Arrays that take long to compute, kept in files: computed once, verified at each use, mapped into memory."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import DTypeLike
+
+from atomic_file import write_bytes
+from cifar10_files import DataError
+
+
+def kept(
+    folder: Path | None,
+    name: str,
+    inputs: tuple[str, ...],
+    shape: tuple[int, ...],
+    dtype: DTypeLike,
+    compute: Callable[[], np.ndarray],
+) -> np.ndarray:
+    """What `compute` returns, read from `folder` if it was called with this name and these inputs before.
+
+    The file is the array's bytes and their SHA-256; one that does not hold it counts as not there. Of several processes
+    that ask at once, one computes and the others wait. What is done to the array in memory never reaches the file.
+
+    Args:
+        folder: None computes it each time.
+        name: Start of the file's name.
+        inputs: All that the result depends on, versions of libraries too.
+        shape, dtype: Of the result.
+
+    Raises:
+        DataError: `folder` cannot be written.
+    """
+    if folder is None:
+        return compute()
+    key = hashlib.sha256("\n".join((name, *inputs)).encode()).hexdigest()
+    path = folder / f"{name}-{key[:16]}.bin"
+    if (found := _read(path, shape, dtype)) is not None:
+        return found
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):
+            if (found := _read(path, shape, dtype)) is None:  # else another process has made it meanwhile
+                found = np.ascontiguousarray(compute())
+                write_bytes(path, found.data, bytes.fromhex(digest(found)))
+        return found
+    except OSError as error:
+        raise DataError(f"{folder} cannot be written, and preprocessed images are kept there: {error}") from error
+
+
+def digest(array: np.ndarray) -> str:
+    """SHA-256 of the array's values in C order; neither shape nor dtype counts."""
+    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
+
+
+def _read(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray | None:
+    try:
+        stored = np.asarray(np.memmap(path, np.uint8, mode="c"))
+    except (OSError, ValueError):  # ValueError: it is empty
+        return None
+    data = stored[:-32]
+    if data.size != np.prod(shape) * np.dtype(dtype).itemsize or digest(data) != stored[-32:].tobytes().hex():
+        return None
+    return data.view(dtype).reshape(shape)

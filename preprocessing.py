@@ -1,0 +1,248 @@
+"""What is done once to every image before training: corrupt (for studies), denoise, segment, normalise, in this order.
+
+    images = preprocess(images, Preprocessing(denoise="median"))  # uint8 [N, 3, 32, 32] to the same
+
+What happens to an image is a function of the image and its index alone. With a folder, results are kept there: each
+step is computed once, verified whenever it is read, and mapped into memory. Light to import; what is off costs nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from image_methods import (
+    CORRUPT,
+    DEFAULT_SEVERITY,
+    DENOISE,
+    NORMALIZE,
+    SEGMENT,
+    Step,
+    corrupt,
+    denoise,
+    equalize,
+    segment,
+    standardize,
+    to_bytes,
+)
+from kept_arrays import digest, kept
+
+ZCA_EPSILON = 0.1  # as pylearn2 whitened CIFAR-10 (Goodfellow et al. 2013, Maxout Networks)
+_REVISION = "1"  # part of the key of what is kept: to be raised when a method or a constant of one changes
+_CHUNK = 250  # images
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """The choice of what is done to images; as the flags of `train.train`, which have the same names.
+
+    Attributes:
+        denoise: A name in DENOISE.
+        denoise_strength: Above 0, its unit is in DENOISE; None takes the default there.
+        segment: A name in SEGMENT. The background, or each superpixel, gets its mean colour.
+        normalize: A name in NORMALIZE. "dataset" and "none" leave the pixels as they are.
+        corrupt: A name in CORRUPT.
+        severity: 1 to 5; None takes DEFAULT_SEVERITY.
+        corrupt_on: "test" or "both".
+
+    Raises:
+        ValueError: A value is out of its range or does nothing beside the others; the text starts with its name.
+    """
+
+    denoise: str = "none"
+    denoise_strength: float | None = None
+    segment: str = "none"
+    normalize: str = "dataset"
+    corrupt: str = "none"
+    severity: int | None = None
+    corrupt_on: str = "test"
+
+    def __post_init__(self) -> None:
+        names = {"denoise": DENOISE, "segment": SEGMENT, "normalize": NORMALIZE, "corrupt": CORRUPT}
+        for name, known in (names | {"corrupt_on": ("test", "both")}).items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} {getattr(self, name)}: must be one of {', '.join(known)}")
+        if self.denoise_strength is not None:
+            given = f"denoise_strength {self.denoise_strength:g}"
+            if self.denoise == "none":
+                raise ValueError(f"{given}: needs --denoise")
+            largest = DENOISE[self.denoise][1]
+            if not 0 < self.denoise_strength <= largest:
+                raise ValueError(f"{given}: must be above 0 and at most {largest:g} for {self.denoise}")
+            if self.denoise == "median" and self.denoise_strength % 2 != 1:
+                raise ValueError(f"{given}: must be an odd number of pixels for median")
+        if self.severity is not None and self.corrupt == "none":
+            raise ValueError(f"severity {self.severity}: needs --corrupt")
+        if self.severity not in (None, 1, 2, 3, 4, 5):
+            raise ValueError(f"severity {self.severity}: must be from 1 to 5")
+        if self.corrupt_on == "both" and self.corrupt == "none":
+            raise ValueError("corrupt_on both: needs --corrupt")
+
+    def changed(self, given: dict[str, Any]) -> Preprocessing:
+        """With other fields; another method does not keep the strength or severity of the one before."""
+        forget: dict[str, Any] = {"denoise_strength": None} if "denoise" in given else {}
+        forget |= {"severity": None, "corrupt_on": "test"} if "corrupt" in given else {}
+        return replace(self, **(forget | given))
+
+    def steps(self, corrupted: bool) -> dict[str, Step]:
+        """What is to be done, by a name that tells method and parameters, in order; without zca, which is fitted."""
+        steps: dict[str, Step] = {}
+        if corrupted and self.corrupt != "none":
+            severity = self.severity or DEFAULT_SEVERITY
+            level = CORRUPT[self.corrupt][severity - 1]
+            steps[f"corrupt-{self.corrupt}-{severity}"] = partial(corrupt, self.corrupt, level)
+        if self.denoise != "none":
+            strength = self.denoise_strength or DENOISE[self.denoise][0]
+            steps[f"denoise-{self.denoise}-{strength:g}"] = partial(denoise, self.denoise, strength)
+        if self.segment != "none":
+            steps[f"segment-{self.segment}"] = partial(segment, self.segment)
+        if self.normalize == "image":
+            steps["normalize-image"] = standardize
+        if self.normalize == "contrast":
+            steps["normalize-contrast"] = equalize
+        return steps
+
+
+def preprocess(
+    images: np.ndarray,
+    settings: Preprocessing,
+    whitening: np.ndarray | None = None,
+    corrupted: bool = False,
+    folder: Path | None = None,
+) -> np.ndarray:
+    """Do to all images what `settings` say.
+
+    Args:
+        images: uint8 [N, 3, 32, 32]; fastest when channels lie last in memory.
+        whitening: What `fit_whitening` returned; without it zca is left out.
+        corrupted: Whether they are to be corrupted first.
+        folder: Where results are kept, or found if they were computed before.
+
+    Returns:
+        uint8 [N, 3, 32, 32], channels last in memory; `images` itself if there is nothing to do.
+
+    Raises:
+        DataError: `folder` cannot be written.
+    """
+    for name, step in settings.steps(corrupted).items():
+        images = _mapped(images, name, partial(_each, step), folder)
+    return images if whitening is None else whiten(images, whitening, folder)
+
+
+def before_and_after(
+    images: np.ndarray, settings: Preprocessing, whitening: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Images at each stage, to look at: as they are and, where that is on, preprocessed, corrupted, and both.
+
+    Args:
+        images: uint8 [N, 3, 32, 32].
+        whitening: As in `preprocess`.
+
+    Returns:
+        uint8 [N, 3, 32, 32] by what was done.
+    """
+    rows = {"as it is": images}
+    if whitening is not None or settings.steps(corrupted=False):
+        rows["preprocessed"] = preprocess(images, settings, whitening)
+    if settings.corrupt != "none":
+        damage = Preprocessing(corrupt=settings.corrupt, severity=settings.severity)
+        rows["corrupted"] = preprocess(images, damage, corrupted=True)
+        if "preprocessed" in rows:
+            rows["corrupted, preprocessed"] = preprocess(rows["corrupted"], settings, whitening)
+    return rows
+
+
+def fit_whitening(images: np.ndarray, indices: np.ndarray, folder: Path | None = None) -> np.ndarray:
+    """Fit ZCA whitening (Bell and Sejnowski 1997), regularised by ZCA_EPSILON, on the images `indices` alone.
+
+    Args:
+        images: uint8 [N, 3, 32, 32].
+        indices: int64 [M].
+        folder: As in `preprocess`.
+
+    Returns:
+        float16 [3073, 3072]: what `whiten` multiplies an image of pixels in [0, 1] and a constant 1 by. Its results
+        have variance 1 over all of the images it was fitted on. Half precision, since a checkpoint has to carry it:
+        its rounding is far below the rounding of the results to bytes.
+    """
+
+    def fit() -> np.ndarray:
+        total, products = np.zeros(size), np.zeros((size, size))
+        for start in tqdm(range(0, len(indices), 1000), "fit-zca", leave=False, disable=None):  # bounds the memory
+            chunk = _pixels(images[indices[start : start + 1000]]).reshape(-1, size).astype(np.float64)
+            total += chunk.sum(0)
+            products += chunk.T @ chunk  # sums of whole numbers, exact in float64 in any order
+        mean = total / len(indices)
+        products /= len(indices)
+        products -= np.outer(mean, mean)  # the covariance; in place, for it has 75 MB
+        variance = max(products.trace() / size, 1.0)  # of a pixel, in grey levels; all images may be of one colour
+        products /= variance
+        values, vectors = np.linalg.eigh(products)
+        values = values.clip(0)
+        gains = 1 / np.sqrt(values + ZCA_EPSILON)
+        gains /= np.sqrt((gains**2 * values).mean() or 1.0)
+        matrix = (vectors * gains) @ vectors.T / np.sqrt(variance)
+        return np.vstack([matrix * 255, -mean @ matrix]).astype(np.float16)
+
+    size = images[0].size
+    inputs = (digest(_pixels(images)), digest(indices), *_versions())
+    return kept(folder, "fit-zca", inputs, (size + 1, size), np.float16, fit)
+
+
+def whiten(images: np.ndarray, whitening: np.ndarray, folder: Path | None = None) -> np.ndarray:
+    """Whiten images by what `fit_whitening` returned; shapes, types and errors as in `preprocess`."""
+    matrix, offset = whitening[:-1].astype(np.float32) / 255, whitening[-1].astype(np.float32)
+
+    def run(chunk: np.ndarray, start: int) -> np.ndarray:
+        return to_bytes(chunk.reshape(len(chunk), -1).astype(np.float32) @ matrix + offset).reshape(chunk.shape)
+
+    return _mapped(images, f"normalize-zca-{digest(whitening)[:8]}", run, folder)
+
+
+def _mapped(
+    images: np.ndarray, name: str, run: Callable[[np.ndarray, int], np.ndarray], folder: Path | None
+) -> np.ndarray:
+    """Images [N, 3, 32, 32] after `run`, which makes a chunk [n, 32, 32, 3], from its first index on, to another."""
+    pixels = _pixels(images)
+
+    def compute() -> np.ndarray:
+        import cv2
+
+        cv2.setNumThreads(1)  # the images are shared out here, which pays more for small ones
+        done = np.empty_like(pixels)
+
+        def work(start: int) -> int:
+            done[start : start + _CHUNK] = run(pixels[start : start + _CHUNK], start)
+            return len(pixels[start : start + _CHUNK])
+
+        bar = tqdm(total=len(pixels), desc=name, unit=" images", leave=False, disable=None)  # None: only on a terminal
+        with ThreadPoolExecutor(os.cpu_count()) as pool, bar:  # threads, since OpenCV and BLAS release the GIL
+            for count in pool.map(work, range(0, len(pixels), _CHUNK)):
+                bar.update(count)
+        return done
+
+    return kept(folder, name, (digest(pixels), *_versions()), pixels.shape, np.uint8, compute).transpose(0, 3, 1, 2)
+
+
+def _each(step: Step, chunk: np.ndarray, start: int) -> np.ndarray:
+    return np.stack([step(image, start + number) for number, image in enumerate(chunk)])
+
+
+def _versions() -> tuple[str, ...]:
+    import cv2
+    import skimage
+
+    return _REVISION, cv2.__version__, skimage.__version__, np.__version__  # type: ignore[attr-defined]
+
+
+def _pixels(images: np.ndarray) -> np.ndarray:
+    """[N, 3, 32, 32] as contiguous [N, 32, 32, 3], without a copy where the memory has that order already."""
+    return np.ascontiguousarray(images.transpose(0, 2, 3, 1))

@@ -1,0 +1,482 @@
+"""Each method against a small known case, what is kept on disk, and the way through data module and command line."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.ndimage
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import cifar_datamodule
+import image_methods
+import kept_arrays
+import train as door
+from cifar_datamodule import CIFAR10DataModule
+from command_line import UsageError, check
+from conftest import ROOT
+from image_methods import CORRUPT, DENOISE, NORMALIZE, SEGMENT
+from preprocessing import Preprocessing, before_and_after, fit_whitening, preprocess, whiten
+
+METHODS = [
+    *(Preprocessing(denoise=method) for method in DENOISE if method != "none"),
+    *(Preprocessing(segment=method) for method in SEGMENT if method != "none"),
+    *(Preprocessing(normalize=method) for method in ("image", "contrast")),
+]
+CORRUPTIONS = [Preprocessing(corrupt=method, severity=5) for method in CORRUPT if method != "none"]
+
+
+def name(settings: Preprocessing) -> str:
+    return "-".join(settings.steps(corrupted=True))
+
+
+@pytest.fixture
+def images() -> np.ndarray:
+    """uint8 [7, 3, 32, 32]: smooth colours with a little noise."""
+    rng = np.random.default_rng(0)
+    smooth = scipy.ndimage.gaussian_filter(rng.normal(128, 400, (7, 3, 32, 32)), (0, 0, 4, 4))
+    return (smooth + rng.normal(0, 8, smooth.shape)).clip(0, 255).astype(np.uint8)
+
+
+def one(image: np.ndarray, **settings: Any) -> np.ndarray:
+    """An image [32, 32, 3] after preprocessing."""
+    return preprocess(image.transpose(2, 0, 1)[None], Preprocessing(**settings))[0].transpose(1, 2, 0)
+
+
+def square(ground: tuple[int, int, int], colour: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """An image [32, 32, 3] with a square, both a little noisy, and the square's mask."""
+    inside = np.zeros((32, 32), bool)
+    inside[10:22, 9:23] = True
+    image = np.where(inside[..., None], colour, ground) + np.random.default_rng(0).integers(-6, 7, (32, 32, 1))
+    return image.astype(np.uint8), inside
+
+
+@pytest.mark.parametrize("settings", METHODS + CORRUPTIONS, ids=name)
+def test_a_method_keeps_shape_and_dtype_changes_the_image_and_gives_the_same_again(
+    settings: Preprocessing, images: np.ndarray
+) -> None:
+    before = images.copy()
+    done = preprocess(images, settings, corrupted=True)
+    assert done.shape == images.shape and done.dtype == np.uint8
+    assert not np.array_equal(done, images) and np.array_equal(images, before)
+    assert np.array_equal(done, preprocess(images, settings, corrupted=True))
+    assert np.array_equal(done[:3], preprocess(images[:3], settings, corrupted=True))
+
+
+@pytest.mark.parametrize("settings", METHODS, ids=name)
+def test_what_becomes_of_an_image_does_not_depend_on_the_others(settings: Preprocessing, images: np.ndarray) -> None:
+    many = np.concatenate([images] * 80)  # several chunks, in several threads
+    done = preprocess(many, settings)
+    assert np.array_equal(done, np.concatenate([done[-7:]] * 80))
+
+
+@pytest.mark.parametrize("settings", METHODS, ids=name)
+@pytest.mark.parametrize("colour", [(0, 0, 0), (255, 255, 255), (200, 30, 90)])
+def test_an_image_of_one_colour_stays_one(settings: Preprocessing, colour: tuple[int, int, int]) -> None:
+    image = np.broadcast_to(np.array(colour, np.uint8), (32, 32, 3))
+    done = preprocess(image.transpose(2, 0, 1)[None], settings)
+    assert (done == done[:, :, :1, :1]).all()
+    if settings.normalize == "dataset":
+        assert np.array_equal(done[0, :, 0, 0], colour)
+
+
+def test_gaussian_is_scipys() -> None:
+    image = square((60, 80, 100), (200, 150, 50))[0]
+    expected = scipy.ndimage.gaussian_filter(image.astype(float), (1, 1, 0), mode="mirror")
+    assert np.abs(one(image, denoise="gaussian", denoise_strength=1) - expected).max() < 2
+
+
+def test_median_is_scipys_and_removes_single_pixels() -> None:
+    image = np.full((32, 32, 3), 90, np.uint8)
+    image[5, 7], image[20, 20] = 255, 0
+    assert (one(image, denoise="median") == 90).all()
+    noise = square((60, 80, 100), (200, 150, 50))[0]
+    expected = scipy.ndimage.median_filter(noise, (5, 5, 1), mode="nearest")
+    assert np.array_equal(one(noise, denoise="median", denoise_strength=5), expected)
+
+
+@pytest.mark.parametrize("method", ["bilateral", "nlmeans"])
+def test_edge_preserving_methods_smooth_the_noise_and_keep_the_edge(method: str) -> None:
+    image, inside = square((50, 50, 50), (200, 200, 200))
+    done = one(image, denoise=method).astype(float)
+    assert done[inside].std() < 0.7 * image[inside].std()
+    assert done[inside].min() > 180 and done[~inside].max() < 70
+
+
+@pytest.mark.parametrize("method", ["otsu", "grabcut"])
+@pytest.mark.parametrize("colours", [((60, 60, 60), (220, 190, 160)), ((220, 190, 160), (60, 60, 60))])
+def test_segmentation_keeps_the_foreground_and_flattens_the_ground(method: str, colours: Any) -> None:
+    image, inside = square(*colours)
+    done = one(image, segment=method)
+    assert np.array_equal(done[inside], image[inside])
+    assert (done[~inside] == np.rint(image[~inside].mean(0))).all()
+    assert np.array_equal(one(done, segment="otsu"), done)
+
+
+def test_grabcut_keeps_the_middle_of_any_image(images: np.ndarray) -> None:
+    done = preprocess(images, Preprocessing(segment="grabcut"))
+    assert np.array_equal(done[..., 12:20, 12:20], images[..., 12:20, 12:20])
+
+
+def test_superpixels_are_of_one_colour_their_mean() -> None:
+    blocks = np.kron(np.random.default_rng(0).integers(0, 256, (4, 4, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+    assert np.array_equal(one(blocks, segment="superpixels"), blocks)
+    image = square((60, 80, 100), (200, 150, 50))[0]
+    done = one(image, segment="superpixels")
+    assert len(np.unique(done.reshape(-1, 3), axis=0)) <= image_methods.SUPERPIXELS
+    assert np.abs(done.mean((0, 1)) - image.mean((0, 1))).max() < 0.5
+
+
+def test_image_standardises_each_image_by_itself(images: np.ndarray) -> None:
+    done = preprocess(images, Preprocessing(normalize="image")).astype(float)
+    values = images.astype(float)
+    z = (values - values.mean((1, 2, 3), keepdims=True)) / values.std((1, 2, 3), keepdims=True)
+    expected = (z * 255 / 8 + 127.5).clip(0, 255)  # 4 standard deviations on either side
+    assert np.abs(done - expected).max() <= 0.501
+    twice = preprocess(done.astype(np.uint8), Preprocessing(normalize="image"))
+    assert np.abs(twice - done).max() <= 1
+
+
+def test_contrast_widens_the_lightness_and_keeps_grey_grey() -> None:
+    ramp = np.repeat(np.arange(100, 132, dtype=np.uint8)[:, None], 32, 1)
+    done = one(np.repeat(ramp[..., None], 3, 2), normalize="contrast").astype(int)
+    assert np.ptp(done) > 1.5 * np.ptp(ramp)
+    assert np.abs(done - done[..., :1]).max() <= 1
+
+
+@pytest.fixture
+def small() -> np.ndarray:
+    """uint8 [300, 3, 6, 6]; whitening takes images of any size."""
+    rng = np.random.default_rng(0)
+    return scipy.ndimage.gaussian_filter(rng.integers(0, 256, (300, 3, 6, 6)), (0, 0, 1, 1)).astype(np.uint8)
+
+
+def test_zca_is_that_of_a_singular_value_decomposition(small: np.ndarray) -> None:
+    fitted = np.arange(200)
+    done = whiten(small, fit_whitening(small, fitted)).transpose(0, 2, 3, 1).reshape(300, -1)
+    pixels = small.transpose(0, 2, 3, 1).reshape(300, -1).astype(float)
+    centred = (pixels - pixels[:200].mean(0)) / np.sqrt(pixels[:200].var(0).mean())
+    _, singular, directions = np.linalg.svd(centred[:200], full_matrices=False)
+    whitened = centred @ directions.T / np.sqrt(singular**2 / 200 + 0.1) @ directions
+    expected = whitened / whitened[:200].std() * 255 / 8 + 127.5
+    assert np.abs(done - expected.clip(0, 255)).max() < 1  # half by rounding to bytes, the rest by half precision
+    assert done[:200].std() == pytest.approx(255 / 8, rel=0.02)
+
+
+def test_zca_of_images_of_one_colour_is_finite() -> None:
+    flat = np.full((5, 3, 6, 6), 9, np.uint8)
+    done = whiten(flat, fit_whitening(flat, np.arange(5)))
+    assert np.abs(done.astype(int) - 128).max() <= 1
+
+
+def test_what_zca_fits_sees_the_chosen_images_only(small: np.ndarray, tmp_path: Path) -> None:
+    chosen = np.arange(0, 300, 2)
+    fitted = fit_whitening(small, chosen, tmp_path)
+    assert np.array_equal(fit_whitening(small, chosen, tmp_path), fitted)
+    assert not np.array_equal(fit_whitening(small, chosen[1:], tmp_path), fitted)
+    small[1::2] = 0
+    assert np.array_equal(fit_whitening(small, chosen, tmp_path), fitted)
+
+
+def test_steps_are_done_in_order_corruption_first(images: np.ndarray) -> None:
+    together = Preprocessing(denoise="median", segment="otsu", normalize="image", corrupt="blur")
+    assert list(together.steps(True)) == ["corrupt-blur-3", "denoise-median-3", "segment-otsu", "normalize-image"]
+    step_by_step = preprocess(images, Preprocessing(corrupt="blur"), corrupted=True)
+    for settings in (Preprocessing("median"), Preprocessing(segment="otsu"), Preprocessing(normalize="image")):
+        step_by_step = preprocess(step_by_step, settings)
+    assert np.array_equal(preprocess(images, together, corrupted=True), step_by_step)
+
+
+def test_corruptions_have_the_published_size() -> None:
+    grey = np.full((50, 3, 32, 32), 128, np.uint8)
+    noise = preprocess(grey, Preprocessing(corrupt="gaussian", severity=5), corrupted=True) - 128.0
+    assert noise.std() == pytest.approx(0.1 * 255, rel=0.02) and abs(noise.mean()) < 0.5
+    assert not np.array_equal(noise[0], noise[1])
+    hit = preprocess(grey, Preprocessing(corrupt="saltpepper", severity=5), corrupted=True)
+    assert (hit != 128).mean() == pytest.approx(0.07, rel=0.05)
+    assert set(np.unique(hit)) == {0, 128, 255}
+
+
+def test_jpeg_keeps_the_colours() -> None:
+    image = np.broadcast_to(np.array([220, 40, 90], np.uint8), (32, 32, 3))
+    done = preprocess(image.transpose(2, 0, 1)[None], Preprocessing(corrupt="jpeg"), corrupted=True)
+    assert np.abs(done[0].astype(int) - image.transpose(2, 0, 1)).max() < 6
+
+
+def test_what_is_off_costs_nothing(images: np.ndarray, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)  # importing it fails
+    for settings in (Preprocessing(), Preprocessing(normalize="none")):
+        assert preprocess(images, settings, corrupted=True, folder=tmp_path) is images
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_line_imports_none_of_the_heavy_libraries() -> None:
+    code = "import sys, train; sys.exit(bool({'cv2', 'skimage', 'torch'} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+# What is kept on disk
+
+
+def the_file(folder: Path) -> Path:
+    (path,) = folder.glob("*.bin")
+    return path
+
+
+MEDIAN = Preprocessing(denoise="median")
+
+
+def test_what_was_computed_once_is_read(images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = preprocess(images, MEDIAN, folder=tmp_path / "kept")
+    monkeypatch.setattr("preprocessing._each", lambda *arguments: 1 / 0)
+    again = preprocess(images, MEDIAN, folder=tmp_path / "kept")
+    assert np.array_equal(first, again) and again.shape == images.shape
+    again[:] = 0  # in memory only
+    assert np.array_equal(preprocess(images, MEDIAN, folder=tmp_path / "kept"), first)
+    for other, settings in ((images, Preprocessing(denoise="gaussian")), (images[::-1], MEDIAN)):
+        with pytest.raises(ZeroDivisionError):
+            preprocess(other, settings, folder=tmp_path / "kept")
+
+
+@pytest.mark.parametrize("damage", ["torn", "empty", "bit", "longer"])
+def test_a_damaged_file_is_noticed_and_made_anew(damage: str, images: np.ndarray, tmp_path: Path) -> None:
+    right = preprocess(images, MEDIAN, folder=tmp_path).copy()
+    path = the_file(tmp_path)
+    data = bytearray(path.read_bytes())
+    if damage == "bit":
+        data[1000] ^= 1
+    contents = {"torn": data[:-100], "empty": bytearray(), "bit": data, "longer": data + b"x"}
+    path.write_bytes(contents[damage])
+    assert np.array_equal(preprocess(images, MEDIAN, folder=tmp_path), right)
+    assert np.array_equal(preprocess(images, MEDIAN, folder=tmp_path), right)
+    assert len(path.read_bytes()) == right.size + 32
+
+
+def test_another_library_version_computes_anew(
+    images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preprocess(images, MEDIAN, folder=tmp_path)
+    monkeypatch.setattr("cv2.__version__", "0")
+    preprocess(images, MEDIAN, folder=tmp_path)
+    assert len(list(tmp_path.glob("*.bin"))) == 2
+
+
+def test_a_folder_that_cannot_be_written_is_one_clear_error(images: np.ndarray, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(kept_arrays.DataError, match="cannot be written"):
+        preprocess(images, MEDIAN, folder=tmp_path / "file")
+
+
+SLOW_COMPUTATION = """
+import os, sys, time
+from pathlib import Path
+import numpy as np
+sys.path.insert(0, {root!r})
+import kept_arrays
+folder = Path(sys.argv[1])
+def compute():
+    with open(folder / "computed", "a") as file:
+        file.write("x")
+    time.sleep(1)
+    return np.arange(2**20)
+if "die" in sys.argv:
+    os.fsync = lambda number: os._exit(9)  # killed with the bytes written, but not yet the file in place
+found = kept_arrays.kept(folder, "a", ("b",), (2**20,), np.int64, compute)
+assert np.array_equal(found, np.arange(2**20))
+"""
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", SLOW_COMPUTATION.format(root=str(ROOT)), str(folder), *arguments])
+
+
+def test_two_processes_at_once_compute_once(tmp_path: Path) -> None:
+    both = [start(tmp_path), start(tmp_path)]
+    assert [process.wait(60) for process in both] == [0, 0]
+    assert (tmp_path / "computed").read_text() == "x"
+
+
+def test_a_kill_during_the_write_leaves_nothing_that_is_taken_for_the_result(tmp_path: Path) -> None:
+    assert start(tmp_path, "die").wait(60) == 9
+    assert not list(tmp_path.glob("*.bin"))
+    assert start(tmp_path).wait(60) == 0
+    assert the_file(tmp_path).stat().st_size == 2**23 + 32 and not list(tmp_path.glob("*.part"))
+
+
+# Through the data module
+
+
+def ready(data_dir: Path, **settings: Any) -> CIFAR10DataModule:
+    chosen = Preprocessing(**settings)
+    datamodule = CIFAR10DataModule(data_dir, 50, val_size=100, crop=0, flip=False, preprocessing=chosen)
+    datamodule.prepare_data()
+    datamodule.setup()
+    return datamodule
+
+
+def all_of(loader: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    images, labels = zip(*loader, strict=True)
+    return torch.cat(images), torch.cat(labels)
+
+
+def test_batches_hold_preprocessed_images_with_their_own_labels(data_dir: Path) -> None:
+    plain, median = ready(data_dir), ready(data_dir, denoise="median")
+    for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
+        (images, labels), (smooth, same) = all_of(getattr(plain, loader)()), all_of(getattr(median, loader)())
+        assert torch.equal(labels, same) and smooth.shape == images.shape
+        assert (smooth.diff(dim=3).square().mean() / images.diff(dim=3).square().mean()) < 0.5
+    images, _ = all_of(median.train_dataloader())
+    assert images.mean((0, 2, 3)).abs().max() < 1e-3 and (images.std((0, 2, 3)) - 1).abs().max() < 1e-3
+
+
+def test_none_only_divides_by_255(data_dir: Path) -> None:
+    datamodule = ready(data_dir, normalize="none")
+    expected = torch.from_numpy(datamodule._load(train=False)[0]) / 255
+    assert torch.equal(all_of(datamodule.test_dataloader())[0], expected)
+
+
+def test_corruption_reaches_the_test_images_only_unless_asked(data_dir: Path) -> None:
+    def changed(loader: str, **settings: Any) -> bool:
+        images = [all_of(getattr(ready(data_dir, **chosen), loader)())[0] for chosen in ({}, settings)]
+        return not torch.equal(*images)
+
+    for where, seen in (("test", False), ("both", True)):
+        settings = {"corrupt": "saltpepper", "corrupt_on": where}
+        assert changed("test_dataloader", **settings)
+        assert changed("val_dataloader", **settings) == changed("train_dataloader", **settings) == seen
+
+
+@pytest.fixture
+def quick_fit(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
+    """Replaces the fit, which takes many seconds for 32 x 32 images; the indices that it was given."""
+    asked: list[np.ndarray] = []
+
+    def fit(images: np.ndarray, indices: np.ndarray, folder: Path) -> np.ndarray:
+        asked.append(indices)
+        return np.vstack([np.eye(3072) * 3, np.full((1, 3072), -1)]).astype(np.float16)
+
+    monkeypatch.setattr(cifar_datamodule, "fit_whitening", fit)
+    return asked
+
+
+def test_zca_is_fitted_on_the_training_part(data_dir: Path, quick_fit: list[np.ndarray]) -> None:
+    datamodule = ready(data_dir, normalize="zca")
+    (indices,) = quick_fit
+    assert np.array_equal(indices, datamodule.train_indices) and len(indices) == 900
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"denoise": "bilateral", "segment": "otsu", "normalize": "contrast"}, {"normalize": "zca"}],
+    ids=["none", "several", "zca"],
+)
+def test_the_state_alone_treats_a_photograph_as_a_test_image(
+    settings: dict[str, Any], data_dir: Path, tmp_path: Path, quick_fit: list[np.ndarray]
+) -> None:
+    trained = ready(data_dir, **settings)
+    torch.save(trained.state_dict(), tmp_path / "state")
+    loaded = CIFAR10DataModule(tmp_path / "nowhere")
+    loaded.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
+    photographs = trained._load(train=False)[0]
+    assert torch.equal(loaded.transform(photographs), all_of(trained.test_dataloader())[0])
+
+
+def test_a_checkpoint_carries_its_preprocessing_and_test_may_change_it(run: Any, data_dir: Path) -> None:
+    result = run(denoise="gaussian", denoise_strength=2.0, corrupt="gaussian", severity=5)
+    checkpoint = Path(result["checkpoint"])
+    told_nothing = door.test(checkpoint, data_dir)
+    assert told_nothing["test/loss"] == pytest.approx(result["test_loss"])
+    changed = [
+        door.test(checkpoint, data_dir, **changes)["test/loss"]
+        for changes in ({"corrupt": "none"}, {"denoise": "none"}, {"severity": 1}, {"denoise_strength": 0.3})
+    ]
+    assert len({*changed, told_nothing["test/loss"]}) == 5
+    with pytest.raises(UsageError, match="denoise_strength 400: must be above 0 and at most 16"):
+        door.test(checkpoint, data_dir, denoise_strength=400.0)
+
+
+def test_a_state_from_before_preprocessing_loads(data_dir: Path) -> None:
+    datamodule = CIFAR10DataModule(data_dir)
+    datamodule.load_state_dict({"mean": torch.zeros(3), "std": torch.ones(3)})
+    assert datamodule.preprocessing == Preprocessing()
+
+
+@pytest.mark.parametrize(
+    ("settings", "rows"),
+    [
+        ({}, ["as it is"]),
+        ({"segment": "otsu"}, ["as it is", "preprocessed"]),
+        ({"corrupt": "jpeg"}, ["as it is", "corrupted"]),
+        (
+            {"denoise": "median", "corrupt": "jpeg"},
+            ["as it is", "preprocessed", "corrupted", "corrupted, preprocessed"],
+        ),
+    ],
+)
+def test_before_and_after_shows_each_stage_once(settings: Any, rows: list[str], images: np.ndarray) -> None:
+    stages = before_and_after(images, Preprocessing(**settings))
+    assert list(stages) == rows
+    assert all(not np.array_equal(stages["as it is"], stages[row]) for row in rows[1:])
+
+
+def test_tensorboard_shows_an_image_of_each_class_before_and_after(run: Any) -> None:
+    def pictures(**flags: Any) -> list[str]:
+        return EventAccumulator(run(pictures=True, epochs=1, **flags)["log_dir"]).Reload().Tags()["images"]
+
+    assert "what_it_sees/preprocessing" in pictures(denoise="median")
+    assert "what_it_sees/preprocessing" not in pictures()
+
+
+# On the command line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--denoise_strength 3", "--denoise_strength 3: needs --denoise"),
+        ("--denoise median --denoise_strength 2", "--denoise_strength 2: must be an odd number"),
+        ("--denoise median --denoise_strength 33", "--denoise_strength 33: must be above 0 and at most 31 for median"),
+        ("--denoise gaussian --denoise_strength 0", "--denoise_strength 0: must be above 0"),
+        ("--severity 2", "--severity 2: needs --corrupt"),
+        ("--corrupt jpeg --severity 6", "--severity 6: must be from 1 to 5"),
+        ("--corrupt_on both", "--corrupt_on both: needs --corrupt"),
+    ],
+)
+def test_senseless_flags_are_refused(arguments: str, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        check(door.parser().parse_args(arguments.split()).as_dict())
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--denoise foo", "--denoise foo: must be one of 'none', 'gaussian'"),
+        ("--normalize pca", "--normalize pca: must be one of 'dataset'"),
+        ("--denoise median --denoise_strength 2", "--denoise_strength 2: must be an odd number"),
+        ("--corrupt jpeg --severity high", "--severity high: must be a whole number"),
+        ("--test some.ckpt --segment otsu", "--segment: not with --test"),
+    ],
+)
+def test_a_bad_flag_gets_one_line_and_status_2(arguments: str, message: str) -> None:
+    line = [sys.executable, str(ROOT / "train.py"), *arguments.split()]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_names_on_the_command_line_are_those_of_the_methods() -> None:
+    for flag, known in (("denoise", DENOISE), ("segment", SEGMENT), ("normalize", NORMALIZE), ("corrupt", CORRUPT)):
+        for method in known:
+            check(door.parser().parse_args([f"--{flag}", method]).as_dict())
+
+
+@pytest.mark.slow
+def test_a_run_with_zca_can_be_tested_again_from_its_checkpoint(run: Any, data_dir: Path) -> None:
+    result = run(normalize="zca")
+    for path in (data_dir / "preprocessed").glob("*zca*"):
+        path.unlink()
+    assert door.test(Path(result["checkpoint"]), data_dir)["test/loss"] == pytest.approx(result["test_loss"])
+    assert run(normalize="zca")["test_loss"] == pytest.approx(result["test_loss"])
