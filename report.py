@@ -2,10 +2,12 @@
 
 python report.py logs/coursework
 python report.py logs/sgd_vs_adam --seeds 1,2,3,4,5,6,7,8 --compare optimizer=sgd optimizer=adam
+python report.py logs/preprocessing --baseline "denoise=none segment=none normalize=dataset"
 
 Writes results/<name>/: README.md, cells.csv (a row a run), curves.csv (a row an epoch) and pictures. Runs whose logs
-are on another machine keep what the two CSV files have of them. Two files in that folder are written by hand: notes.md
-becomes part of the page, and reference.csv has the figures of others to be shown beside.
+are on another machine keep what the two CSV files have of them. Two files in that folder come from elsewhere: notes.md
+becomes part of the page, and reference.csv has further columns of the table, by the flags that it names; its
+`best_epoch` and `accuracy` are the coursework report's.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import io
 import math
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +38,10 @@ TITLES = {
     "best_test_acc": "test accuracy, %, epoch chosen on the test set",
     "last_test_acc": "test accuracy, %, last epoch",
 }
+THEIRS = {"best_epoch": "report: best epoch", "accuracy": "report: accuracy, %"}  # of reference.csv
 FIRST = ("optimizer", "lr", "batch_size")  # columns
 RESAMPLES = 9999
-PLAIN = "{:.2f}".format
+PLAIN, SIGNED = "{:.2f}".format, "{:+.2f}".format
 
 
 def report(
@@ -46,6 +49,7 @@ def report(
     name: str | None = None,
     seeds: str | None = None,
     compare: Sequence[str] = (),
+    baseline: str | None = None,
     results_dir: Path = Path("results"),
 ) -> Path:
     """Write the page of a set of runs.
@@ -55,6 +59,8 @@ def report(
         name: Of the folder in `results_dir`; null takes that of the first log folder.
         seeds: "1,2,3": table and comparison take the runs with these alone; null takes all.
         compare: Two groups, "optimizer=sgd lr=0.05" each, compared by pairs of runs with the same seed.
+        baseline: "denoise=none segment=none": the table shows each setting's difference, paired by seed, from the one
+            that has these flags and else its own.
         results_dir: In which the folder is.
 
     Returns:
@@ -92,8 +98,8 @@ def report(
         f"# {folder.name}",
         answer,
         notes.read_text(encoding="utf-8").strip() if notes.exists() else "",
-        origin(folder.name, folders, seeds, compare),
-        table(settings, varying, read_csv(folder / "reference.csv", {"best_epoch", "accuracy"})),
+        origin(folder.name, folders, seeds, compare, baseline),
+        table(settings, varying, read_csv(folder / "reference.csv", set()), baseline),
         optimism(shown),
         comparison,
         "![Accuracy over epochs](curves.png)",
@@ -150,9 +156,12 @@ def scored(part: pd.DataFrame) -> pd.Series:
     return part["test_acc_at_best_val"].fillna(part["best_test_acc"]).fillna(part["last_test_acc"])
 
 
-def table(settings: dict[str, pd.DataFrame], varying: Sequence[str], others: pd.DataFrame) -> str:
+def table(
+    settings: dict[str, pd.DataFrame], varying: Sequence[str], others: pd.DataFrame, baseline: str | None = None
+) -> str:
     """A row a setting, with the interval of its mean if there are several seeds, beside the figures of others."""
     rows = []
+    cells = pd.concat(settings.values())
     for number, part in enumerate(settings.values()):
         first = part.iloc[0]
         row = {TITLES.get(flag, flag): plain(first[flag]) for flag in varying}
@@ -161,30 +170,41 @@ def table(settings: dict[str, pd.DataFrame], varying: Sequence[str], others: pd.
         for score in SCORES[1:-1]:
             if any(setting[score].notna().any() for setting in settings.values()):
                 row[TITLES[score]] = interval(part[score].dropna())
+        if baseline:
+            base = select(cells, baseline, "--baseline")
+            free = [flag for flag in varying if flag not in {word.partition("=")[0] for word in baseline.split()}]
+            base = base[(base[free] == first[free]).all(axis=1)]
+            difference = (by_seed(part, "--baseline") - by_seed(base, f"--baseline {baseline}")).dropna()
+            row["minus baseline, points"] = interval(difference, SIGNED) if difference.any() else ""
         if not others.empty:
             flags = [flag for flag in others if flag in varying]
             same = others[(others[flags] == first[flags]).all(axis=1)]
-            theirs = float(same["accuracy"].iloc[0]) if len(same) else math.nan
-            row["report: best epoch"] = str(same["best_epoch"].iloc[0]) if len(same) else ""
-            row["report: accuracy, %"] = PLAIN(theirs) if len(same) else ""
-            row["ours minus report's, points"] = f"{scored(part).mean() - theirs:+.2f}" if len(same) else ""
+            theirs = same.iloc[0] if len(same) else pd.Series(dtype=object)
+            for column in others.columns.drop(flags):
+                row[THEIRS.get(column, column)] = plain(theirs.get(column))
+            if "accuracy" in others:
+                row[THEIRS["accuracy"]] = interval(same["accuracy"])
+                difference = scored(part).mean() - theirs.get("accuracy", math.nan)
+                row["ours minus report's, points"] = interval(pd.Series(difference).dropna(), SIGNED)
         row["seconds"] = f"{part['seconds'].median():.0f}"
         rows.append(row)
     text = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
+    if baseline:
+        text += f"\n\nBaseline: {baseline}; differences are paired by seed."
     if any(len(part) > 1 for part in settings.values()):
         text += "\n\nSeveral seeds: mean ± standard deviation (95% interval of the mean, Student's t); seconds: median."
     return text
 
 
-def interval(values: pd.Series) -> str:
+def interval(values: pd.Series, number: Callable[[float], str] = PLAIN) -> str:
     if len(values) < 2:
-        return PLAIN(values.iloc[0]) if len(values) else ""
+        return number(values.iloc[0]) if len(values) else ""
     error = stats.sem(values)
-    text = f"{values.mean():.2f} ± {values.std():.2f}"
+    text = f"{number(values.mean())} ± {values.std():.2f}"
     if error == 0:
         return text
     low, high = stats.t.interval(0.95, len(values) - 1, values.mean(), error)
-    return f"{text} ({low:.2f} to {high:.2f})"
+    return f"{text} ({number(low)} to {number(high)})"
 
 
 def optimism(cells: pd.DataFrame) -> str:
@@ -208,7 +228,8 @@ def compared(cells: pd.DataFrame, groups: Sequence[str]) -> tuple[str, str]:
     if len(groups) != 2:
         raise UsageError("--compare: takes two groups")
     names = [" ".join(shlex.split(group)) for group in groups]
-    one, other = (by_seed(part, group) for part, group in [(select(cells, group), group) for group in names])
+    parts = [select(cells, group, "--compare") for group in names]
+    one, other = (by_seed(part, f"--compare {group}") for part, group in zip(parts, names, strict=True))
     seeds = [seed for seed in one.index if seed in other.index]
     if len(seeds) < 2:
         raise UsageError(f"--compare: {len(seeds)} seeds in common, two are needed at least")
@@ -257,14 +278,15 @@ def compared(cells: pd.DataFrame, groups: Sequence[str]) -> tuple[str, str]:
     return answer, head + pd.Series(figures, name="").rename_axis("paired by seed").to_markdown(disable_numparse=True)
 
 
-def select(cells: pd.DataFrame, group: str) -> pd.DataFrame:
+def select(cells: pd.DataFrame, group: str, option: str) -> pd.DataFrame:
+    """The runs of a group, "optimizer=sgd lr=0.05"; UsageError, which names the option, if there is none."""
     for word in group.split():
         flag, equals, value = word.partition("=")
         if not equals or flag not in cells:
-            raise UsageError(f"--compare {group}: {word} is no flag=value of these runs")
+            raise UsageError(f"{option} {group}: {word} is no flag=value of these runs")
         cells = cells[[plain(cell) == value or same_number(cell, value) for cell in cells[flag]]]
     if cells.empty:
-        raise UsageError(f"--compare {group}: no run is in this group")
+        raise UsageError(f"{option} {group}: no run is in this group")
     return cells
 
 
@@ -277,13 +299,13 @@ def same_number(cell: Any, value: str) -> bool:
 
 def by_seed(part: pd.DataFrame, group: str) -> pd.Series:
     if part["seed"].duplicated().any():
-        raise UsageError(f"--compare {group}: several runs have the same seed; name more flags, or --seeds")
+        raise UsageError(f"{group}: several runs have the same seed; name more flags, or --seeds")
     return scored(part).set_axis(part["seed"]).dropna()
 
 
 def setting_of(cells: pd.DataFrame, group: str, seeds: Sequence[int]) -> str:
     """The group in words, with the learning rate, which is what was tuned."""
-    part = select(cells, group)
+    part = select(cells, group, "--compare")
     rates = part.loc[part["seed"].isin(seeds), "lr"].unique()
     text = " ".join(word.removeprefix("optimizer=") for word in group.split())
     return text if "lr=" in group or len(rates) != 1 else f"{text} (learning rate {rates[0]:g})"
@@ -302,10 +324,11 @@ def read_csv(path: Path, columns: set[str]) -> pd.DataFrame:
     return table
 
 
-def origin(name: str, folders: Sequence[Path], seeds: str | None, compare: Sequence[str]) -> str:
+def origin(name: str, folders: Sequence[Path], seeds: str | None, compare: Sequence[str], baseline: str | None) -> str:
     command = ["python", "report.py", *(path.as_posix() for path in folders)]
     command += ["--seeds", seeds] if seeds else []
     command += ["--compare", *compare] if compare else []
+    command += ["--baseline", baseline] if baseline else []
     lines = [f"    {shlex.join(command)}"]
     if (plan := Path("recipes") / "sweeps" / f"{name}.yaml").exists():
         lines.insert(0, f"    python sweep.py --config {plan.as_posix()}")

@@ -130,6 +130,30 @@ def test_a_difference_within_the_noise_is_not_called_one(logs: Logs) -> None:
     assert "within what seeds alone explain" in page
 
 
+def test_each_setting_is_compared_with_its_own_baseline_by_pairs_of_the_same_seed(logs: Logs) -> None:
+    for optimizer, lr, gains in (("adam", 0.002, (0.01, 0.02, 0.03)), ("sgd", 0.05, (0.00, 0.02, 0.04))):
+        for seed, gain in enumerate(gains):
+            start = 0.7 + 0.01 * seed
+            logs.add([0.7], test=start, seed=seed, optimizer=optimizer, lr=lr, crop=0)
+            logs.add([0.7], test=start + gain, seed=seed, optimizer=optimizer, lr=lr)
+    page = logs.report(baseline="crop=0")
+    shown = {(row["optimizer"], row["crop"]): row["minus baseline, points"] for row in rows(page)}
+    assert shown[("adam", "0")] == shown[("sgd", "0")] == ""
+    assert shown[("adam", "2")] == "+2.00 ± 1.00 (-0.48 to +4.48)"
+    assert shown[("sgd", "2")] == "+2.00 ± 2.00 (-2.97 to +6.97)"
+    assert "--baseline crop=0" in page
+    with pytest.raises(UsageError, match="--baseline crop=7: no run is in this group"):
+        logs.report(baseline="crop=7")
+
+
+def test_other_columns_of_the_reference_stand_beside_the_rows_they_name(logs: Logs) -> None:
+    for seed, crop in enumerate((0, 2)):
+        logs.add([0.7], test=0.7, seed=seed, crop=crop)
+    (logs.results / "tried").mkdir(parents=True)
+    (logs.results / "tried" / "reference.csv").write_text("crop,seconds to prepare\n2,1.5\n")
+    assert [row["seconds to prepare"] for row in rows(logs.report())] == ["", "1.5"]
+
+
 def test_the_figures_of_the_report_stand_beside(logs: Logs) -> None:
     logs.add([0.70, 0.74], test=0.74, lr=0.1)
     logs.add([0.70, 0.75], test=0.75)
@@ -211,7 +235,7 @@ def test_a_run_that_was_killed_while_it_wrote_its_flags_is_passed_over(logs: Log
         ("cells.csv", "", "cells.csv: damaged"),
         ("cells.csv", "lr,seed\n1,2\n", "cells.csv: has no column run"),
         ("curves.csv", 'run,"epoch\n1', "curves.csv: damaged"),
-        ("reference.csv", "lr,best_epoch\n0.1,2\n", "reference.csv: has no column accuracy"),
+        ("reference.csv", "", "reference.csv: damaged"),
     ],
 )
 def test_a_damaged_table_is_named_and_left_alone(logs: Logs, name: str, content: str, said: str) -> None:
