@@ -1,0 +1,171 @@
+"""What the sweep `preprocessing` does not show: the cost of each method, its pictures, and damaged test images.
+
+    python benchmarks/preprocessing_study.py
+
+Writes into results/preprocessing/: reference.csv, the seconds that each method takes for 60,000 images; methods.png;
+corrupted.csv, the test accuracy of the sweep's Adam runs on damaged images, a row an evaluation; corrupted.md, their
+table. Runs are read from logs/preprocessing. Evaluations in corrupted.csv are not done again.
+"""
+
+import argparse
+import csv
+import io
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project
+
+import cifar10_files
+import pictures
+import train
+from atomic_file import write_bytes
+from benchmarks.page import header, table
+from cifar_datamodule import CIFAR10DataModule
+from image_methods import CORRUPT, DENOISE, NORMALIZE, SEGMENT
+from preprocessing import Preprocessing, fit_whitening, preprocess, whiten
+from runs import Run, read_runs
+
+SEVERITIES = (1, 3, 5)
+METHODS: list[dict[str, Any]] = [
+    {"denoise": denoise, "segment": segment, "normalize": normalize}
+    for denoise in DENOISE
+    for segment in SEGMENT
+    for normalize in NORMALIZE
+    if (denoise != "none") + (segment != "none") + (normalize not in ("dataset", "none")) == 1
+]  # one alone
+
+
+class Evaluation(NamedTuple):
+    """A line of corrupted.csv: a network trained with one way of denoising, tested with another on damaged images."""
+
+    seed: int
+    trained_with: str
+    denoise: str
+    corrupt: str
+    severity: int
+    test_acc: float  # percent
+
+
+def name(method: dict[str, Any]) -> str:
+    return next(value for value in method.values() if value not in ("none", "dataset"))
+
+
+def measure(data_dir: Path, rounds: int) -> Iterator[dict[str, object]]:
+    """Seconds that each method takes for all 60,000 images, the fastest of some rounds; the fit of zca included."""
+    parts = [cifar10_files.load(data_dir / cifar10_files.FOLDER, train)[0] for train in (True, False)]
+    images = np.concatenate([part.transpose(0, 2, 3, 1) for part in parts]).transpose(0, 3, 1, 2)
+    for method in METHODS:
+        seconds = []
+        for _ in range(rounds):
+            start = time.perf_counter()
+            if method["normalize"] == "zca":
+                whiten(images, fit_whitening(images, np.arange(45_000)))
+            else:
+                preprocess(images, Preprocessing(**method))
+            seconds.append(time.perf_counter() - start)
+        print(f"{name(method)}: {min(seconds):.1f} s", flush=True)
+        yield method | {"seconds to preprocess 60,000 images": round(min(seconds), 1)}
+
+
+def draw(data_dir: Path) -> bytes:
+    """A picture of an image of each class before and after each method."""
+    rows: dict[str, np.ndarray] = {}
+    for method in METHODS:
+        datamodule = CIFAR10DataModule(data_dir, preprocessing=Preprocessing(**method))
+        datamodule.setup()
+        stages = datamodule.examples()
+        rows |= {"as it is": stages["as it is"], name(method): stages["preprocessed"]}
+    buffer = io.BytesIO()
+    pictures.before_and_after(rows, cifar10_files.CLASS_NAMES).savefig(buffer, format="png", dpi=80)
+    return buffer.getvalue()
+
+
+def wanted(run: Run) -> Iterator[tuple[str, str, int]]:
+    """The (denoise, corrupt, severity) that a run is to be tested with."""
+    if run.result is None or run.flags["optimizer"] != "adam":
+        return
+    if run.flags["segment"] != "none" or run.flags["normalize"] != "dataset":
+        return
+    trained_with = run.flags["denoise"]
+    for denoise in DENOISE if trained_with == "none" else (trained_with,):
+        yield denoise, "none", 0
+        for corrupt in CORRUPT:
+            if corrupt != "none":
+                yield from ((denoise, corrupt, severity) for severity in SEVERITIES)
+
+
+def evaluate(runs: Sequence[Run], root: Path, data_dir: Path, path: Path) -> None:
+    """Test the runs as `wanted`, and append each evaluation to a CSV file at once."""
+    done: set[tuple[str, ...]] = set()
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as file:
+            done = {tuple(line[:-1]) for line in csv.reader(file)}
+    for run in runs:
+        for denoise, corrupt, severity in wanted(run):
+            key = (run.flags["seed"], run.flags["denoise"], denoise, corrupt, severity)
+            if tuple(map(str, key)) in done:
+                continue
+            assert run.result
+            damage: dict[str, Any] = {"corrupt": corrupt} | ({"severity": severity} if severity else {})
+            found = train.test(root / run.result["checkpoint"], data_dir, denoise=denoise, **damage)
+            with path.open("a", newline="", encoding="utf-8") as file:
+                row = Evaluation(*key, round(found["test/acc"] * 100, 2))
+                csv.writer(file).writerows([row] if file.tell() else [Evaluation._fields, row])
+
+
+def corrupted_table(path: Path) -> str:
+    """Accuracy of the networks trained without denoising, and what denoising adds to it, paired by seed."""
+    cells = pd.read_csv(path).set_index(["corrupt", "severity", "trained_with", "denoise", "seed"])["test_acc"]
+    methods = [method for method in DENOISE if method != "none"]
+    ways = [("none", method) for method in methods] + [(method, method) for method in methods]  # trained, tested with
+    heads = ["test images, severity", "no denoising, %"]
+    heads += [f"{tested}, in {'the test only' if trained == 'none' else 'training too'}" for trained, tested in ways]
+    rows = []
+    for corrupt in CORRUPT:
+        for severity in SEVERITIES if corrupt != "none" else (0,):
+            part = cells.loc[corrupt, severity]
+            plain = part.loc["none", "none"]
+            row = [f"{corrupt} {severity}" if severity else "clean", f"{plain.mean():.2f} ± {plain.std():.2f}"]
+            for way in ways:
+                gain = part.loc[way] - plain
+                row.append(f"{gain.mean():+.2f} ± {gain.std():.2f}")
+            rows.append(row)
+    heads = ["test images, severity", "no denoising, %"]
+    heads += [f"{method}, in the test only" for method in methods] + [
+        f"{method}, in training too" for method in methods
+    ]
+    return table(heads, rows)
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", type=Path, default=Path("data"), help="folder of CIFAR-10")
+    parser.add_argument("--root", type=Path, default=Path(), help="the folder from which the sweep was run")
+    parser.add_argument("--rounds", type=int, default=1, help="times that each method is timed; 0 leaves it out")
+    parser.add_argument("--out", type=Path, default=Path("results/preprocessing"))
+    options = parser.parse_args(arguments)
+
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.rounds:
+        costs = pd.DataFrame(measure(options.data_dir, options.rounds))
+        write_bytes(options.out / "reference.csv", costs.to_csv(index=False, lineterminator="\n").encode())
+    write_bytes(options.out / "methods.png", draw(options.data_dir))
+    runs = read_runs(options.root / "logs/preprocessing")
+    evaluate(runs, options.root, options.data_dir, options.out / "corrupted.csv")
+    text = header("Denoising damaged test images", "preprocessing_study.py", arguments, 1) + "\n\n"
+    text += (
+        "Test accuracy of networks trained on clean images, mean ± standard deviation over seeds; then what denoising\n"
+    )
+    text += "adds, in points, paired by seed. Severities are those of CIFAR-10-C.\n\n"
+    text += corrupted_table(options.out / "corrupted.csv") + "\n"
+    write_bytes(options.out / "corrupted.md", text.encode())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
