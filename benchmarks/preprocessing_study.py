@@ -121,7 +121,8 @@ def evaluate(runs: Sequence[Run], root: Path, data_dir: Path, path: Path) -> Non
 
 def corrupted_table(path: Path) -> str:
     """Accuracy of the networks trained without denoising, and what denoising adds to it, paired by seed."""
-    cells = pd.read_csv(path).set_index(["corrupt", "severity", "trained_with", "denoise", "seed"])["test_acc"]
+    keys = ["corrupt", "severity", "trained_with", "denoise", "seed"]
+    cells = pd.read_csv(path).set_index(keys).sort_index()["test_acc"]
     methods = [method for method in DENOISE if method != "none"]
     ways = [("none", method) for method in methods] + [(method, method) for method in methods]  # trained, tested with
     heads = ["test images, severity", "no denoising, %"]

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import processes, report_way, throughput, time_to_accuracy
+from benchmarks import preprocessing_study, processes, report_way, sweep_time, throughput, time_to_accuracy
+from image_methods import CORRUPT, DENOISE
 from lenet_module import LeNet5
 
 
@@ -74,7 +75,36 @@ def test_time_to_accuracy_goes_on_where_it_stood_and_stops_when_it_is_there(tmp_
     assert rows(page)["3"] == ["74.20", "74.00", "74.40", "60", "50 (50 to 50)"]
 
 
-@pytest.mark.parametrize("benchmark", [throughput, time_to_accuracy])
+@pytest.mark.slow
+def test_sweep_time_compares_each_batch_size(data_dir: Path, tmp_path: Path) -> None:
+    page = tmp_path / "time.md"
+    sweep_time.main(["--tiny", "--rounds", "1", "--data_dir", str(data_dir), "--out", str(page)])
+    written = rows(page)
+    for batch_size in ("128", "64", "32"):
+        theirs, ours, ratio = (float(cell.replace(",", "")) for cell in written[batch_size])
+        assert theirs > 0 and ours > 0 and ratio > 0
+    assert "All 630 epochs: " in page.read_text()
+
+
+def test_denoising_is_compared_by_pairs_of_seeds(tmp_path: Path) -> None:
+    lines = ["seed,trained_with,denoise,corrupt,severity,test_acc"]
+    damages = [("none", 0), *((name, severity) for name in CORRUPT if name != "none" for severity in (1, 3, 5))]
+    for corrupt, severity in damages:
+        for seed, accuracy in enumerate((70.0, 80.0)):
+            lines.append(f"{seed},none,none,{corrupt},{severity},{accuracy}")
+            for method in DENOISE:
+                if method != "none":
+                    lines.append(f"{seed},none,{method},{corrupt},{severity},{accuracy - 1}")
+                    lines.append(f"{seed},{method},{method},{corrupt},{severity},{accuracy + 1 + seed}")
+    path = tmp_path / "corrupted.csv"
+    path.write_text("\n".join(lines))
+    table = preprocessing_study.corrupted_table(path).splitlines()
+    assert len(table) == 2 + len(damages)
+    first = [cell.strip() for cell in table[2].strip("|").split("|")]
+    assert first == ["clean", "75.00 ± 7.07", *["-1.00 ± 0.00"] * 4, *["+1.50 ± 0.71"] * 4]
+
+
+@pytest.mark.parametrize("benchmark", [throughput, time_to_accuracy, sweep_time])
 def test_a_tiny_run_does_not_overwrite_results(benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit):
