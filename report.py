@@ -33,6 +33,7 @@ from runs import SCORES, Run, read_runs, row_of_run
 TITLES = {
     "batch_size": "batch size",
     "lr": "learning rate",
+    "weight_decay": "weight decay",
     "best_val_acc": "best validation accuracy, %",
     "test_acc_at_best_val": "test accuracy, %, epoch chosen on validation",
     "best_test_acc": "test accuracy, %, epoch chosen on the test set",
