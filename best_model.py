@@ -34,7 +34,7 @@ TREND = "trend.md"  # in the log folder of a finished run
 PROJECTED = 1000  # images in the projector
 MISTAKES = 30  # shown
 # The HParams tab: these first, then the other flags that make a run what it is.
-COMPARED = ("optimizer", "lr", "batch_size", "schedule", "augmentation", "width", "seed")
+COMPARED = ("optimizer", "lr", "batch_size", "schedule", "augmentation", "width", "seed", "select_on")
 NOT_COMPARED = {"crop", "flip", "cutout"} | {
     "data_dir",
     "mirror",
@@ -45,22 +45,24 @@ NOT_COMPARED = {"crop", "flip", "cutout"} | {
     "quiet",
 }
 NOT_COMPARED |= {"threads", "accelerator", "devices", "num_nodes", "strategy", "fast_dev_run"}
-SCORES = {  # of a run, by the names of its result: scalar and title of the column
-    "val_acc": ("whole_run/val_acc", "best validation accuracy"),
+SCORES = {  # of a run, by the names of its result: scalar and title
+    "val_acc": ("whole_run/best_acc", "best validation accuracy"),
     "best_epoch": ("whole_run/best_epoch", "best epoch"),
     "test_acc": ("whole_run/test_acc", "test accuracy"),
     "seconds": ("whole_run/seconds", "seconds"),
 }
 GUIDE = """
 - **Scalars** and **Time Series**: loss, accuracy and images/s over epochs (the axis says Step); `lr`,
-  `train/loss_step` and `train/grad_norm` over training steps. What is in `whole_run` has one value a run.
-- **Custom Scalars**: training and validation in one chart; the accuracy of each class.
+  `train/loss_step` and `train/grad_norm` over training steps. What is in `whole_run` has one value a run. Set
+  *Smoothing* to 0: a curve of few epochs, smoothed, lags behind its values.
+- **Custom Scalars**: training and validation in one chart; the accuracy of each class. *Matches* tells the lines.
 - **Images**: `what_it_sees`, a training batch as the network gets it, and an image of each class before and after
-  preprocessing; `what_it_learned`, the first layer's filters after each epoch (move the slider) and what each layer
-  makes of one image; `where_it_fails`, the best epoch's mistakes on the validation images; `whole_run`, the curves.
-  Tick *Show actual image size* to read them.
+  preprocessing; `what_it_learned`, the first layer's filters after each epoch (grey is 0; move the slider) and what
+  each layer makes of one image; `where_it_fails`, the best epoch's mistakes on the validation images; `whole_run`,
+  the curves. Tick *Show actual image size* to read them.
 - **Graphs**: the network; a double click opens a box.
-- **HParams**: all runs in one table, with their flags and results.
+- **HParams**: all runs in one table, with their flags and results; tick on the left what to compare. The best accuracy
+  is that on the images named by `select_on`. Parallel coordinates leave out runs without a value in a ticked column.
 - **Projector**: 1,000 validation images, placed by what the last layer gets of them. Colour by class, and try T-SNE.
 - **Text**: results, settings, and the trend of the run with its advice.
 """
@@ -147,9 +149,10 @@ class BestModel(Callback):
             for stage in ("train", self.stage)
         )
         if train or val:
-            figure = pictures.curves(train, val, self.trend.best_epoch if self.trend else None)
+            best = self.trend.best_epoch if self.trend else None
+            figure = pictures.curves(train, val, best, trend.said_of(self.stage, "validation"))
             writer.add_image("whole_run/curves", pictures.rgb(figure), epoch, dataformats="HWC")
-        writer.add_text("what_is_where", GUIDE, epoch)
+        writer.add_text("what_is_where", trend.said_of(self.stage, GUIDE), epoch)
 
     def _draw_predictions(
         self, writer: SummaryWriter, predictions: Predictions, maps: dict[str, Tensor], epoch: int
@@ -166,7 +169,7 @@ class BestModel(Callback):
         ]
         arrow = "\N{RIGHTWARDS ARROW}"
         captions = [f"{names[i][0]} {arrow}\n{names[i][1]} {confidence[i]:.0%}" for i in wrong.tolist()]
-        title = f"Most confident mistakes: truth {arrow} prediction, its confidence"
+        title = trend.said_of(self.stage, f"Most confident validation mistakes: truth {arrow} prediction")
         counts = predictions.confusion()
         figures = {
             "where_it_fails/confusion_matrix": pictures.confusion(counts, self.class_names),
@@ -212,7 +215,7 @@ def log_result(writer: SummaryWriter, flags: Mapping[str, Any], result: Mapping[
     from torch.utils.tensorboard.summary import hparams
 
     scores = {name: result[name] for name in SCORES if result[name] is not None}
-    titled = {SCORES[name][1]: f"{value:.4g}" for name, value in scores.items()}
+    titled = {trend.said_of(flags["select_on"], SCORES[name][1]): f"{value:.4g}" for name, value in scores.items()}
     writer.add_text("result", trend.table(("result", ""), titled), epoch)
     writer.add_text("settings", trend.table(("flag", ""), flags), epoch)
     for name, value in scores.items():
@@ -230,7 +233,9 @@ def log_result(writer: SummaryWriter, flags: Mapping[str, Any], result: Mapping[
         for name, value in given.items()
     ]
     # TensorBoard takes the columns from any one run, so each names all scores, also those that it does not have.
-    metrics = [MetricInfo(name=MetricName(tag=tag), display_name=title) for tag, title in SCORES.values()]
+    # The title has to hold for runs whose epoch was chosen on the test set too; a longer one covers its neighbours.
+    titles = {tag: title.replace("validation accuracy", "accuracy (select_on)") for tag, title in SCORES.values()}
+    metrics = [MetricInfo(name=MetricName(tag=tag), display_name=title) for tag, title in titles.items()]
     data = HParamsPluginData(experiment=Experiment(hparam_infos=columns, metric_infos=metrics))
     experiment = Summary.Value(tag=EXPERIMENT_TAG, metadata=create_summary_metadata(data))
     _, start, end = hparams(given, {})

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 import pictures
 from cifar10_files import CLASS_NAMES
+from trend import said_of
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -140,11 +141,11 @@ class ChartLayout(Callback):
             pair = {name: [f"train/{name}$", f"{self.stage}/{name}$"] for name in ("loss", "acc")}
             writer.add_custom_scalars(
                 {
-                    "Training and validation, over epochs": {
+                    said_of(self.stage, "Training and validation, over epochs"): {
                         "loss": ["Multiline", pair["loss"]],
                         "accuracy": ["Multiline", pair["acc"]],
                     },
-                    "Validation accuracy of each class, over epochs": {
+                    said_of(self.stage, "Validation accuracy of each class, over epochs"): {
                         "all classes": ["Multiline", [f"{self.stage}_acc_by_class/"]]
                     },
                 }
@@ -242,7 +243,8 @@ class BeforeAndAfter(Callback):
         if writer and trainer.global_step == 0 and hasattr(trainer.datamodule, "examples"):  # type: ignore[attr-defined]
             rows = trainer.datamodule.examples()  # type: ignore[attr-defined]
             if len(rows) > 1:
-                figure = pictures.before_and_after(rows, self.class_names)
+                title = "What the network sees: an image of each class before and after preprocessing"
+                figure = pictures.before_and_after(rows, self.class_names, title)
                 writer.add_image("what_it_sees/preprocessing", pictures.rgb(figure), 0, dataformats="HWC")
 
 

@@ -157,17 +157,21 @@ def reliability(probabilities: Tensor, labels: Tensor) -> Figure:
 
 
 def curves(
-    train: Mapping[str, Mapping[int, float]], val: Mapping[str, Mapping[int, float]], best: int | None = None
+    train: Mapping[str, Mapping[int, float]],
+    val: Mapping[str, Mapping[int, float]],
+    best: int | None = None,
+    val_name: str = "validation",
 ) -> Figure:
     """Loss and accuracy of a run over its epochs.
 
     Args:
         train, val: `loss` and `acc`, each value by epoch; `val` may be empty.
         best: The epoch to mark.
+        val_name: What `val` is called.
     """
     figure = _figure(9.6, 4.0, "")
     for axes, name, label in zip(figure.subplots(1, 2), ("loss", "acc"), ("loss", "accuracy"), strict=True):
-        for part, values, colour in (("training", train, TRAIN_COLOUR), ("validation", val, VAL_COLOUR)):
+        for part, values, colour in (("training", train, TRAIN_COLOUR), (val_name, val, VAL_COLOUR)):
             if name in values:
                 axes.plot(*zip(*sorted(values[name].items()), strict=True), "o-", ms=3, color=colour, label=part)
         if best is not None:
@@ -246,7 +250,7 @@ def feature_maps(
         label: The true class.
     """
     said = class_names[int(probabilities.argmax())]
-    figure = _figure(10.0, 7.2, f"One image through the network: {label}, taken for {said}")
+    figure = _figure(10.0, 7.2, f"One image through the network: truth {label}, prediction {said}")
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1, 3))[0]
     first, answer = left.subplots(2, 1)
     first.imshow(image, interpolation="nearest")

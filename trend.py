@@ -235,7 +235,9 @@ def sentences(trend: Trend, judged_on: str = "val") -> dict[str, str]:
         }[trend.last_epochs],
         "noise": f"validation accuracy jumps by about {trend.noise / POINT:.1f} points from epoch to epoch",
     }
-    if trend.last_epochs != "unknown":
+    if trend.last_epochs == "unknown":
+        words["noise"] = "too few epochs to say"
+    else:
         words["last epochs"] += f": {trend.last_change / POINT:+.1f} points over the last {trend.last_window}"
     if trend.hardest:
         shares = ", ".join(f"{name} {accuracy:.0%}" for name, accuracy in trend.hardest)
@@ -245,7 +247,12 @@ def sentences(trend: Trend, judged_on: str = "val") -> dict[str, str]:
         words["confused"] = "; ".join(pairs)
     flags = FLAGS[trend.advice].format(twice=2 * trend.epochs)
     words["advice"] = f"{trend.advice}, because {trend.reason}; try {flags}"
-    return {name: text.replace("validation", "test") if judged_on == "test" else text for name, text in words.items()}
+    return {name: said_of(judged_on, text) for name, text in words.items()}
+
+
+def said_of(judged_on: str, text: str) -> str:
+    """A text about validation as it holds for what `judged_on` names: "val", or "test" for the test set."""
+    return text.replace("validation", "test").replace("Validation", "Test") if judged_on == "test" else text
 
 
 def markdown(trend: Trend, judged_on: str = "val") -> str:

@@ -135,15 +135,17 @@ def test_the_hparams_tab_has_a_row_for_each_run_also_a_resumed_one_and_one_witho
 ) -> None:
     flags = {"schedule": "constant", "lr": 0.01}
     results = [run(**flags, optimizer="adam"), run(**flags, val_size=0), resume(run(**flags), epochs=3)]
+    results.append(run(**flags, val_size=0, select_on="test"))
     columns, titles, rows = hparams_tab(tmp_path / "logs")
-    assert set(columns[:7]) == {"optimizer", "lr", "batch_size", "schedule", "augmentation", "width", "seed"}
+    first = {"optimizer", "lr", "batch_size", "schedule", "augmentation", "width", "seed", "select_on"}
+    assert set(columns[:8]) == first
     assert "data_dir" not in columns and "epochs" in columns
-    assert titles == ["best validation accuracy", "best epoch", "test accuracy", "seconds"]
-    assert len(rows) == 3
+    assert titles == ["best accuracy (select_on)", "best epoch", "test accuracy", "seconds"]
+    assert len(rows) == 4
     for result in results:
         row = rows[str(Path(result["log_dir"]).relative_to(tmp_path / "logs"))]
         assert row["whole_run/test_acc"] == pytest.approx(result["test_acc"])
-        assert row.get("whole_run/val_acc") == (result["val_acc"] and pytest.approx(result["val_acc"]))
+        assert row.get("whole_run/best_acc") == (result["val_acc"] and pytest.approx(result["val_acc"]))
     assert len(list(Path(results[2]["log_dir"]).glob("events*"))) > 1
 
 
@@ -152,6 +154,39 @@ def test_without_validation_there_are_the_pictures_of_the_training_only(run: Any
     assert set(tags(result["log_dir"])["images"]) == TRAINING_PICTURES
     assert result["trend"] is None and not (Path(result["log_dir"]) / "trend.md").exists()
     assert "wall time" in door.summary(result)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said", "unsaid"),
+    [({}, "validation", "best test"), ({"val_size": 0, "select_on": "test"}, "test", "alidation")],
+)
+def test_figures_charts_and_texts_say_on_which_images_the_network_is_judged(
+    run: Any, monkeypatch: pytest.MonkeyPatch, flags: dict[str, Any], said: str, unsaid: str
+) -> None:
+    from matplotlib.text import Text
+
+    drawn: list[Any] = []
+    rgb = pictures.rgb
+
+    def drawing(figure: Any) -> np.ndarray:
+        drawn.append(figure)
+        return rgb(figure)
+
+    monkeypatch.setattr(pictures, "rgb", drawing)
+    events = EventAccumulator(run(pictures=True, **flags)["log_dir"]).Reload()
+    in_figures = {text.get_text() for figure in drawn for text in figure.findobj(Text)}
+    in_texts = [
+        events.Tensors(tag)[0].tensor_proto.string_val[0].decode(errors="replace") for tag in events.Tags()["tensors"]
+    ]
+    assert said in in_figures
+    for words in (
+        f"confident {said} mistakes",
+        f"best {said} accuracy",
+        f"Training and {said},",
+        f"1,000 {said} images",
+    ):
+        assert words in "".join([*in_figures, *in_texts])
+    assert unsaid not in "".join([*in_figures, *in_texts])
 
 
 def test_what_is_chosen_on_the_test_set_says_so(run: Any) -> None:

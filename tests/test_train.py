@@ -41,7 +41,7 @@ def test_the_hparams_tab_has_the_flags_and_the_scores(run: Any) -> None:
     data = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
     assert b"optimizer" in data and b"split_seed" in data
     logged = curves(result["log_dir"])
-    assert logged["whole_run/val_acc"][0][1] == pytest.approx(result["val_acc"])
+    assert logged["whole_run/best_acc"][0][1] == pytest.approx(result["val_acc"])
     assert logged["whole_run/test_acc"][0][1] == pytest.approx(result["test_acc"])
 
 

@@ -152,6 +152,13 @@ def test_the_trend_survives_json() -> None:
     assert all(not isinstance(value, float) or math.isfinite(value) for value in trend.as_dict().values())
 
 
+def test_of_three_epochs_nothing_is_said_about_noise() -> None:
+    curve = [0.3, 0.6, 0.5, 0.4]
+    for epochs, words in ((3, "too few epochs to say"), (4, "points from epoch to epoch")):
+        part = curve[:epochs]
+        assert words in sentences(analyse(part, part, part, part, NAMES))["noise"]
+
+
 def test_curves_of_different_lengths_are_refused() -> None:
     with pytest.raises(ValueError, match="same number of epochs"):
         analyse([1.0], [1.0, 2.0], [1.0], [1.0], NAMES)
