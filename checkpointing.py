@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import pickle
 import signal
 import threading
 from pathlib import Path
@@ -17,11 +16,9 @@ from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
 from atomic_file import write_bytes
+from classifier import LAST, load_checkpoint
 from command_line import Stopped, UsageError
 from lenet_module import LeNetModule
-
-LAST = "last.ckpt"  # of the last whole epoch
-EXPECTED = {"epoch", "state_dict", "hyper_parameters", "flags", "CIFAR10DataModule"}  # in a checkpoint of train.py
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -112,26 +109,6 @@ class StopOnSignal(Callback):
             raise Stopped(self.received, folder if (folder / LAST).exists() else None)
 
     on_train_batch_end = on_validation_batch_end = on_test_batch_end = _stop  # type: ignore[assignment]
-
-
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of `train.train`, or the `last.ckpt` of a run's folder; nothing in it can run code.
-
-    Raises:
-        UsageError: It is not there, damaged, of another program, or would have run code.
-    """
-    path = path / LAST if path.is_dir() else path
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from error
-    except pickle.UnpicklingError as error:
-        raise UsageError(f"{path}: refused, it holds more than tensors and plain values, or is damaged") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError) as error:
-        raise UsageError(f"{path}: damaged, or no PyTorch checkpoint") from error
-    if not isinstance(checkpoint, dict) or not checkpoint.keys() >= EXPECTED:
-        raise UsageError(f"{path}: no checkpoint of train.py")
-    return checkpoint
 
 
 def load_module(path: Path) -> tuple[LeNetModule, dict[str, Any]]:
