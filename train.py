@@ -25,6 +25,7 @@ from trend import Trend, sentences
 
 SUMMARY = "summary.json"  # in the log folder of a finished run
 MAY_CHANGE = {"data_dir", "mirror", "log_dir", "threads", "pictures", "quiet"}  # when a run is resumed
+PERSONAL = MAY_CHANGE | {"checkpoint_dir", "fast_dev_run"}  # what a released checkpoint does not tell of its run
 
 
 def train(
@@ -261,8 +262,10 @@ def finished(flags: dict[str, Any]) -> dict[str, Any] | None:
     return result if result["epochs"] >= flags["epochs"] else None
 
 
-def test(checkpoint: Path, data_dir: Path = Path("data"), mirror: str | None = None) -> dict[str, float]:
-    """Evaluate a checkpoint of `train` on the official test set.
+def test(
+    checkpoint: Path, data_dir: Path = Path("data"), mirror: str | None = None, tta: bool = False
+) -> dict[str, float]:
+    """Evaluate a checkpoint of `train` on the official test set; with `tta` each image together with its mirror.
 
     Returns:
         `test/loss` and `test/acc`, a fraction.
@@ -273,13 +276,46 @@ def test(checkpoint: Path, data_dir: Path = Path("data"), mirror: str | None = N
     """
     from checkpointing import load_module
     from cifar_datamodule import CIFAR10DataModule
+    from lenet5 import Mirrored
 
     module, loaded = load_module(checkpoint)
+    if tta:
+        module.model = Mirrored(module.model)  # type: ignore[assignment]
     datamodule = CIFAR10DataModule(data_dir, mirror=mirror)
     datamodule.load_state_dict(loaded["CIFAR10DataModule"])
     trainer = make_trainer(accelerator="cpu", devices=1)
     trainer.test(module, datamodule=datamodule, verbose=False)
     return {name: trainer.callback_metrics[name].item() for name in ("test/loss", "test/acc")}
+
+
+def release(checkpoint: Path, target: Path, test_acc: float) -> None:
+    """Write a checkpoint without what only training needs, and with what a user of its weights should know.
+
+    It has `class_names`, `test_acc`, `measured_on` and `command` beside the entries of a run's checkpoint that
+    classifying and testing need; of the run's flags, `PERSONAL` ones are left out.
+
+    Raises:
+        UsageError: One file is no checkpoint of this program, or the other cannot be written.
+    """
+    from checkpointing import AtomicCheckpointIO
+    from cifar10_files import CLASS_NAMES
+    from classifier import EXPECTED, load_checkpoint
+
+    loaded = load_checkpoint(checkpoint)
+    flags = {name: value for name, value in loaded["flags"].items() if name not in PERSONAL}
+    # All flags, since defaults change.
+    words = [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in flags.items()]
+    facts = {
+        "flags": flags,
+        "class_names": list(CLASS_NAMES),
+        "test_acc": round(test_acc, 6),  # float32 counts no further
+        "measured_on": "the 10,000 test images of CIFAR-10, one forward pass",
+        "command": shlex.join(["python", "train.py", *words]),
+    }
+    try:
+        AtomicCheckpointIO().save_checkpoint({name: loaded[name] for name in EXPECTED} | facts, target)
+    except OSError as error:
+        raise UsageError(f"{target}: {error.strerror}") from error
 
 
 def make_trainer(**options: Any) -> Any:
@@ -349,6 +385,12 @@ def parser() -> Parser:
     parser.add_argument("--config", action=RecipeFile, help="YAML file of flags, such as those in recipes/.")
     parser.add_argument("--test", type=Path, metavar="CHECKPOINT", help="Only evaluate a checkpoint on the test set.")
     parser.add_argument(
+        "--tta", action="store_true", default=SUPPRESS, help="With --test: each image together with its mirror."
+    )
+    parser.add_argument(
+        "--release", type=Path, metavar="FILE", default=SUPPRESS, help="With --test: write its weights for publication."
+    )
+    parser.add_argument(
         "--find_lr", action="store_true", default=SUPPRESS, help="Only test learning rates, and suggest one."
     )
     return parser
@@ -358,14 +400,20 @@ def main() -> None:
     flags = parser().parse_args(defaults=False).as_dict()
     flags.pop("config", None)
     checkpoint, resume = flags.pop("test", None), flags.pop("resume", None)
-    finding = flags.pop("find_lr", False)
+    finding, tta, target = flags.pop("find_lr", False), flags.pop("tta", False), flags.pop("release", None)
+    if ((tta or target) and not checkpoint) or (tta and target):
+        raise UsageError("--tta, --release: only with --test, and not both")
     if finding and (checkpoint or resume):
         raise UsageError("--find_lr: not with --test or --resume")
     if checkpoint:
         if unused := flags.keys() - {"data_dir", "mirror"}:
             raise UsageError(f"--{min(unused)}: not with --test, which takes the flags of the checkpoint")
-        for name, value in test(checkpoint, **flags).items():
+        figures = test(checkpoint, **flags, tta=tta)
+        for name, value in figures.items():
             print(f"{name:<15}{value:.4f}")
+        if target:
+            release(checkpoint, target, figures["test/acc"])
+            print(f"{'released':<15}{target}")
         return
     if resume:
         flags = resumed_flags(resume, flags)
