@@ -114,6 +114,8 @@ def test_16_bits_and_floats_are_scaled_not_clipped(tmp_path: Path) -> None:
     (tmp_path / "a.pgm").write_bytes(b"P5 32 32 65535\n" + (GREY * 257).astype(">u2").tobytes())
     for path in [*files, tmp_path / "a.pgm"]:
         assert np.array_equal(door.read_image(path), GREY.astype(np.uint8)[:, :, None].repeat(3, 2)), path.name
+    for dark in (Image.fromarray(GREY), Image.fromarray(GREY.astype(np.int32))):
+        assert door.read_image(saved(tmp_path / "dark.tiff", dark)).max() == 1
 
 
 def test_transparent_pixels_are_seen_on_white(tmp_path: Path) -> None:
@@ -161,6 +163,10 @@ def test_a_large_jpeg_decoded_small_gives_the_same_picture(tmp_path: Path) -> No
     read = door.read_image(saved(tmp_path / "a.jpg", large, quality=95))
     exact = np.asarray(large.resize((32, 32), Image.Resampling.BICUBIC))
     assert abs(read.astype(int) - exact).max() <= 6
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8))
+    small = saved(tmp_path / "b.jpg", noise)
+    with Image.open(small) as whole:  # not much larger than the result: nothing is left out
+        assert np.array_equal(door.read_image(small), np.asarray(whole.resize((32, 32), Image.Resampling.BICUBIC)))
 
 
 # What is printed
@@ -350,7 +356,8 @@ def test_the_program_imports_no_lightning_and_ends_in_silence_when_nobody_reads_
         "sys.exit(status)"
     )
     line = [sys.executable, "-c", code, str(saved(tmp_path / "a.png")), "--checkpoint", str(checkpoint)]
-    run = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    run = subprocess.Popen(line, cwd=ROOT, env=buffered, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert run.stdout and run.stderr
     run.stdout.close()
     assert run.stderr.read() == ""
