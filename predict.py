@@ -40,6 +40,7 @@ FITS = {  # to SIZE; Pillow's bicubic filter widens with the reduction, so it an
     "stretch": lambda image: image.resize(SIZE, Image.Resampling.BICUBIC),
 }
 BATCH_SIZE = 250
+THREADS = min(4, os.cpu_count() or 1)  # Pillow decodes photos side by side; small files only queue for the interpreter
 
 
 class Answer(NamedTuple):
@@ -107,7 +108,10 @@ def classify(classifier: Classifier, files: Sequence[Path], fit: str) -> tuple[l
     warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
     answers: list[Answer] = []
     failed: dict[Path, str] = {}
-    with ThreadPoolExecutor() as pool, tqdm(total=len(files), unit="image", leave=False, disable=None) as progress:
+    with (
+        ThreadPoolExecutor(THREADS) as pool,
+        tqdm(total=len(files), unit="image", leave=False, disable=None) as progress,
+    ):
         for start in range(0, len(files), BATCH_SIZE):
             batch, pixels = files[start : start + BATCH_SIZE], {}
             for file, read in zip(batch, pool.map(partial(read_or_reason, fit=fit), batch), strict=True):
