@@ -25,7 +25,6 @@ from trend import Trend, sentences
 
 SUMMARY = "summary.json"  # in the log folder of a finished run
 MAY_CHANGE = {"data_dir", "mirror", "log_dir", "threads", "pictures", "quiet"}  # when a run is resumed
-PERSONAL = MAY_CHANGE | {"checkpoint_dir", "fast_dev_run"}  # what a released checkpoint does not tell of its run
 
 
 def train(
@@ -288,36 +287,6 @@ def test(
     return {name: trainer.callback_metrics[name].item() for name in ("test/loss", "test/acc")}
 
 
-def release(checkpoint: Path, target: Path, test_acc: float) -> None:
-    """Write a checkpoint without what only training needs, and with what a user of its weights should know.
-
-    It has `class_names`, `test_acc`, `measured_on` and `command` beside the entries of a run's checkpoint that
-    classifying and testing need; of the run's flags, `PERSONAL` ones are left out.
-
-    Raises:
-        UsageError: One file is no checkpoint of this program, or the other cannot be written.
-    """
-    from checkpointing import AtomicCheckpointIO
-    from cifar10_files import CLASS_NAMES
-    from classifier import EXPECTED, load_checkpoint
-
-    loaded = load_checkpoint(checkpoint)
-    flags = {name: value for name, value in loaded["flags"].items() if name not in PERSONAL}
-    # All flags, since defaults change.
-    words = [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in flags.items()]
-    facts = {
-        "flags": flags,
-        "class_names": list(CLASS_NAMES),
-        "test_acc": round(test_acc, 6),  # float32 counts no further
-        "measured_on": "the 10,000 test images of CIFAR-10, one forward pass",
-        "command": shlex.join(["python", "train.py", *words]),
-    }
-    try:
-        AtomicCheckpointIO().save_checkpoint({name: loaded[name] for name in EXPECTED} | facts, target)
-    except OSError as error:
-        raise UsageError(f"{target}: {error.strerror}") from error
-
-
 def make_trainer(**options: Any) -> Any:
     """Lightning's Trainer with what all runs of this project share; UsageError if it refuses an option."""
     import pytorch_lightning as pl
@@ -412,6 +381,8 @@ def main() -> None:
         for name, value in figures.items():
             print(f"{name:<15}{value:.4f}")
         if target:
+            from checkpointing import release
+
             release(checkpoint, target, figures["test/acc"])
             print(f"{'released':<15}{target}")
         return

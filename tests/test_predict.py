@@ -18,6 +18,7 @@ from PIL import Image
 
 import predict as door
 import train
+from checkpointing import release
 from cifar10_files import CLASS_NAMES
 from classifier import load_checkpoint, load_classifier
 from command_line import UsageError, exit_status
@@ -398,10 +399,10 @@ def test_a_released_file_of_the_full_size_network_is_small(tmp_path: Path, check
     module = LeNetModule()
     entries = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams), "optimizer_states": [1]}
     torch.save(load_checkpoint(checkpoint) | entries, tmp_path / "full.ckpt")
-    train.release(tmp_path / "full.ckpt", tmp_path / "released.ckpt", 0.5)
+    release(tmp_path / "full.ckpt", tmp_path / "released.ckpt", 0.5)
     assert (tmp_path / "released.ckpt").stat().st_size < 2.3e6
     with pytest.raises(UsageError, match="made-up"):
-        train.release(tmp_path / "full.ckpt", checkpoint / "below-a-file.ckpt", 0.5)
+        release(tmp_path / "full.ckpt", checkpoint / "below-a-file.ckpt", 0.5)
 
 
 @pytest.mark.parametrize("flags", [["--tta"], ["--release", "a.ckpt"], ["--test", "a", "--tta", "--release", "a.ckpt"]])
