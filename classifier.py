@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from cifar10_files import CLASS_NAMES
 from command_line import UsageError
 from lenet5 import LeNet5, Mirrored
+from preprocessing import Preprocessing, from_state, normalize
 
 LAST = "last.ckpt"  # of the last whole epoch of a run
 EXPECTED = {"epoch", "state_dict", "hyper_parameters", "flags", "CIFAR10DataModule"}  # in a checkpoint of train.py
@@ -28,16 +30,26 @@ class Classifier(nn.Module):
         network: Float images [N, 3, 32, 32] to logits [N, C].
         mean, std: float32 [3], per channel, in [0, 255].
         class_names: Of all C classes, by label.
+        preprocessing, whitening: What images must go through before, by `preprocessing.preprocess`.
     """
 
-    def __init__(self, network: nn.Module, mean: Tensor, std: Tensor, class_names: Sequence[str]) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        mean: Tensor,
+        std: Tensor,
+        class_names: Sequence[str],
+        preprocessing: Preprocessing,
+        whitening: np.ndarray | None,
+    ) -> None:
         super().__init__()
         self.network, self.class_names = network, tuple(class_names)
-        self.mean, self.std = nn.Buffer(mean.view(3, 1, 1)), nn.Buffer(std.view(3, 1, 1))
+        self.mean, self.std = nn.Buffer(mean.view(3)), nn.Buffer(std.view(3))
+        self.preprocessing, self.whitening = preprocessing, whitening
 
     def forward(self, images: Tensor) -> Tensor:
-        """uint8 images [N, 3, 32, 32] to probabilities, float32 [N, C]."""
-        return self.network((images - self.mean) / self.std).softmax(1)
+        """Preprocessed images, uint8 [N, 3, 32, 32], to probabilities, float32 [N, C]."""
+        return self.network(normalize(images.permute(0, 2, 3, 1), self.mean, self.std)).softmax(1)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -78,9 +90,8 @@ def load_classifier(path: Path, tta: bool = False) -> Classifier:
             {name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()}
         )
         data, class_names = checkpoint["CIFAR10DataModule"], checkpoint.get("class_names", CLASS_NAMES)
-        if unknown := data.keys() - {"mean", "std"}:  # its images were made otherwise than ours will be
-            raise ValueError(f"unknown preprocessing {', '.join(sorted(unknown))}")
-        classifier = Classifier(Mirrored(network) if tta else network, data["mean"], data["std"], class_names)
+        asked = Mirrored(network) if tta else network
+        classifier = Classifier(asked, data["mean"], data["std"], class_names, *from_state(data))
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise UsageError(f"{path}: does not fit this LeNet-5: {reason}") from error

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from atomic_file import write_bytes
 from command_line import Parser, UsageError, exit_status
 
+from preprocessing import preprocess
 if TYPE_CHECKING:
     from classifier import Classifier
 
@@ -129,10 +130,9 @@ def rank(classifier: Classifier, pixels: np.ndarray) -> list[list[tuple[str, flo
     """The three most probable classes, and their probabilities, of each of the images uint8 [N, 32, 32, 3]."""
     import torch
 
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-    # Preprocessing that the checkpoint asks for, uint8 [N, 3, 32, 32] to the same, belongs here.
+    images = preprocess(pixels.transpose(0, 3, 1, 2), classifier.preprocessing, classifier.whitening)
     with torch.inference_mode():
-        values, labels = classifier(images).topk(3)
+        values, labels = classifier(torch.from_numpy(images)).topk(3)
     names = [[classifier.class_names[label] for label in row] for row in labels.tolist()]
     return [list(zip(*columns, strict=True)) for columns in zip(names, values.tolist(), strict=True)]
 
@@ -187,7 +187,7 @@ def export(classifier: Classifier, path: Path) -> None:
     Its metadata has `class_names`, a JSON list.
 
     Raises:
-        UsageError: The file cannot be written.
+        UsageError: The classifier's images have to be preprocessed, or the file cannot be written.
     """
     import torch
 
@@ -198,6 +198,10 @@ def export(classifier: Classifier, path: Path) -> None:
         output_names=["probabilities"],
         dynamic_shapes=({0: "N"},),
         verbose=False,
+    steps = [*classifier.preprocessing.steps(corrupted=False), *["normalize-zca"] * (classifier.whitening is not None)]
+    if steps:
+        raise UsageError(f"--export: the checkpoint's preprocessing has no ONNX form: {', '.join(steps)}")
+
         dynamo=True,
     )
     assert program is not None

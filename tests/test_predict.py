@@ -19,6 +19,8 @@ from PIL import Image
 import predict as door
 import train
 from checkpointing import release
+import cifar10_files
+import cifar_datamodule
 from cifar10_files import CLASS_NAMES
 from classifier import load_checkpoint, load_classifier
 from command_line import UsageError, exit_status
@@ -28,11 +30,13 @@ from lenet_module import LeNetModule
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 4, 3)).repeat(8, 0).repeat(8, 1).astype(np.uint8)  # 16 colours
 PICTURE = Image.fromarray(PIXELS)
 OTHER = Image.new("RGB", (32, 32), "red")
+from preprocessing import Preprocessing
 GREY = np.arange(1024, dtype=np.uint16).reshape(32, 32) // 4
 
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
+WHITENING = np.vstack([np.eye(3072) * 3, np.full((1, 3072), -1)]).astype(np.float16)  # a fit takes many seconds
     return made_up_checkpoint(tmp_path / "made-up.ckpt")
 
 
@@ -176,8 +180,8 @@ def test_a_large_jpeg_decoded_small_gives_the_same_picture(tmp_path: Path) -> No
 def test_a_file_is_classified_as_the_network_classifies_its_pixels(call: Any, checkpoint: Path, tmp_path: Path) -> None:
     status, out, err = call(saved(tmp_path / "a.png"), "--json")
     classifier = load_classifier(checkpoint)
-    normalised = (torch.from_numpy(PIXELS.transpose(2, 0, 1).astype(np.float32)) - classifier.mean) / classifier.std
-    expected = classifier.network(normalised[None]).softmax(1)[0]
+    normalised = (torch.from_numpy(PIXELS.astype(np.float32)) - classifier.mean) / classifier.std
+    expected = classifier.network(normalised.permute(2, 0, 1)[None]).softmax(1)[0]
     (answer,) = json.loads(out)
     assert (status, err) == (0, "")
     assert answer["file"] == str(tmp_path / "a.png")
@@ -202,6 +206,38 @@ def test_table_json_and_csv_say_the_same_of_every_file_in_sorted_order(
     for name in names:
         saved(tmp_path / "in" / name, Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)))
     saved(tmp_path / "in" / "notes.pdf", OTHER)  # Pillow writes these, but reads none
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"normalize": "none"},
+        {"normalize": "zca"},
+        {"denoise": "bilateral", "segment": "otsu", "normalize": "contrast"},
+        {"denoise": "median", "corrupt": "blur", "corrupt_on": "both"},
+    ],
+    ids=["default", "none", "zca", "several", "corrupted"],
+)
+def test_a_picture_is_preprocessed_as_the_checkpoints_test_images_but_not_corrupted(
+    settings: dict[str, Any], call: Any, checkpoint: Path, data_dir: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(cifar_datamodule, "fit_whitening", lambda *given: WHITENING)
+    datamodule = CIFAR10DataModule(data_dir, 50, val_size=100, preprocessing=Preprocessing(**settings))
+    datamodule.prepare_data()
+    datamodule.setup()
+    made_up_checkpoint(checkpoint, **datamodule.state_dict())
+    datamodule.preprocessing = datamodule.preprocessing.changed({"corrupt": "none"})
+    batches = torch.cat([images for images, _ in datamodule.test_dataloader()])
+    expected, labels = load_classifier(checkpoint).network(batches).softmax(1).max(1)
+
+    for number, image in enumerate(cifar10_files.load(data_dir / cifar10_files.FOLDER, train=False)[0]):
+        saved(tmp_path / "in" / f"{number:03}.png", Image.fromarray(image.transpose(1, 2, 0)))
+    status, out, err = call(tmp_path / "in", "--json")
+    answers = json.loads(out)
+    assert (status, err) == (0, "")
+    assert [answer["class"] for answer in answers] == [CLASS_NAMES[label] for label in labels]
+    assert [answer["confidence"] for answer in answers] == pytest.approx(expected.tolist(), abs=1e-6)
+
+
     (tmp_path / "in" / "notes.txt").write_text("no image")
     files = [str(path) for path in sorted(tmp_path / "in" / name for name in names)]
     arguments = tmp_path / "in", tmp_path / "in" / "z.png"  # named twice, answered once
@@ -338,10 +374,18 @@ def test_nothing_to_do_and_bad_flags_are_one_line(call: Any, tmp_path: Path) -> 
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="unknown preprocessing sharpen"):
-        load_classifier(made_up_checkpoint(tmp_path / "a.ckpt", sharpen=2))
-    with pytest.raises(UsageError, match="does not fit this LeNet-5"):
-        load_classifier(made_up_checkpoint(tmp_path / "a.ckpt", mean=None))
+    whitening = torch.from_numpy(WHITENING)
+    for data in (
+        {"mean": None},
+        {"std": torch.ones(4)},
+        {"preprocessing": {"sharpen": 2}},
+        {"preprocessing": {"denoise": "sharpen"}},
+        {"preprocessing": {"normalize": "zca"}},
+        {"preprocessing": {"normalize": "zca"}, "whitening": whitening[1:]},
+        {"whitening": whitening},
+    ):
+        with pytest.raises(UsageError, match="does not fit this LeNet-5"):
+            load_classifier(made_up_checkpoint(tmp_path / "a.ckpt", **data))
     wider = load_checkpoint(made_up_checkpoint(tmp_path / "a.ckpt")) | {"hyper_parameters": {"width": 2}}
     torch.save(wider, tmp_path / "a.ckpt")
     with pytest.raises(UsageError, match="does not fit this LeNet-5"):
@@ -429,3 +473,42 @@ def test_the_exported_network_agrees_with_pytorch(
         (probabilities,) = session.run(["probabilities"], {"images": images.numpy()})
         assert probabilities.shape == (count, 10) and probabilities.dtype == np.float32
         assert np.abs(probabilities - classifier(images).detach().numpy()).max() < 1e-5
+def test_opencv_and_scikit_image_are_imported_only_for_a_checkpoint_that_needs_them(tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib, predict\n"
+        "from classifier import load_classifier\n"
+        "for file in sys.argv[2:]:\n"
+        "    predict.classify(load_classifier(pathlib.Path(file)), [pathlib.Path(sys.argv[1])], 'crop')\n"
+        "    print(*sorted({'cv2', 'skimage'} & set(sys.modules)))\n"
+    )
+    chosen = [{}, {"denoise": "median"}, {"segment": "superpixels"}]
+    files = [made_up_checkpoint(tmp_path / f"{n}.ckpt", preprocessing=settings) for n, settings in enumerate(chosen)]
+    line = [sys.executable, "-c", code, str(saved(tmp_path / "a.png")), *map(str, files)]
+    run = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines() == ["", "cv2", "cv2 skimage"]
+
+
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"denoise": "median"}, {"segment": "otsu"}, *({"normalize": name} for name in ("image", "contrast", "zca"))],
+    ids=lambda settings: "-".join(*settings.items()),
+)
+def test_a_checkpoint_that_changes_pixels_is_not_exported(
+    call: Any, checkpoint: Path, tmp_path: Path, settings: dict[str, str]
+) -> None:
+    fitted = {"whitening": torch.from_numpy(WHITENING)} if settings == {"normalize": "zca"} else {}
+    made_up_checkpoint(checkpoint, preprocessing=settings, **fitted)
+    status, out, err = call("--export", tmp_path / "m.onnx")
+    ((name, method),) = settings.items()
+    assert (status, out, err.count("\n")) == (2, "", 1) and f"{name}-{method}" in err
+    assert not (tmp_path / "m.onnx").exists()
+
+
+@pytest.mark.parametrize("settings", [{"normalize": "none"}, {"corrupt": "blur", "corrupt_on": "both"}])
+def test_a_checkpoint_that_leaves_pixels_as_they_are_is_exported(
+    call: Any, checkpoint: Path, tmp_path: Path, settings: dict[str, str]
+) -> None:
+    made_up_checkpoint(checkpoint, preprocessing=settings)
+    assert call("--export", tmp_path / "m.onnx")[0] == 0 and (tmp_path / "m.onnx").exists()
