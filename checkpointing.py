@@ -22,9 +22,7 @@ from cifar10_files import CLASS_NAMES
 from classifier import EXPECTED, LAST, load_checkpoint
 from command_line import Stopped, UsageError
 from lenet_module import LeNetModule
-
-# Flags that say where and how a run was made, not what it is: a released checkpoint does not tell them.
-PERSONAL = {"data_dir", "mirror", "log_dir", "checkpoint_dir", "threads", "pictures", "quiet", "fast_dev_run"}
+from runs import NO_PART
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -133,7 +131,7 @@ def release(source: Path, target: Path, test_acc: float) -> None:
     """Write a checkpoint without what only training needs, and with what a user of its weights should know.
 
     Beside the entries that `load_checkpoint` expects it has `class_names`, `test_acc`, `measured_on`, and `command`,
-    which makes the run again; of the run's flags, `PERSONAL` ones are left out.
+    which makes the run again; of the run's flags, those in NO_PART are left out.
 
     Args:
         source: As `load_checkpoint` takes it.
@@ -144,14 +142,14 @@ def release(source: Path, target: Path, test_acc: float) -> None:
         UsageError: `source` is no checkpoint of this program, or `target` cannot be written.
     """
     checkpoint = load_checkpoint(source)
-    flags = {name: value for name, value in checkpoint["flags"].items() if name not in PERSONAL}
+    flags = {name: value for name, value in checkpoint["flags"].items() if name not in NO_PART}
     # All of them, since defaults change.
     words = [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in flags.items()]
     facts = {
         "flags": flags,
         "class_names": list(CLASS_NAMES),
         "test_acc": round(test_acc, 6),  # float32 counts no further
-        "measured_on": "the 10,000 test images of CIFAR-10, one forward pass",
+        "measured_on": "the 10,000 test images of CIFAR-10, preprocessed as the flags say, one forward pass",
         "command": shlex.join(["python", "train.py", *words]),
     }
     try:

@@ -413,8 +413,10 @@ def main() -> None:
     flags.pop("config", None)
     checkpoint, resume = flags.pop("test", None), flags.pop("resume", None)
     finding, tta, target = flags.pop("find_lr", False), flags.pop("tta", False), flags.pop("release", None)
-    if ((tta or target) and not checkpoint) or (tta and target):
-        raise UsageError("--tta, --release: only with --test, and not both")
+    if (tta or target) and not checkpoint:
+        raise UsageError("--tta, --release: only with --test")
+    if target and (tta or flags.keys() & TEST_MAY_CHANGE):  # it states the accuracy of the checkpoint as it is
+        raise UsageError(f"--release: not with --tta, --{', --'.join(sorted(TEST_MAY_CHANGE))}")
     if finding and (checkpoint or resume):
         raise UsageError("--find_lr: not with --test or --resume")
     if checkpoint:

@@ -413,9 +413,9 @@ def test_the_program_imports_no_lightning_and_ends_in_silence_when_nobody_reads_
 
 
 def test_released_weights_give_the_same_answers_and_say_what_they_are(
-    run: Any, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    run: Any, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, settings: dict[str, Any]
 ) -> None:
-    result = run()
+    result = run(tag="my-secret", **settings)
     target = tmp_path / "new" / "released.ckpt"
     command = ["train.py", "--test", result["checkpoint"], "--data_dir", str(data_dir)]
     monkeypatch.setattr(sys, "argv", [*command, "--release", str(target)])
@@ -434,7 +434,8 @@ def test_released_weights_give_the_same_answers_and_say_what_they_are(
 
     images = torch.randint(256, (5, 3, 32, 32), dtype=torch.uint8)
     ours, theirs = load_classifier(target), load_classifier(Path(result["checkpoint"]))
-    assert torch.equal(ours(images), theirs(images))
+    assert torch.equal(ours(images), theirs(images)) and ours.preprocessing == theirs.preprocessing
+    assert ours.preprocessing == Preprocessing(**settings)
     assert train.test(target, data_dir) == train.test(Path(result["checkpoint"]), data_dir)
     assert train.test(target, data_dir, tta=True)["test/loss"] != pytest.approx(result["test_loss"])
 
@@ -449,10 +450,20 @@ def test_a_released_file_of_the_full_size_network_is_small(tmp_path: Path, check
         release(tmp_path / "full.ckpt", checkpoint / "below-a-file.ckpt", 0.5)
 
 
-@pytest.mark.parametrize("flags", [["--tta"], ["--release", "a.ckpt"], ["--test", "a", "--tta", "--release", "a.ckpt"]])
-def test_tta_and_release_belong_to_a_test(flags: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--tta"], "only with --test"),
+        (["--release", "a.ckpt"], "only with --test"),
+        (["--test", "a", "--release", "a.ckpt", "--tta"], "not with --tta"),
+        (["--test", "a", "--release", "a.ckpt", "--corrupt", "blur"], "--corrupt"),
+    ],
+)
+def test_tta_and_release_belong_to_a_test_and_a_release_to_the_checkpoint_as_it_is(
+    flags: list[str], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "argv", ["train.py", *flags])
-    with pytest.raises(UsageError, match="only with --test"):
+    with pytest.raises(UsageError, match=reason):
         train.main()
 
 
@@ -512,3 +523,4 @@ def test_a_checkpoint_that_leaves_pixels_as_they_are_is_exported(
 ) -> None:
     made_up_checkpoint(checkpoint, preprocessing=settings)
     assert call("--export", tmp_path / "m.onnx")[0] == 0 and (tmp_path / "m.onnx").exists()
+    assert "my-secret" not in str(released)
