@@ -15,6 +15,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -26,8 +27,8 @@ from tqdm import tqdm
 
 from atomic_file import write_bytes
 from command_line import Parser, UsageError, exit_status
-
 from preprocessing import preprocess
+
 if TYPE_CHECKING:
     from classifier import Classifier
 
@@ -71,8 +72,13 @@ def read_image(path: Path, fit: str = "crop") -> np.ndarray:
         Exception: Whatever Pillow raises for a damaged file.
     """
     with Image.open(path) as file:
+        if file.format == "EPS":  # Pillow would have Ghostscript run it
+            raise ValueError("EPS is a program, and none is run")
         file.draft(None, DRAFT)
-        image: Image.Image = ImageOps.exif_transpose(file)
+        file.load()
+        image: Image.Image = file
+        with suppress(Exception):  # damaged EXIF tells no orientation
+            image = ImageOps.exif_transpose(file)
         if image.mode.startswith(("I", "F")):
             image = eight_bits(image)
         if image.has_transparency_data:
@@ -100,11 +106,12 @@ def read_or_reason(path: Path, fit: str) -> np.ndarray | str:
         return "no image that Pillow knows, or damaged"
     except Exception as error:  # Pillow's many decoders raise whatever they trip over
         reason = error.strerror if isinstance(error, OSError) else None
-        return " ".join((reason or str(error) or type(error).__name__).split())
+        return reason or f"not decoded: {str(error) or type(error).__name__}"
 
 
 def classify(classifier: Classifier, files: Sequence[Path], fit: str) -> tuple[list[Answer], dict[Path, str]]:
     """Answers for the files that can be read, in their order, and for the others the reason why not."""
+    warnings.filterwarnings("ignore", module="PIL")  # damaged metadata, which the pixels do not need
     # A small file that claims to be hundreds of megapixels is refused, not just warned of.
     warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
     answers: list[Answer] = []
@@ -157,9 +164,9 @@ def show_csv(answers: Sequence[Answer]) -> None:
     table.writerows([answer.file, *chain(*answer.ranking)] for answer in answers)
 
 
-def printable(path: Path) -> str:
-    """A path for people: line breaks and other control characters, which would act on a terminal, are escaped."""
-    return str(path) if str(path).isprintable() else ascii(str(path))
+def printable(text: object) -> str:
+    """A path or reason for people: line breaks and other characters that would act on a terminal are escaped."""
+    return str(text) if str(text).isprintable() else ascii(str(text))
 
 
 def label(file: Path) -> str:
@@ -191,6 +198,10 @@ def export(classifier: Classifier, path: Path) -> None:
     """
     import torch
 
+    steps = [*classifier.preprocessing.steps(corrupted=False), *["normalize-zca"] * (classifier.whitening is not None)]
+    if steps:
+        raise UsageError(f"--export: the checkpoint's preprocessing has no ONNX form: {', '.join(steps)}")
+
     program = torch.onnx.export(
         classifier,
         (torch.zeros(2, 3, 32, 32, dtype=torch.uint8),),
@@ -198,10 +209,6 @@ def export(classifier: Classifier, path: Path) -> None:
         output_names=["probabilities"],
         dynamic_shapes=({0: "N"},),
         verbose=False,
-    steps = [*classifier.preprocessing.steps(corrupted=False), *["normalize-zca"] * (classifier.whitening is not None)]
-    if steps:
-        raise UsageError(f"--export: the checkpoint's preprocessing has no ONNX form: {', '.join(steps)}")
-
         dynamo=True,
     )
     assert program is not None
@@ -257,7 +264,7 @@ def main() -> None:
         print(report(answers, classifier.class_names), file=sys.stderr if flags.json or flags.csv else sys.stdout)
     sys.stdout.flush()
     for file, reason in failed.items():
-        print(f"predict.py: {printable(file)}: {reason}", file=sys.stderr)
+        print(f"predict.py: {printable(file)}: {printable(reason)}", file=sys.stderr)
     if failed:
         raise UsageError(f"{len(failed)} of {len(files)} files could not be read")
 

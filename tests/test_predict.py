@@ -4,8 +4,11 @@ import csv
 import io
 import json
 import os
+import re
+import struct
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,27 +19,28 @@ import pytest
 import torch
 from PIL import Image
 
+import cifar10_files
+import cifar_datamodule
 import predict as door
 import train
 from checkpointing import release
-import cifar10_files
-import cifar_datamodule
 from cifar10_files import CLASS_NAMES
+from cifar_datamodule import CIFAR10DataModule
 from classifier import load_checkpoint, load_classifier
 from command_line import UsageError, exit_status
 from conftest import ROOT
 from lenet_module import LeNetModule
+from preprocessing import Preprocessing
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 4, 3)).repeat(8, 0).repeat(8, 1).astype(np.uint8)  # 16 colours
 PICTURE = Image.fromarray(PIXELS)
 OTHER = Image.new("RGB", (32, 32), "red")
-from preprocessing import Preprocessing
 GREY = np.arange(1024, dtype=np.uint16).reshape(32, 32) // 4
+WHITENING = np.vstack([np.eye(3072) * 3, np.full((1, 3072), -1)]).astype(np.float16)  # a fit takes many seconds
 
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-WHITENING = np.vstack([np.eye(3072) * 3, np.full((1, 3072), -1)]).astype(np.float16)  # a fit takes many seconds
     return made_up_checkpoint(tmp_path / "made-up.ckpt")
 
 
@@ -144,6 +148,18 @@ def test_a_photo_is_turned_as_its_exif_says(tmp_path: Path, orientation: int, tu
     assert np.array_equal(door.read_image(saved(tmp_path / "a.png", exif=exif)), turned)
 
 
+@pytest.mark.parametrize("exif", [b"Exif\0\0no TIFF header", b"Exif\0\0MM\0*", b"Exif\0\0MM\0*\xff\xff\xff\xff"])
+@pytest.mark.parametrize("suffix", [".png", ".webp"])
+def test_an_image_with_damaged_exif_is_taken_as_it_is_stored(
+    call: Any, tmp_path: Path, recwarn: pytest.WarningsRecorder, exif: bytes, suffix: str
+) -> None:
+    path = saved(tmp_path / f"a{suffix}", exif=exif, lossless=True)
+    assert np.array_equal(door.read_image(path), PIXELS)
+    recwarn.clear()
+    status, _, err = call(path)
+    assert (status, err) == (0, "") and not recwarn.list
+
+
 def test_an_oblong_image_is_cropped_padded_or_stretched(tmp_path: Path) -> None:
     image = Image.new("RGB", (128, 64), "blue")
     image.paste("red", (0, 0, 28, 64))  # further out than the filter reaches into the crop
@@ -190,22 +206,6 @@ def test_a_file_is_classified_as_the_network_classifies_its_pixels(call: Any, ch
     assert three == pytest.approx(expected.sort(descending=True)[0][:3].tolist(), abs=1e-6)
 
 
-def test_table_json_and_csv_say_the_same_of_every_file_in_sorted_order(
-    call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(door, "BATCH_SIZE", 4)
-    rng = np.random.default_rng(1)
-    names = [
-        "z.png",
-        "b/2.PNG",
-        "b/10.png",
-        "b/c/Größe 猫.png",
-        "a,1.png",
-        'a"2.png' if os.name == "posix" else "a2.png",
-    ]
-    for name in names:
-        saved(tmp_path / "in" / name, Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)))
-    saved(tmp_path / "in" / "notes.pdf", OTHER)  # Pillow writes these, but reads none
 @pytest.mark.parametrize(
     "settings",
     [
@@ -238,6 +238,22 @@ def test_a_picture_is_preprocessed_as_the_checkpoints_test_images_but_not_corrup
     assert [answer["confidence"] for answer in answers] == pytest.approx(expected.tolist(), abs=1e-6)
 
 
+def test_table_json_and_csv_say_the_same_of_every_file_in_sorted_order(
+    call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door, "BATCH_SIZE", 4)
+    rng = np.random.default_rng(1)
+    names = [
+        "z.png",
+        "b/2.PNG",
+        "b/10.png",
+        "b/c/Größe 猫.png",
+        "a,1.png",
+        'a"2.png' if os.name == "posix" else "a2.png",
+    ]
+    for name in names:
+        saved(tmp_path / "in" / name, Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)))
+    saved(tmp_path / "in" / "notes.pdf", OTHER)  # Pillow writes these, but reads none
     (tmp_path / "in" / "notes.txt").write_text("no image")
     files = [str(path) for path in sorted(tmp_path / "in" / name for name in names)]
     arguments = tmp_path / "in", tmp_path / "in" / "z.png"  # named twice, answered once
@@ -346,6 +362,65 @@ def test_files_that_cannot_be_read_are_named_and_counted_and_the_rest_go_on(call
     assert err.splitlines()[-1] == "predict.py: 4 of 6 files could not be read"
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        struct.error("unpack requires 4 bytes"),
+        zlib.error("invalid block type"),
+        SyntaxError("\x1b[2J"),
+        ValueError("two\nlines"),
+        KeyError(0),
+        *(kind() for kind in (EOFError, OverflowError, IndexError, TypeError, AttributeError, MemoryError, OSError)),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_whatever_a_decoder_raises_names_the_file(
+    call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def decode(path: Path) -> Image.Image:
+        if path.name == "damaged.png":
+            raise error
+        return Image.new("RGB", (32, 32))
+
+    monkeypatch.setattr(Image, "open", decode)
+    status, out, err = call(tmp_path / "damaged.png", tmp_path / "whole.png")
+    first, last = err.splitlines()
+    assert status == 2 and out.startswith(str(tmp_path / "whole.png")) and out.count("\n") == 1
+    assert first.startswith(f"predict.py: {tmp_path / 'damaged.png'}: ") and first.isprintable()
+    assert (str(error) if str(error).isprintable() and str(error) else "not decoded: ") in first
+    assert first[-1] not in ": " and last == "predict.py: 1 of 2 files could not be read"
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.gif", "a.bmp", "a.jpg", "a.tiff", "a.webp", "a.ppm", "a.ico", "a.tga"])
+def test_any_damage_to_a_file_gives_an_answer_or_a_reason(call: Any, tmp_path: Path, name: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    whole = saved(tmp_path / name, exif=exif)  # formats without EXIF take no notice
+    content, rng = whole.read_bytes(), np.random.default_rng(0)
+    (tmp_path / "in").mkdir()
+    for number in range(60):
+        damaged = bytearray(content)
+        for place in rng.integers(0, min(len(content), 400), 1 + number % 8):
+            damaged[place] = rng.integers(256)
+        end = rng.integers(len(content)) if number % 3 == 0 else None
+        (tmp_path / "in" / f"{number}{name}").write_bytes(damaged[:end])
+    status, out, err = call(tmp_path / "in", "--json")
+    *named, last = err.splitlines()
+    assert status == 2 and last == f"predict.py: {len(named)} of 60 files could not be read"
+    assert len(json.loads(out)) + len(named) == 60 and all(re.search(": .+: .", line) for line in named)
+
+
+@pytest.mark.parametrize("name", ["a.eps", "a.png"])
+def test_no_other_program_is_run_for_an_eps_file(
+    call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    saved(tmp_path / name, format="EPS")
+    monkeypatch.setattr(subprocess, "Popen", pytest.fail)
+    status, out, err = call(tmp_path)
+    assert (status, out) == (2, "")
+    assert err.splitlines()[0] == f"predict.py: {tmp_path / name}: not decoded: EPS is a program, and none is run"
+
+
 def test_decompression_bombs_are_refused(call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "bomb.gif").write_bytes(b"GIF89a" + b"\xff\xff\xff\xff" + b"\0\0\0,\0\0\0\0\xff\xff\xff\xff\0\x02\0;")
     status, out, err = call(tmp_path / "bomb.gif")
@@ -409,9 +484,25 @@ def test_the_program_imports_no_lightning_and_ends_in_silence_when_nobody_reads_
     assert run.wait(60) == 1
 
 
+def test_opencv_and_scikit_image_are_imported_only_for_a_checkpoint_that_needs_them(tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib, predict\n"
+        "from classifier import load_classifier\n"
+        "for file in sys.argv[2:]:\n"
+        "    predict.classify(load_classifier(pathlib.Path(file)), [pathlib.Path(sys.argv[1])], 'crop')\n"
+        "    print(*sorted({'cv2', 'skimage'} & set(sys.modules)))\n"
+    )
+    chosen = [{}, {"denoise": "median"}, {"segment": "superpixels"}]
+    files = [made_up_checkpoint(tmp_path / f"{n}.ckpt", preprocessing=settings) for n, settings in enumerate(chosen)]
+    line = [sys.executable, "-c", code, str(saved(tmp_path / "a.png")), *map(str, files)]
+    run = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines() == ["", "cv2", "cv2 skimage"]
+
+
 # What is given away
 
 
+@pytest.mark.parametrize("settings", [{}, {"denoise": "median", "corrupt": "gaussian"}], ids=["default", "denoised"])
 def test_released_weights_give_the_same_answers_and_say_what_they_are(
     run: Any, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, settings: dict[str, Any]
 ) -> None:
@@ -424,6 +515,7 @@ def test_released_weights_give_the_same_answers_and_say_what_they_are(
 
     released = torch.load(target, weights_only=True)
     assert "optimizer_states" not in released and str(tmp_path) not in str(released)
+    assert "my-secret" not in str(released)
     assert released["test_acc"] == pytest.approx(result["test_acc"], abs=1e-6)
     assert "10,000 test images" in released["measured_on"] and released["class_names"] == list(CLASS_NAMES)
     program, script, *words = released["command"].split()
@@ -484,21 +576,6 @@ def test_the_exported_network_agrees_with_pytorch(
         (probabilities,) = session.run(["probabilities"], {"images": images.numpy()})
         assert probabilities.shape == (count, 10) and probabilities.dtype == np.float32
         assert np.abs(probabilities - classifier(images).detach().numpy()).max() < 1e-5
-def test_opencv_and_scikit_image_are_imported_only_for_a_checkpoint_that_needs_them(tmp_path: Path) -> None:
-    code = (
-        "import sys, pathlib, predict\n"
-        "from classifier import load_classifier\n"
-        "for file in sys.argv[2:]:\n"
-        "    predict.classify(load_classifier(pathlib.Path(file)), [pathlib.Path(sys.argv[1])], 'crop')\n"
-        "    print(*sorted({'cv2', 'skimage'} & set(sys.modules)))\n"
-    )
-    chosen = [{}, {"denoise": "median"}, {"segment": "superpixels"}]
-    files = [made_up_checkpoint(tmp_path / f"{n}.ckpt", preprocessing=settings) for n, settings in enumerate(chosen)]
-    line = [sys.executable, "-c", code, str(saved(tmp_path / "a.png")), *map(str, files)]
-    run = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert run.stdout.splitlines() == ["", "cv2", "cv2 skimage"]
-
-
 
 
 @pytest.mark.parametrize(
@@ -523,4 +600,3 @@ def test_a_checkpoint_that_leaves_pixels_as_they_are_is_exported(
 ) -> None:
     made_up_checkpoint(checkpoint, preprocessing=settings)
     assert call("--export", tmp_path / "m.onnx")[0] == 0 and (tmp_path / "m.onnx").exists()
-    assert "my-secret" not in str(released)
