@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import os
-import pickle
+import shlex
 import signal
 import threading
 from pathlib import Path
@@ -17,11 +18,11 @@ from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
 from atomic_file import write_bytes
+from cifar10_files import CLASS_NAMES
+from classifier import EXPECTED, LAST, load_checkpoint
 from command_line import Stopped, UsageError
 from lenet_module import LeNetModule
-
-LAST = "last.ckpt"  # of the last whole epoch
-EXPECTED = {"epoch", "state_dict", "hyper_parameters", "flags", "CIFAR10DataModule"}  # in a checkpoint of train.py
+from runs import NO_PART
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -114,26 +115,6 @@ class StopOnSignal(Callback):
     on_train_batch_end = on_validation_batch_end = on_test_batch_end = _stop  # type: ignore[assignment]
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of `train.train`, or the `last.ckpt` of a run's folder; nothing in it can run code.
-
-    Raises:
-        UsageError: It is not there, damaged, of another program, or would have run code.
-    """
-    path = path / LAST if path.is_dir() else path
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from error
-    except pickle.UnpicklingError as error:
-        raise UsageError(f"{path}: refused, it holds more than tensors and plain values, or is damaged") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError) as error:
-        raise UsageError(f"{path}: damaged, or no PyTorch checkpoint") from error
-    if not isinstance(checkpoint, dict) or not checkpoint.keys() >= EXPECTED:
-        raise UsageError(f"{path}: no checkpoint of train.py")
-    return checkpoint
-
-
 def load_module(path: Path) -> tuple[LeNetModule, dict[str, Any]]:
     """The trained module of a checkpoint, and the checkpoint itself; UsageError if it does not fit `LeNetModule`."""
     checkpoint = load_checkpoint(path)
@@ -144,3 +125,34 @@ def load_module(path: Path) -> tuple[LeNetModule, dict[str, Any]]:
         reason = str(error).strip().splitlines()[-1].strip()
         raise UsageError(f"{path}: does not fit this LeNet-5: {reason}") from error
     return module, checkpoint
+
+
+def release(source: Path, target: Path, test_acc: float) -> None:
+    """Write a checkpoint without what only training needs, and with what a user of its weights should know.
+
+    Beside the entries that `load_checkpoint` expects it has `class_names`, `test_acc`, `measured_on`, and `command`,
+    which makes the run again; of the run's flags, those in NO_PART are left out.
+
+    Args:
+        source: As `load_checkpoint` takes it.
+        target: The file to write; its folder is made.
+        test_acc: A fraction, on the test set.
+
+    Raises:
+        UsageError: `source` is no checkpoint of this program, or `target` cannot be written.
+    """
+    checkpoint = load_checkpoint(source)
+    flags = {name: value for name, value in checkpoint["flags"].items() if name not in NO_PART}
+    # All of them, since defaults change.
+    words = [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in flags.items()]
+    facts = {
+        "flags": flags,
+        "class_names": list(CLASS_NAMES),
+        "test_acc": round(test_acc, 6),  # float32 counts no further
+        "measured_on": "the 10,000 test images of CIFAR-10, preprocessed as the flags say, one forward pass",
+        "command": shlex.join(["python", "train.py", *words]),
+    }
+    try:
+        AtomicCheckpointIO().save_checkpoint({name: checkpoint[name] for name in EXPECTED} | facts, target)
+    except OSError as error:
+        raise UsageError(f"{target}: {error.strerror}") from error

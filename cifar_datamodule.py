@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 import cifar10_files
 from augmentation import Plan, crop_and_flip, cutout, draw_plan
-from preprocessing import Preprocessing, before_and_after, fit_whitening, preprocess, whiten
+from preprocessing import Preprocessing, before_and_after, fit_whitening, from_state, normalize, preprocess, whiten
 
 PREPROCESSED = "preprocessed"  # the folder of what is kept, beside the data set's; it may be deleted at any time
 EVAL_BATCH_SIZE = 250  # as fast as larger ones, in less memory
@@ -142,21 +142,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.mean, self.std = state_dict["mean"], state_dict["std"]
-        self.preprocessing = Preprocessing(**state_dict.get("preprocessing", {}))  # older checkpoints have none
-        self.whitening = state_dict["whitening"].numpy() if "whitening" in state_dict else None
-
-    def transform(self, images: np.ndarray) -> Tensor:
-        """Photographs as the network has to get them, by the checkpoint alone: after `load_state_dict` or `setup`.
-
-        Args:
-            images: uint8 [N, 3, 32, 32].
-
-        Returns:
-            float32 [N, 3, 32, 32], preprocessed (but not corrupted) and normalised.
-        """
-        assert self.mean is not None and self.std is not None
-        pixels = preprocess(images, self.preprocessing, self.whitening)
-        return normalize(_channels_last(pixels), self.mean, self.std)
+        self.preprocessing, self.whitening = from_state(state_dict)
 
     def examples(self) -> dict[str, np.ndarray]:
         """What `before_and_after` makes of the first training image of each class; after `setup`."""
@@ -264,11 +250,6 @@ class ShuffledBatches(Sampler):
 def _channels_last(images: np.ndarray) -> Tensor:
     """uint8 [N, 32, 32, 3] of images [N, 3, 32, 32], in the same memory."""
     return torch.from_numpy(images).permute(0, 2, 3, 1)
-
-
-def normalize(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """uint8 [B, 32, 32, 3] to float32 [B, 3, 32, 32], which is channels_last without a copy."""
-    return ((pixels - mean) / std).permute(0, 3, 1, 2)
 
 
 def stratified_split(labels: Tensor, val_size: int, split_seed: int) -> tuple[Tensor, Tensor]:

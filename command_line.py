@@ -5,6 +5,7 @@ Light to import, so that a bad flag is refused at once.
 
 import errno
 import math
+import os
 import re
 import signal
 import sys
@@ -131,6 +132,9 @@ def exit_status(program: Callable[[], None]) -> int:
         status, reason = 2, str(error)
     except FloatingPointError as error:
         status, reason = 1, str(error)
+    except BrokenPipeError:  # the reader went away, such as `head`; what is still buffered would raise again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             status, reason = 1, f"{error.strerror}; the last whole checkpoint stands"

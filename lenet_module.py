@@ -1,6 +1,6 @@
-"""LeNet-5 for 32 x 32 colour images, and how it learns.
+"""How LeNet-5 learns to classify 32 x 32 colour images.
 
-`LeNet5` is the network alone; `LeNetModule` adds loss, metrics, optimizer and schedule. It trains on any loader that
+`LeNetModule` adds loss, metrics, optimizer and schedule to the network of `lenet5.py`. It trains on any loader that
 gives (float images [B, 3, 32, 32], int64 labels [B]):
 
     pl.Trainer(max_epochs=10).fit(LeNetModule(optimizer="adam"), train_dataloaders=loader)
@@ -14,39 +14,12 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from pytorch_lightning.trainer.states import TrainerFn
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from lenet5 import LeNet5
 from optimizers import OPTIMIZERS, make_optimizer, make_schedule
-
-
-class LeNet5(nn.Module):
-    """LeNet-5 (LeCun et al. 1998) with max-pooling and ReLU, every layer `width` times as wide as the original.
-
-    `width=3`, one share per colour channel, has 548,878 parameters; `width=1`, the classic sizes, 62,006.
-    The weights are channels_last: on a CPU that is what convolution and pooling are fastest with.
-    """
-
-    def __init__(self, width: int = 3, num_classes: int = 10) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 6 * width, kernel_size=5)
-        self.conv2 = nn.Conv2d(6 * width, 16 * width, kernel_size=5)
-        self.fc1 = nn.Linear(16 * width * 5 * 5, 120 * width)
-        self.fc2 = nn.Linear(120 * width, 84 * width)
-        self.fc3 = nn.Linear(84 * width, num_classes)
-        self.to(memory_format=torch.channels_last)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Float images [B, 3, 32, 32] to logits [B, num_classes]; W is `width`."""
-        x = images.contiguous(memory_format=torch.channels_last)
-        # ReLU and max-pool commute exactly; after the pool, ReLU has a quarter of the elements to do.
-        x = F.relu(F.max_pool2d(self.conv1(x), 2))  # [B, 6W, 28, 28] -> [B, 6W, 14, 14]
-        x = F.relu(F.max_pool2d(self.conv2(x), 2))  # [B, 16W, 10, 10] -> [B, 16W, 5, 5]
-        x = x.flatten(1)  # [B, 400W]
-        x = F.relu(self.fc1(x))  # [B, 120W]
-        x = F.relu(self.fc2(x))  # [B, 84W]
-        return self.fc3(x)
 
 
 class LeNetModule(pl.LightningModule):

@@ -9,12 +9,12 @@ step is computed once, verified whenever it is read, and mapped into memory. Lig
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
@@ -34,6 +34,9 @@ from image_methods import (
     to_bytes,
 )
 from kept_arrays import digest, kept
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ZCA_EPSILON = 0.1  # as pylearn2 whitened CIFAR-10 (Goodfellow et al. 2013, Maxout Networks)
 _REVISION = "1"  # part of the key of what is kept: to be raised when a method or a constant of one changes
@@ -137,6 +140,30 @@ def preprocess(
     return images if whitening is None else whiten(images, whitening, folder)
 
 
+def from_state(state: Mapping[str, Any]) -> tuple[Preprocessing, np.ndarray | None]:
+    """Settings and whitening, as `preprocess` takes them, from a data module's state; older states have neither.
+
+    Raises:
+        TypeError, ValueError: They are not what a data module writes.
+    """
+    settings = Preprocessing(**state.get("preprocessing", {}))
+    whitening = state["whitening"].numpy() if "whitening" in state else None
+    if (settings.normalize == "zca") != (whitening is not None):
+        raise ValueError("whitening belongs to normalize zca")
+    if whitening is not None and whitening.shape != (3073, 3072):
+        raise ValueError(f"whitening of shape {whitening.shape}")
+    return settings, whitening
+
+
+def normalize(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """uint8 [B, 32, 32, 3] to float32 [B, 3, 32, 32], which is channels_last without a copy.
+
+    Args:
+        mean, std: float32 [3], per channel, in [0, 255].
+    """
+    return ((pixels - mean) / std).permute(0, 3, 1, 2)
+
+
 def before_and_after(
     images: np.ndarray, settings: Preprocessing, whitening: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
@@ -229,7 +256,8 @@ def _mapped(
                 bar.update(count)
         return done
 
-    return kept(folder, name, (digest(pixels), *_versions()), pixels.shape, np.uint8, compute).transpose(0, 3, 1, 2)
+    inputs = (digest(pixels), *_versions()) if folder else ()
+    return kept(folder, name, inputs, pixels.shape, np.uint8, compute).transpose(0, 3, 1, 2)
 
 
 def _each(step: Step, chunk: np.ndarray, start: int) -> np.ndarray:

@@ -300,11 +300,12 @@ def finished(flags: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def test(
-    checkpoint: Path, data_dir: Path = Path("data"), mirror: str | None = None, **changes: Any
+    checkpoint: Path, data_dir: Path = Path("data"), mirror: str | None = None, tta: bool = False, **changes: Any
 ) -> dict[str, float]:
     """Evaluate a checkpoint of `train` on the official test set, preprocessed as in its run.
 
     Args:
+        tta: Whether each image is classified together with its mirror.
         changes: Flags in TEST_MAY_CHANGE, instead of those of the run.
 
     Returns:
@@ -316,8 +317,11 @@ def test(
     """
     from checkpointing import load_module
     from cifar_datamodule import CIFAR10DataModule
+    from lenet5 import Mirrored
 
     module, loaded = load_module(checkpoint)
+    if tta:
+        module.model = Mirrored(module.model)  # type: ignore[assignment]
     datamodule = CIFAR10DataModule(data_dir, mirror=mirror)
     datamodule.load_state_dict(loaded["CIFAR10DataModule"])
     datamodule.preprocessing = preprocessing(changes, datamodule.preprocessing)
@@ -393,6 +397,12 @@ def parser() -> Parser:
     parser.add_argument("--config", action=RecipeFile, help="YAML file of flags, such as those in recipes/.")
     parser.add_argument("--test", type=Path, metavar="CHECKPOINT", help="Only evaluate a checkpoint on the test set.")
     parser.add_argument(
+        "--tta", action="store_true", default=SUPPRESS, help="With --test: each image together with its mirror."
+    )
+    parser.add_argument(
+        "--release", type=Path, metavar="FILE", default=SUPPRESS, help="With --test: write its weights for publication."
+    )
+    parser.add_argument(
         "--find_lr", action="store_true", default=SUPPRESS, help="Only test learning rates, and suggest one."
     )
     return parser
@@ -402,14 +412,24 @@ def main() -> None:
     flags = parser().parse_args(defaults=False).as_dict()
     flags.pop("config", None)
     checkpoint, resume = flags.pop("test", None), flags.pop("resume", None)
-    finding = flags.pop("find_lr", False)
+    finding, tta, target = flags.pop("find_lr", False), flags.pop("tta", False), flags.pop("release", None)
+    if (tta or target) and not checkpoint:
+        raise UsageError("--tta, --release: only with --test")
+    if target and (tta or flags.keys() & TEST_MAY_CHANGE):  # it states the accuracy of the checkpoint as it is
+        raise UsageError(f"--release: not with --tta, --{', --'.join(sorted(TEST_MAY_CHANGE))}")
     if finding and (checkpoint or resume):
         raise UsageError("--find_lr: not with --test or --resume")
     if checkpoint:
         if unused := flags.keys() - {"data_dir", "mirror"} - TEST_MAY_CHANGE:
             raise UsageError(f"--{min(unused)}: not with --test, which takes the flags of the checkpoint")
-        for name, value in test(checkpoint, **flags).items():
+        figures = test(checkpoint, **flags, tta=tta)
+        for name, value in figures.items():
             print(f"{name:<15}{value:.4f}")
+        if target:
+            from checkpointing import release
+
+            release(checkpoint, target, figures["test/acc"])
+            print(f"{'released':<15}{target}")
         return
     if resume:
         flags = resumed_flags(resume, flags)

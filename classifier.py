@@ -1,0 +1,98 @@
+"""What training leaves, ready for use: from a checkpoint alone to a network that classifies pixels.
+
+Imports no Lightning, which takes longer than all the rest of an answer.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cifar10_files import CLASS_NAMES
+from command_line import UsageError
+from lenet5 import LeNet5, Mirrored
+from preprocessing import Preprocessing, from_state, normalize
+
+LAST = "last.ckpt"  # of the last whole epoch of a run
+EXPECTED = {"epoch", "state_dict", "hyper_parameters", "flags", "CIFAR10DataModule"}  # in a checkpoint of train.py
+
+
+class Classifier(nn.Module):
+    """A network with its normalisation before it and the softmax after it.
+
+    Args:
+        network: Float images [N, 3, 32, 32] to logits [N, C].
+        mean, std: float32 [3], per channel, in [0, 255].
+        class_names: Of all C classes, by label.
+        preprocessing, whitening: What images must go through before, by `preprocessing.preprocess`.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        mean: Tensor,
+        std: Tensor,
+        class_names: Sequence[str],
+        preprocessing: Preprocessing,
+        whitening: np.ndarray | None,
+    ) -> None:
+        super().__init__()
+        self.network, self.class_names = network, tuple(class_names)
+        self.mean, self.std = nn.Buffer(mean.view(3)), nn.Buffer(std.view(3))
+        self.preprocessing, self.whitening = preprocessing, whitening
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Preprocessed images, uint8 [N, 3, 32, 32], to probabilities, float32 [N, C]."""
+        return self.network(normalize(images.permute(0, 2, 3, 1), self.mean, self.std)).softmax(1)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of `train.train`, or the `last.ckpt` of a run's folder; nothing in it can run code.
+
+    Raises:
+        UsageError: It is not there, damaged, of another program, or would have run code.
+    """
+    path = path / LAST if path.is_dir() else path
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from error
+    except pickle.UnpicklingError as error:
+        raise UsageError(f"{path}: refused, it holds more than tensors and plain values, or is damaged") from error
+    except (RuntimeError, EOFError, ValueError, KeyError, IndexError) as error:
+        raise UsageError(f"{path}: damaged, or no PyTorch checkpoint") from error
+    if not isinstance(checkpoint, dict) or not checkpoint.keys() >= EXPECTED:
+        raise UsageError(f"{path}: no checkpoint of train.py")
+    return checkpoint
+
+
+def load_classifier(path: Path, tta: bool = False) -> Classifier:
+    """The classifier of a checkpoint, in evaluation mode.
+
+    Args:
+        path: As `load_checkpoint` takes it.
+        tta: Whether it classifies each image together with its mirror.
+
+    Raises:
+        UsageError: As `load_checkpoint`, or the checkpoint is not of a `LeNet5`.
+    """
+    checkpoint = load_checkpoint(path)
+    try:
+        network = LeNet5(checkpoint["hyper_parameters"]["width"])
+        # In LeNetModule's state the network is `model`.
+        network.load_state_dict(
+            {name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()}
+        )
+        data, class_names = checkpoint["CIFAR10DataModule"], checkpoint.get("class_names", CLASS_NAMES)
+        asked = Mirrored(network) if tta else network
+        classifier = Classifier(asked, data["mean"], data["std"], class_names, *from_state(data))
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise UsageError(f"{path}: does not fit this LeNet-5: {reason}") from error
+    return classifier.eval()

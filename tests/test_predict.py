@@ -1,0 +1,602 @@
+"""The door to predictions: files of every kind, what is printed, what is refused, released weights, ONNX."""
+
+import csv
+import io
+import json
+import os
+import re
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+
+import cifar10_files
+import cifar_datamodule
+import predict as door
+import train
+from checkpointing import release
+from cifar10_files import CLASS_NAMES
+from cifar_datamodule import CIFAR10DataModule
+from classifier import load_checkpoint, load_classifier
+from command_line import UsageError, exit_status
+from conftest import ROOT
+from lenet_module import LeNetModule
+from preprocessing import Preprocessing
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (4, 4, 3)).repeat(8, 0).repeat(8, 1).astype(np.uint8)  # 16 colours
+PICTURE = Image.fromarray(PIXELS)
+OTHER = Image.new("RGB", (32, 32), "red")
+GREY = np.arange(1024, dtype=np.uint16).reshape(32, 32) // 4
+WHITENING = np.vstack([np.eye(3072) * 3, np.full((1, 3072), -1)]).astype(np.float16)  # a fit takes many seconds
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    return made_up_checkpoint(tmp_path / "made-up.ckpt")
+
+
+def made_up_checkpoint(path: Path, **data: Any) -> Path:
+    """A checkpoint as train.py writes it, of a small network that has learned nothing but to be sure of itself."""
+    torch.manual_seed(0)
+    module = LeNetModule(width=1)
+    module.model.fc3.weight.data *= 20
+    state = {"mean": torch.tensor([125.0, 123.0, 114.0]), "std": torch.tensor([63.0, 62.0, 67.0])}
+    entries = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams), "epoch": 1, "flags": {}}
+    torch.save(entries | {"CIFAR10DataModule": state | data}, path)
+    return path
+
+
+@pytest.fixture
+def call(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Callable[..., tuple[int, str, str]]:
+    """Runs predict.py on the made-up checkpoint: status, standard output, standard error."""
+
+    def run(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["predict.py", "--checkpoint", *map(str, [checkpoint, *arguments])])
+        try:
+            status = exit_status(door.main)
+        except SystemExit as end:
+            status = int(end.code or 0)
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def saved(path: Path, image: Image.Image = PICTURE, **options: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, **options)
+    return path
+
+
+# What becomes of a file's pixels
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "options"),
+    [
+        ("a.png", PICTURE, {}),
+        ("a.bmp", PICTURE, {}),
+        ("a.ppm", PICTURE, {}),
+        ("a.tiff", PICTURE, {"compression": "tiff_lzw"}),
+        ("a.webp", PICTURE, {"lossless": True}),
+        ("opaque.png", PICTURE.convert("RGBA"), {}),
+        ("palette.png", PICTURE.quantize(16), {}),
+        ("palette.gif", PICTURE.quantize(16), {}),
+        ("cmyk.tiff", PICTURE.convert("CMYK"), {}),
+        ("animated.gif", PICTURE.quantize(16), {"save_all": True, "append_images": [OTHER]}),
+        ("animated.png", PICTURE, {"save_all": True, "append_images": [OTHER]}),
+        ("animated.webp", PICTURE, {"save_all": True, "append_images": [OTHER], "lossless": True}),
+        ("pages.tiff", PICTURE, {"save_all": True, "append_images": [OTHER]}),
+    ],
+)
+@pytest.mark.parametrize("fit", door.FITS)
+def test_a_file_of_32_by_32_pixels_is_taken_bit_for_bit(
+    tmp_path: Path, name: str, image: Image.Image, options: dict[str, Any], fit: str
+) -> None:
+    assert np.array_equal(door.read_image(saved(tmp_path / name, image, **options), fit), PIXELS)
+
+
+def test_grey_and_black_and_white_become_rgb(tmp_path: Path) -> None:
+    grey, black_or_white = PICTURE.convert("L"), PICTURE.convert("1")
+    for image in (grey, black_or_white):
+        pixels = door.read_image(saved(tmp_path / "a.png", image))
+        assert np.array_equal(pixels, np.asarray(image.convert("RGB")))
+
+
+def test_16_bits_and_floats_are_scaled_not_clipped(tmp_path: Path) -> None:
+    deep = Image.fromarray(GREY * 257)
+    assert deep.mode == "I;16"
+    files = [saved(tmp_path / "a.png", deep), saved(tmp_path / "a.tiff", deep)]
+    files += [saved(tmp_path / "i.tiff", Image.fromarray(GREY.astype(np.int32) * 257))]
+    files += [
+        saved(tmp_path / f"f{white}.tiff", Image.fromarray((GREY / 255 * white).astype(np.float32)))
+        for white in (1, 255, 65535)
+    ]
+    (tmp_path / "a.pgm").write_bytes(b"P5 32 32 65535\n" + (GREY * 257).astype(">u2").tobytes())
+    for path in [*files, tmp_path / "a.pgm"]:
+        assert np.array_equal(door.read_image(path), GREY.astype(np.uint8)[:, :, None].repeat(3, 2)), path.name
+    for dark in (Image.fromarray(GREY), Image.fromarray(GREY.astype(np.int32))):
+        assert door.read_image(saved(tmp_path / "dark.tiff", dark)).max() == 1
+
+
+def test_transparent_pixels_are_seen_on_white(tmp_path: Path) -> None:
+    image = Image.new("RGBA", (32, 32), (0, 0, 0, 255))
+    image.paste((0, 0, 0, 0), (0, 0, 16, 32))
+    image.paste((0, 0, 0, 128), (16, 0, 32, 16))
+    for path in (saved(tmp_path / "a.png", image), saved(tmp_path / "a.webp", image, lossless=True)):
+        pixels = door.read_image(path)
+        assert (pixels[:, :16] == 255).all() and (pixels[:16, 16:] == 127).all() and (pixels[16:, 16:] == 0).all()
+    palette = PICTURE.quantize(16)
+    clear = np.asarray(palette) == 7
+    pixels = door.read_image(saved(tmp_path / "p.png", palette, transparency=7))
+    assert clear.any() and (pixels[clear] == 255).all() and np.array_equal(pixels[~clear], PIXELS[~clear])
+    assert (door.read_image(saved(tmp_path / "la.png", Image.new("LA", (32, 32), (9, 0)))) == 255).all()
+
+
+@pytest.mark.parametrize(("orientation", "turned"), [(3, np.rot90(PIXELS, 2)), (6, np.rot90(PIXELS, -1))])
+def test_a_photo_is_turned_as_its_exif_says(tmp_path: Path, orientation: int, turned: np.ndarray) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    assert np.array_equal(door.read_image(saved(tmp_path / "a.png", exif=exif)), turned)
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0no TIFF header", b"Exif\0\0MM\0*", b"Exif\0\0MM\0*\xff\xff\xff\xff"])
+@pytest.mark.parametrize("suffix", [".png", ".webp"])
+def test_an_image_with_damaged_exif_is_taken_as_it_is_stored(
+    call: Any, tmp_path: Path, recwarn: pytest.WarningsRecorder, exif: bytes, suffix: str
+) -> None:
+    path = saved(tmp_path / f"a{suffix}", exif=exif, lossless=True)
+    assert np.array_equal(door.read_image(path), PIXELS)
+    recwarn.clear()
+    status, _, err = call(path)
+    assert (status, err) == (0, "") and not recwarn.list
+
+
+def test_an_oblong_image_is_cropped_padded_or_stretched(tmp_path: Path) -> None:
+    image = Image.new("RGB", (128, 64), "blue")
+    image.paste("red", (0, 0, 28, 64))  # further out than the filter reaches into the crop
+    path = saved(tmp_path / "a.png", image)
+    red, blue, white = ([255, 0, 0], [0, 0, 255], [255, 255, 255])
+    assert (door.read_image(path, "crop") == blue).all()
+    padded, stretched = door.read_image(path, "pad"), door.read_image(path, "stretch")
+    assert (padded[:8] == white).all() and (padded[24:] == white).all()
+    assert (padded[8:24, :5] == red).all() and (padded[8:24, 10:] == blue).all()
+    assert (stretched[:, :5] == red).all() and (stretched[:, 10:] == blue).all()
+
+
+@pytest.mark.parametrize(("name", "options"), [("a.png", {}), ("a.jpg", {"quality": 95})])
+@pytest.mark.parametrize("fit", door.FITS)
+def test_reduction_antialiases(tmp_path: Path, name: str, options: dict[str, Any], fit: str) -> None:
+    checkerboard = Image.fromarray((np.indices((1024, 1024)).sum(0) % 2 * 255).astype(np.uint8))
+    assert abs(door.read_image(saved(tmp_path / name, checkerboard, **options), fit).astype(int) - 127).max() <= 2
+
+
+def test_a_large_jpeg_decoded_small_gives_the_same_picture(tmp_path: Path) -> None:
+    large = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)).resize((2048, 2048))
+    read = door.read_image(saved(tmp_path / "a.jpg", large, quality=95))
+    exact = np.asarray(large.resize((32, 32), Image.Resampling.BICUBIC))
+    assert abs(read.astype(int) - exact).max() <= 6
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8))
+    small = saved(tmp_path / "b.jpg", noise)
+    with Image.open(small) as whole:  # not much larger than the result: nothing is left out
+        assert np.array_equal(door.read_image(small), np.asarray(whole.resize((32, 32), Image.Resampling.BICUBIC)))
+
+
+# What is printed
+
+
+def test_a_file_is_classified_as_the_network_classifies_its_pixels(call: Any, checkpoint: Path, tmp_path: Path) -> None:
+    status, out, err = call(saved(tmp_path / "a.png"), "--json")
+    classifier = load_classifier(checkpoint)
+    normalised = (torch.from_numpy(PIXELS.astype(np.float32)) - classifier.mean) / classifier.std
+    expected = classifier.network(normalised.permute(2, 0, 1)[None]).softmax(1)[0]
+    (answer,) = json.loads(out)
+    assert (status, err) == (0, "")
+    assert answer["file"] == str(tmp_path / "a.png")
+    assert answer["class"] == CLASS_NAMES[int(expected.argmax())]
+    three = [answer["confidence"], *(other["confidence"] for other in answer["next"])]
+    assert three == pytest.approx(expected.sort(descending=True)[0][:3].tolist(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"normalize": "none"},
+        {"normalize": "zca"},
+        {"denoise": "bilateral", "segment": "otsu", "normalize": "contrast"},
+        {"denoise": "median", "corrupt": "blur", "corrupt_on": "both"},
+    ],
+    ids=["default", "none", "zca", "several", "corrupted"],
+)
+def test_a_picture_is_preprocessed_as_the_checkpoints_test_images_but_not_corrupted(
+    settings: dict[str, Any], call: Any, checkpoint: Path, data_dir: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(cifar_datamodule, "fit_whitening", lambda *given: WHITENING)
+    datamodule = CIFAR10DataModule(data_dir, 50, val_size=100, preprocessing=Preprocessing(**settings))
+    datamodule.prepare_data()
+    datamodule.setup()
+    made_up_checkpoint(checkpoint, **datamodule.state_dict())
+    datamodule.preprocessing = datamodule.preprocessing.changed({"corrupt": "none"})
+    batches = torch.cat([images for images, _ in datamodule.test_dataloader()])
+    expected, labels = load_classifier(checkpoint).network(batches).softmax(1).max(1)
+
+    for number, image in enumerate(cifar10_files.load(data_dir / cifar10_files.FOLDER, train=False)[0]):
+        saved(tmp_path / "in" / f"{number:03}.png", Image.fromarray(image.transpose(1, 2, 0)))
+    status, out, err = call(tmp_path / "in", "--json")
+    answers = json.loads(out)
+    assert (status, err) == (0, "")
+    assert [answer["class"] for answer in answers] == [CLASS_NAMES[label] for label in labels]
+    assert [answer["confidence"] for answer in answers] == pytest.approx(expected.tolist(), abs=1e-6)
+
+
+def test_table_json_and_csv_say_the_same_of_every_file_in_sorted_order(
+    call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door, "BATCH_SIZE", 4)
+    rng = np.random.default_rng(1)
+    names = [
+        "z.png",
+        "b/2.PNG",
+        "b/10.png",
+        "b/c/Größe 猫.png",
+        "a,1.png",
+        'a"2.png' if os.name == "posix" else "a2.png",
+    ]
+    for name in names:
+        saved(tmp_path / "in" / name, Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)))
+    saved(tmp_path / "in" / "notes.pdf", OTHER)  # Pillow writes these, but reads none
+    (tmp_path / "in" / "notes.txt").write_text("no image")
+    files = [str(path) for path in sorted(tmp_path / "in" / name for name in names)]
+    arguments = tmp_path / "in", tmp_path / "in" / "z.png"  # named twice, answered once
+
+    status, out, err = call(*arguments, "--json")
+    answers = json.loads(out)
+    assert (status, err) == (0, "")
+    assert [answer["file"] for answer in answers] == files
+    assert len({answer["confidence"] for answer in answers}) == len(files)
+    rows = list(csv.DictReader(io.StringIO(call(*arguments, "--csv")[1])))
+    lines = call(*arguments)[1].splitlines()
+    for answer, row, line in zip(answers, rows, lines, strict=True):
+        second, third = answer["next"]
+        assert row["file"] == answer["file"] and row["class"] == answer["class"]
+        assert float(row["confidence"]) == answer["confidence"]
+        assert (row["second"], float(row["third_confidence"])) == (second["class"], third["confidence"])
+        assert line.startswith(answer["file"])
+        assert line.split()[-6:] == (
+            f"{answer['class']} {answer['confidence']:.1%} {second['class']} {second['confidence']:.1%}, "
+            f"{third['class']} {third['confidence']:.1%}".split()
+        )
+
+
+def test_a_name_is_a_name_whatever_it_looks_like(call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("null", "1e3", "[a].png", "{a: 1}.png", "true", "@x.png"):
+        saved(Path(name), format="PNG")
+        status, out, _ = call(name, "--json")
+        assert status == 0 and json.loads(out)[0]["file"] == name
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no such names")
+def test_a_name_cannot_act_on_the_terminal(call: Any, tmp_path: Path) -> None:
+    saved(tmp_path / "a\n\x1b[2J.png")
+    (tmp_path / "b\x1b[2J.png").write_bytes(b"")
+    (tmp_path / os.fsdecode(b"c\xff.png")).write_bytes(saved(tmp_path / "a.png").read_bytes())
+    status, out, err = call(tmp_path)
+    assert status == 2 and "\x1b" not in out + err and len(out.splitlines()) == 3
+    assert len(json.loads(call(tmp_path, "--json")[1])) == 3
+    assert len(list(csv.DictReader(io.StringIO(call(tmp_path, "--csv")[1])))) == 3
+
+
+def test_tta_takes_the_mean_over_an_image_and_its_mirror(call: Any, checkpoint: Path, tmp_path: Path) -> None:
+    saved(tmp_path / "a.png")
+    saved(tmp_path / "b.png", Image.fromarray(PIXELS[:, ::-1].copy()))
+    alone, mirror = json.loads(call(tmp_path, "--json")[1])
+    assert alone["confidence"] != pytest.approx(mirror["confidence"], abs=1e-3)
+    alone, mirror = json.loads(call(tmp_path, "--json", "--tta")[1])
+    assert alone["confidence"] == pytest.approx(mirror["confidence"], abs=1e-6)
+    images = torch.from_numpy(PIXELS.transpose(2, 0, 1).copy())[None]
+    classifier = load_classifier(checkpoint)
+    both = (classifier(images).log() + classifier(images.flip(3)).log()) / 2
+    assert alone["confidence"] == pytest.approx(both.softmax(1).max().item(), abs=1e-5)
+
+
+def test_labels_from_folders_give_accuracies_and_the_confusion_matrix() -> None:
+    predicted = {"cat": ["cat", "cat", "cat", "dog"], "dog": ["dog", "cat"], "ship": ["truck"]}
+    answers = [
+        door.Answer(Path("in") / true / f"{i}.png", [(guess, 0.9), ("bird", 0.1)])
+        for true, guesses in predicted.items()
+        for i, guess in enumerate(guesses)
+    ]
+    lines = [line.split() for line in door.report(answers, CLASS_NAMES).splitlines()]
+    assert lines[0][:4] == ["accuracy", "57.14%", "of", "7;"]
+    assert lines[1] == [name[:5] for name in CLASS_NAMES]
+    table = {line[0]: line[1:] for line in lines[2:]}
+    assert table["cat"] == ["75.00%", *"0003010000"]
+    assert table["dog"] == ["50.00%", *"0001010000"]
+    assert table["ship"] == ["0.00%", *"0000000001"]
+    assert table["frog"] == ["no", "image", *"0000000000"]
+
+
+def test_labels_from_folders_leave_what_a_program_reads_clean(
+    call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(tmp_path / "cat" / "a.png")
+    saved(tmp_path / "dog" / "a.png")
+    status, out, err = call(tmp_path, "--labels-from-folders")
+    assert (status, err) == (0, "") and "of 2; rows true" in out
+    status, out, err = call(tmp_path, "--labels_from_folders", "--json")
+    assert status == 0 and len(json.loads(out)) == 2 and "of 2; rows true" in err
+    monkeypatch.chdir(tmp_path / "cat")
+    assert call("a.png", "--labels-from-folders")[0] == 0
+    saved(tmp_path / "cow" / "a.png")
+    status, out, err = call(tmp_path, "--labels-from-folders")
+    assert (status, out) == (2, "") and err.count("\n") == 1
+    assert f"{tmp_path / 'cow' / 'a.png'}: its folder is not named by a class, which are airplane, automobile" in err
+
+
+# What is refused
+
+
+def test_files_that_cannot_be_read_are_named_and_counted_and_the_rest_go_on(call: Any, tmp_path: Path) -> None:
+    whole = saved(tmp_path / "in" / "whole.png", PICTURE.resize((64, 64))).read_bytes()
+    (tmp_path / "in" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "in" / "empty.jpg").write_bytes(b"")
+    (tmp_path / "in" / "text.gif").write_text("no image")
+    (tmp_path / "in" / "thin.png").write_bytes(saved(tmp_path / "thin.png", OTHER.resize((5000, 1))).read_bytes())
+    status, out, err = call(tmp_path / "in", tmp_path / "missing.png", "--fit", "crop")
+    assert status == 2
+    assert [Path(line.split()[0]).name for line in out.splitlines()] == ["thin.png", "whole.png"]
+    reasons = {Path(line.split(": ")[1]).name: line.split(": ", 2)[-1] for line in err.splitlines()}
+    assert "truncated" in reasons["cut.png"]
+    assert reasons["empty.jpg"] == reasons["text.gif"] == "no image that Pillow knows, or damaged"
+    assert reasons["missing.png"] == "No such file or directory"
+    assert err.splitlines()[-1] == "predict.py: 4 of 6 files could not be read"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        struct.error("unpack requires 4 bytes"),
+        zlib.error("invalid block type"),
+        SyntaxError("\x1b[2J"),
+        ValueError("two\nlines"),
+        KeyError(0),
+        *(kind() for kind in (EOFError, OverflowError, IndexError, TypeError, AttributeError, MemoryError, OSError)),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_whatever_a_decoder_raises_names_the_file(
+    call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def decode(path: Path) -> Image.Image:
+        if path.name == "damaged.png":
+            raise error
+        return Image.new("RGB", (32, 32))
+
+    monkeypatch.setattr(Image, "open", decode)
+    status, out, err = call(tmp_path / "damaged.png", tmp_path / "whole.png")
+    first, last = err.splitlines()
+    assert status == 2 and out.startswith(str(tmp_path / "whole.png")) and out.count("\n") == 1
+    assert first.startswith(f"predict.py: {tmp_path / 'damaged.png'}: ") and first.isprintable()
+    assert (str(error) if str(error).isprintable() and str(error) else "not decoded: ") in first
+    assert first[-1] not in ": " and last == "predict.py: 1 of 2 files could not be read"
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.gif", "a.bmp", "a.jpg", "a.tiff", "a.webp", "a.ppm", "a.ico", "a.tga"])
+def test_any_damage_to_a_file_gives_an_answer_or_a_reason(call: Any, tmp_path: Path, name: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    whole = saved(tmp_path / name, exif=exif)  # formats without EXIF take no notice
+    content, rng = whole.read_bytes(), np.random.default_rng(0)
+    (tmp_path / "in").mkdir()
+    for number in range(60):
+        damaged = bytearray(content)
+        for place in rng.integers(0, min(len(content), 400), 1 + number % 8):
+            damaged[place] = rng.integers(256)
+        end = rng.integers(len(content)) if number % 3 == 0 else None
+        (tmp_path / "in" / f"{number}{name}").write_bytes(damaged[:end])
+    status, out, err = call(tmp_path / "in", "--json")
+    *named, last = err.splitlines()
+    assert status == 2 and last == f"predict.py: {len(named)} of 60 files could not be read"
+    assert len(json.loads(out)) + len(named) == 60 and all(re.search(": .+: .", line) for line in named)
+
+
+@pytest.mark.parametrize("name", ["a.eps", "a.png"])
+def test_no_other_program_is_run_for_an_eps_file(
+    call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    saved(tmp_path / name, format="EPS")
+    monkeypatch.setattr(subprocess, "Popen", pytest.fail)
+    status, out, err = call(tmp_path)
+    assert (status, out) == (2, "")
+    assert err.splitlines()[0] == f"predict.py: {tmp_path / name}: not decoded: EPS is a program, and none is run"
+
+
+def test_decompression_bombs_are_refused(call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bomb.gif").write_bytes(b"GIF89a" + b"\xff\xff\xff\xff" + b"\0\0\0,\0\0\0\0\xff\xff\xff\xff\0\x02\0;")
+    status, out, err = call(tmp_path / "bomb.gif")
+    assert (status, out) == (2, "") and "decompression bomb" in err and "1 of 1 files" in err
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # Pillow only warns up to twice as many
+    status, out, err = call(saved(tmp_path / "a.png"))
+    assert (status, out) == (2, "") and "decompression bomb" in err
+
+
+def test_nothing_to_do_and_bad_flags_are_one_line(call: Any, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    picture = saved(tmp_path / "a.png")
+    for arguments, reason in (
+        ([], "no image files given"),
+        ([tmp_path / "empty"], "no image files in the folders given"),
+        ([tmp_path / "empty", "--export", tmp_path / "m.onnx"], "no image files in the folders given"),
+        ([picture, "--json", "--csv"], "not allowed with"),
+        ([picture, "--fit", "squeeze"], "--fit"),
+        ([picture, "--nonsense"], "--nonsense"),
+        ([picture, "--checkpoint", tmp_path / "none.ckpt"], "No such file"),
+        ([picture, "--checkpoint", picture], "refused"),
+        ([picture, "--export", tmp_path / "none" / "m.onnx"], "No such file"),
+    ):
+        status, out, err = call(*arguments)
+        assert (status, out, err.count("\n")) == (2, "", 1) and reason in err, err
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    whitening = torch.from_numpy(WHITENING)
+    for data in (
+        {"mean": None},
+        {"std": torch.ones(4)},
+        {"preprocessing": {"sharpen": 2}},
+        {"preprocessing": {"denoise": "sharpen"}},
+        {"preprocessing": {"normalize": "zca"}},
+        {"preprocessing": {"normalize": "zca"}, "whitening": whitening[1:]},
+        {"whitening": whitening},
+    ):
+        with pytest.raises(UsageError, match="does not fit this LeNet-5"):
+            load_classifier(made_up_checkpoint(tmp_path / "a.ckpt", **data))
+    wider = load_checkpoint(made_up_checkpoint(tmp_path / "a.ckpt")) | {"hyper_parameters": {"width": 2}}
+    torch.save(wider, tmp_path / "a.ckpt")
+    with pytest.raises(UsageError, match="does not fit this LeNet-5"):
+        load_classifier(tmp_path / "a.ckpt")
+
+
+def test_the_program_imports_no_lightning_and_ends_in_silence_when_nobody_reads_on(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    code = (
+        "import sys, predict; status = predict.exit_status(predict.main); "
+        "sys.stderr.write(' '.join({'pytorch_lightning', 'torchvision', 'torchmetrics', 'onnx'} & set(sys.modules))); "
+        "sys.exit(status)"
+    )
+    line = [sys.executable, "-c", code, str(saved(tmp_path / "a.png")), "--checkpoint", str(checkpoint)]
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    run = subprocess.Popen(line, cwd=ROOT, env=buffered, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert run.stdout and run.stderr
+    run.stdout.close()
+    assert run.stderr.read() == ""
+    assert run.wait(60) == 1
+
+
+def test_opencv_and_scikit_image_are_imported_only_for_a_checkpoint_that_needs_them(tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib, predict\n"
+        "from classifier import load_classifier\n"
+        "for file in sys.argv[2:]:\n"
+        "    predict.classify(load_classifier(pathlib.Path(file)), [pathlib.Path(sys.argv[1])], 'crop')\n"
+        "    print(*sorted({'cv2', 'skimage'} & set(sys.modules)))\n"
+    )
+    chosen = [{}, {"denoise": "median"}, {"segment": "superpixels"}]
+    files = [made_up_checkpoint(tmp_path / f"{n}.ckpt", preprocessing=settings) for n, settings in enumerate(chosen)]
+    line = [sys.executable, "-c", code, str(saved(tmp_path / "a.png")), *map(str, files)]
+    run = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines() == ["", "cv2", "cv2 skimage"]
+
+
+# What is given away
+
+
+@pytest.mark.parametrize("settings", [{}, {"denoise": "median", "corrupt": "gaussian"}], ids=["default", "denoised"])
+def test_released_weights_give_the_same_answers_and_say_what_they_are(
+    run: Any, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, settings: dict[str, Any]
+) -> None:
+    result = run(tag="my-secret", **settings)
+    target = tmp_path / "new" / "released.ckpt"
+    command = ["train.py", "--test", result["checkpoint"], "--data_dir", str(data_dir)]
+    monkeypatch.setattr(sys, "argv", [*command, "--release", str(target)])
+    train.main()
+    assert str(target) in capsys.readouterr().out
+
+    released = torch.load(target, weights_only=True)
+    assert "optimizer_states" not in released and str(tmp_path) not in str(released)
+    assert "my-secret" not in str(released)
+    assert released["test_acc"] == pytest.approx(result["test_acc"], abs=1e-6)
+    assert "10,000 test images" in released["measured_on"] and released["class_names"] == list(CLASS_NAMES)
+    program, script, *words = released["command"].split()
+    assert (program, script) == ("python", "train.py")
+    flags = train.parser().parse_args(words)
+    assert {name: flags[name] for name in released["flags"]} == released["flags"]
+    assert flags.width == 1 and flags.val_size == 100
+
+    images = torch.randint(256, (5, 3, 32, 32), dtype=torch.uint8)
+    ours, theirs = load_classifier(target), load_classifier(Path(result["checkpoint"]))
+    assert torch.equal(ours(images), theirs(images)) and ours.preprocessing == theirs.preprocessing
+    assert ours.preprocessing == Preprocessing(**settings)
+    assert train.test(target, data_dir) == train.test(Path(result["checkpoint"]), data_dir)
+    assert train.test(target, data_dir, tta=True)["test/loss"] != pytest.approx(result["test_loss"])
+
+
+def test_a_released_file_of_the_full_size_network_is_small(tmp_path: Path, checkpoint: Path) -> None:
+    module = LeNetModule()
+    entries = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams), "optimizer_states": [1]}
+    torch.save(load_checkpoint(checkpoint) | entries, tmp_path / "full.ckpt")
+    release(tmp_path / "full.ckpt", tmp_path / "released.ckpt", 0.5)
+    assert (tmp_path / "released.ckpt").stat().st_size < 2.3e6
+    with pytest.raises(UsageError, match="made-up"):
+        release(tmp_path / "full.ckpt", checkpoint / "below-a-file.ckpt", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--tta"], "only with --test"),
+        (["--release", "a.ckpt"], "only with --test"),
+        (["--test", "a", "--release", "a.ckpt", "--tta"], "not with --tta"),
+        (["--test", "a", "--release", "a.ckpt", "--corrupt", "blur"], "--corrupt"),
+    ],
+)
+def test_tta_and_release_belong_to_a_test_and_a_release_to_the_checkpoint_as_it_is(
+    flags: list[str], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", *flags])
+    with pytest.raises(UsageError, match=reason):
+        train.main()
+
+
+@pytest.mark.parametrize("flags", [[], ["--tta"]])
+def test_the_exported_network_agrees_with_pytorch(
+    call: Any, checkpoint: Path, tmp_path: Path, flags: list[str]
+) -> None:
+    (tmp_path / "out").mkdir()
+    status, out, _ = call("--export", tmp_path / "out" / "m.onnx", *flags)
+    assert (status, out) == (0, "")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["m.onnx"]  # no file of weights beside it
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "m.onnx", providers=["CPUExecutionProvider"])
+    assert json.loads(session.get_modelmeta().custom_metadata_map["class_names"]) == list(CLASS_NAMES)
+    assert [(i.name, i.type, i.shape[1:]) for i in session.get_inputs()] == [("images", "tensor(uint8)", [3, 32, 32])]
+    classifier = load_classifier(checkpoint, tta=bool(flags))
+    for count in (1, 2, 3, 250):
+        images = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8)
+        (probabilities,) = session.run(["probabilities"], {"images": images.numpy()})
+        assert probabilities.shape == (count, 10) and probabilities.dtype == np.float32
+        assert np.abs(probabilities - classifier(images).detach().numpy()).max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"denoise": "median"}, {"segment": "otsu"}, *({"normalize": name} for name in ("image", "contrast", "zca"))],
+    ids=lambda settings: "-".join(*settings.items()),
+)
+def test_a_checkpoint_that_changes_pixels_is_not_exported(
+    call: Any, checkpoint: Path, tmp_path: Path, settings: dict[str, str]
+) -> None:
+    fitted = {"whitening": torch.from_numpy(WHITENING)} if settings == {"normalize": "zca"} else {}
+    made_up_checkpoint(checkpoint, preprocessing=settings, **fitted)
+    status, out, err = call("--export", tmp_path / "m.onnx")
+    ((name, method),) = settings.items()
+    assert (status, out, err.count("\n")) == (2, "", 1) and f"{name}-{method}" in err
+    assert not (tmp_path / "m.onnx").exists()
+
+
+@pytest.mark.parametrize("settings", [{"normalize": "none"}, {"corrupt": "blur", "corrupt_on": "both"}])
+def test_a_checkpoint_that_leaves_pixels_as_they_are_is_exported(
+    call: Any, checkpoint: Path, tmp_path: Path, settings: dict[str, str]
+) -> None:
+    made_up_checkpoint(checkpoint, preprocessing=settings)
+    assert call("--export", tmp_path / "m.onnx")[0] == 0 and (tmp_path / "m.onnx").exists()
