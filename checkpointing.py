@@ -22,6 +22,7 @@ from cifar10_files import CLASS_NAMES
 from classifier import EXPECTED, LAST, load_checkpoint
 from command_line import Stopped, UsageError
 from lenet_module import LeNetModule
+from preprocessing import from_state
 from runs import NO_PART
 
 
@@ -121,6 +122,7 @@ def load_module(path: Path) -> tuple[LeNetModule, dict[str, Any]]:
     try:
         module = LeNetModule(**checkpoint["hyper_parameters"])
         module.load_state_dict(checkpoint["state_dict"])
+        from_state(checkpoint["CIFAR10DataModule"])  # raises if the data module could not take it
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise UsageError(f"{path}: does not fit this LeNet-5: {reason}") from error

@@ -23,7 +23,7 @@ import cifar10_files
 import cifar_datamodule
 import predict as door
 import train
-from checkpointing import release
+from checkpointing import load_module, release
 from cifar10_files import CLASS_NAMES
 from cifar_datamodule import CIFAR10DataModule
 from classifier import load_checkpoint, load_classifier
@@ -461,6 +461,9 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(UsageError, match="does not fit this LeNet-5"):
             load_classifier(made_up_checkpoint(tmp_path / "a.ckpt", **data))
+        if not data.keys() & {"mean", "std"}:
+            with pytest.raises(UsageError, match="does not fit this LeNet-5"):
+                load_module(tmp_path / "a.ckpt")
     wider = load_checkpoint(made_up_checkpoint(tmp_path / "a.ckpt")) | {"hyper_parameters": {"width": 2}}
     torch.save(wider, tmp_path / "a.ckpt")
     with pytest.raises(UsageError, match="does not fit this LeNet-5"):
