@@ -37,8 +37,8 @@ METHODS: list[dict[str, Any]] = [
     for denoise in DENOISE
     for segment in SEGMENT
     for normalize in NORMALIZE
-    if (denoise != "none") + (segment != "none") + (normalize not in ("dataset", "none")) == 1
-]  # one alone
+    if (denoise != "none") + (segment != "none") + (normalize != "dataset") == 1 and normalize != "none"
+]  # one alone; without normalisation there is nothing to do
 
 
 class Evaluation(NamedTuple):

@@ -2,9 +2,9 @@
 
     python benchmarks/sweep_time.py
 
-For each batch size in turn, round after round: the rate of the report's way (report_way.py) with its better number of
-workers, and the rate of as many runs of train.py, of one thread each, as there are cores, as sweep.py has them. The
-report's way is not charged for its tests after each epoch; ours includes them.
+For each batch size in turn, round after round: the seconds of an epoch, its test included, in the report's way
+(report_way.py, with its better number of workers), from its rates over some images; and the seconds of an epoch of as
+many runs of train.py, of one thread each, as there are cores, as sweep.py has them, divided by their number.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -35,8 +35,21 @@ BATCH_SIZES = (128, 64, 32)
 EPOCHS = 90 + 90 + 30  # with each: SGD at two learning rates, and Adam
 
 
+def theirs(data_dir: Path, batch_size: int, images: int, plain: Executor) -> float:
+    """Seconds of an epoch in the report's way."""
+    seconds = []
+    for workers in WORKERS:
+        arguments = (data_dir, batch_size, workers, images)
+        rates = [
+            plain.submit(measure, *arguments).result()
+            for measure in (report_way.images_per_second, report_way.test_images_per_second)
+        ]
+        seconds.append(50_000 / rates[0] + 10_000 / rates[1])
+    return min(seconds)
+
+
 def one_run(data_dir: Path, batch_size: int, seed: int, tiny: bool) -> float:
-    """Training images/s over the whole time of an epoch of the report's recipe, with one thread."""
+    """Training images/s over the whole time of an epoch of the report's recipe, its test included, with one thread."""
     recipe = yaml.safe_load(RECIPE.read_text(encoding="utf-8")) | {"epochs": 1, "batch_size": batch_size}
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         result = train.train(
@@ -52,12 +65,12 @@ def one_run(data_dir: Path, batch_size: int, seed: int, tiny: bool) -> float:
     return result["images_per_second"]
 
 
-def sweep(data_dir: Path, batch_size: int, tiny: bool) -> float:
-    """Images/s of as many runs at once as there are cores, all together."""
+def ours(data_dir: Path, batch_size: int, tiny: bool) -> float:
+    """Seconds of an epoch, of as many runs at once as there are cores, by their number."""
     count = os.cpu_count() or 1
     with ProcessPoolExecutor(count, get_context("spawn")) as pool:
         runs = [pool.submit(one_run, data_dir, batch_size, seed, tiny) for seed in range(count)]
-        return sum(run.result() for run in runs)
+        return 50_000 / sum(run.result() for run in runs)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -71,32 +84,24 @@ def main(arguments: Sequence[str]) -> None:
         parser.error("--tiny needs another --out: its figures mean nothing")
 
     images = (TINY if options.tiny else FULL).images
-    theirs: dict[int, list[float]] = {batch_size: [] for batch_size in BATCH_SIZES}
-    ours: dict[int, list[float]] = {batch_size: [] for batch_size in BATCH_SIZES}
+    rounds: list[dict[int, tuple[float, float]]] = []  # seconds of an epoch by batch size: theirs, ours
     with plain_process(reuse=options.tiny) as plain:
         for _ in range(options.rounds):
+            rounds.append({})
             for batch_size in BATCH_SIZES:
-                rates = [
-                    plain.submit(report_way.images_per_second, options.data_dir, batch_size, workers, images).result()
-                    for workers in WORKERS
-                ]
-                theirs[batch_size].append(max(rates))
-                ours[batch_size].append(sweep(options.data_dir, batch_size, options.tiny))
-                print(f"{batch_size}: {number(theirs[batch_size][-1])}, {number(ours[batch_size][-1])}", flush=True)
+                their_seconds = theirs(options.data_dir, batch_size, images, plain)
+                rounds[-1][batch_size] = their_seconds, ours(options.data_dir, batch_size, options.tiny)
+                print(batch_size, *map(number, rounds[-1][batch_size]), flush=True)
 
-    def minutes(rates: dict[int, list[float]], turn: int) -> float:
-        return sum(EPOCHS * 50_000 / rates[size][turn] for size in BATCH_SIZES) / 60
+    def row(name: str, pairs: Sequence[tuple[float, float]]) -> list[str]:
+        ratio, extent = spread([our / their for their, our in pairs])
+        return [name, *(number(median(seconds)) for seconds in zip(*pairs, strict=True)), ratio, extent]
 
-    totals = [(minutes(theirs, turn), minutes(ours, turn)) for turn in range(options.rounds)]
-    ratio, extent = spread([our / their for their, our in totals])
-    rows = []
-    for size in BATCH_SIZES:
-        shares = [our / their for their, our in zip(theirs[size], ours[size], strict=True)]
-        rows.append([str(size), *(number(median(rates[size])) for rates in (theirs, ours)), number(median(shares))])
+    totals = [tuple(EPOCHS * sum(part) / 60 for part in zip(*turn.values(), strict=True)) for turn in rounds]
+    rows = [row(f"batch {size}, an epoch, s", [turn[size] for turn in rounds]) for size in BATCH_SIZES]
+    rows.append(row("all 630 epochs, minutes", [(their, our) for their, our in totals]))
     text = header("Time of the nine cells", "sweep_time.py", arguments, options.rounds) + "\n\n"
-    text += table(["batch size", "the report's way, images/s", "the sweep, images/s", "ratio"], rows)
-    text += f"\n\nAll 630 epochs: {number(median(our for _, our in totals))} minutes instead of "
-    text += f"{number(median(their for their, _ in totals))}, {ratio} of the time ({extent}; medians of rounds).\n"
+    text += table(["", "the report's way", "the sweep", "ratio", "range"], rows) + "\n"
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(text, encoding="utf-8")
     print(text)

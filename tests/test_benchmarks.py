@@ -80,10 +80,9 @@ def test_sweep_time_compares_each_batch_size(data_dir: Path, tmp_path: Path) -> 
     page = tmp_path / "time.md"
     sweep_time.main(["--tiny", "--rounds", "1", "--data_dir", str(data_dir), "--out", str(page)])
     written = rows(page)
-    for batch_size in ("128", "64", "32"):
-        theirs, ours, ratio = (float(cell.replace(",", "")) for cell in written[batch_size])
+    for name in ("batch 128, an epoch, s", "batch 64, an epoch, s", "batch 32, an epoch, s", "all 630 epochs, minutes"):
+        theirs, ours, ratio = (float(cell.replace(",", "")) for cell in written[name][:3])
         assert theirs > 0 and ours > 0 and ratio > 0
-    assert "All 630 epochs: " in page.read_text()
 
 
 def test_denoising_is_compared_by_pairs_of_seeds(tmp_path: Path) -> None:
