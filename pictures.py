@@ -192,7 +192,7 @@ def comparison(groups: Mapping[str, Sequence[Mapping[int, float]]], label: str) 
     """
     import matplotlib
 
-    figure = _figure(9.6, 5.4, "")
+    figure = _figure(9.6, 5.0 + 0.18 * len(groups), "")
     axes = figure.subplots()
     colours = matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, len(groups)))
     for (name, runs), colour in zip(groups.items(), colours, strict=True):
@@ -204,7 +204,7 @@ def comparison(groups: Mapping[str, Sequence[Mapping[int, float]]], label: str) 
     values = np.concatenate([list(run.values()) for runs in groups.values() for run in runs])
     axes.set(xlabel="epoch", ylabel=label, ylim=(np.quantile(values, 0.05), values.max() + 0.01))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    figure.legend(loc="outside lower left", fontsize=8)
     return figure
 
 

@@ -88,7 +88,14 @@ def report(
     shown = cells[cells["seed"].astype(str).isin(seeds.split(","))] if seeds else cells
     if shown.empty:
         raise UsageError(f"--seeds {seeds}: no run has one of these")
-    settings = {label(varying, values): part for values, part in shown.groupby(varying, sort=False, dropna=False)}
+    own = [
+        flag
+        for flag in varying
+        if flag == "optimizer" or shown.groupby("optimizer")[flag].nunique(dropna=False).max() > 1
+    ]
+    settings = {
+        label(own, part.iloc[0][own]): part for _, part in shown.groupby(varying, sort=False, dropna=False)
+    }  # a flag that follows from the optimizer needs no name
     answer, comparison = compared(shown, compare) if compare else ("", "")
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -159,7 +159,7 @@ def main(arguments: Sequence[str]) -> None:
     write_bytes(options.out / "methods.png", draw(options.data_dir))
     runs = read_runs(options.root / "logs/preprocessing")
     evaluate(runs, options.root, options.data_dir, options.out / "corrupted.csv")
-    text = header("Denoising damaged test images", "preprocessing_study.py", arguments, 1) + "\n\n"
+    text = header("Denoising damaged test images", "preprocessing_study.py", arguments, options.rounds) + "\n\n"
     text += (
         "Test accuracy of networks trained on clean images, mean ± standard deviation over seeds; then what denoising\n"
     )
