@@ -34,7 +34,7 @@ def stamped(function):
     return call
 
 def stop(*_):
-    print(json.dumps([*stamps, time.time()]), flush=True)
+    print(json.dumps([stamps[0], stamps[-1], time.time()]), flush=True)  # setup is called twice
     os._exit(0)
 
 CIFAR10DataModule.__init__ = stamped(CIFAR10DataModule.__init__)
