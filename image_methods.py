@@ -118,3 +118,19 @@ def equalize(image: np.ndarray, index: int) -> np.ndarray:
     lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB)
     lab[..., 0] = cv2.createCLAHE(CLIP_LIMIT, TILES).apply(lab[..., 0])
     return cv2.cvtColor(lab, cv2.COLOR_LAB2RGB)
+
+
+def filter_channels(kernels: np.ndarray, offsets: np.ndarray, image: np.ndarray, index: int) -> np.ndarray:
+    """Each new channel a sum of the filtered old ones and an offset, as bytes; beyond the edge the image is reflected.
+
+    Args:
+        kernels: float32 [3, 3, K, K], new channel by old channel, K odd.
+        offsets: float32 [3].
+    """
+    import cv2
+
+    planes = cv2.split(image.astype(np.float32))
+    channels = [
+        sum(cv2.filter2D(plane, -1, kernel) for plane, kernel in zip(planes, row, strict=True)) for row in kernels
+    ]
+    return to_bytes(np.stack(channels, 2) + offsets)

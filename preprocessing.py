@@ -29,15 +29,17 @@ from image_methods import (
     corrupt,
     denoise,
     equalize,
+    filter_channels,
     segment,
     standardize,
-    to_bytes,
 )
 from kept_arrays import digest, kept
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+ZCA_SIDE = 9  # pixels of the patches whose correlations are removed
+ZCA_STRIDE = 7  # pixels from one patch that is fitted to the next
 ZCA_EPSILON = 0.1  # as pylearn2 whitened CIFAR-10 (Goodfellow et al. 2013, Maxout Networks)
 _REVISION = "1"  # part of the key of what is kept: to be raised when a method or a constant of one changes
 _CHUNK = 250  # images
@@ -150,7 +152,7 @@ def from_state(state: Mapping[str, Any]) -> tuple[Preprocessing, np.ndarray | No
     whitening = state["whitening"].numpy() if "whitening" in state else None
     if (settings.normalize == "zca") != (whitening is not None):
         raise ValueError("whitening belongs to normalize zca")
-    if whitening is not None and whitening.shape != (3073, 3072):
+    if whitening is not None and whitening.shape != (3, 3 * ZCA_SIDE**2 + 1):
         raise ValueError(f"whitening of shape {whitening.shape}")
     return settings, whitening
 
@@ -190,48 +192,49 @@ def before_and_after(
 def fit_whitening(images: np.ndarray, indices: np.ndarray, folder: Path | None = None) -> np.ndarray:
     """Fit ZCA whitening (Bell and Sejnowski 1997), regularised by ZCA_EPSILON, on the images `indices` alone.
 
+    What is whitened are the patches of ZCA_SIDE x ZCA_SIDE pixels; a pixel becomes the centre of its whitened patch.
+    As photographs look alike wherever one cuts them, one filter for all pixels does it.
+
     Args:
-        images: uint8 [N, 3, 32, 32].
+        images: uint8 [N, 3, H, W].
         indices: int64 [M].
         folder: As in `preprocess`.
 
     Returns:
-        float16 [3073, 3072]: what `whiten` multiplies an image of pixels in [0, 1] and a constant 1 by. Its results
-        have variance 1 over all of the images it was fitted on. Half precision, since a checkpoint has to carry it:
-        its rounding is far below the rounding of the results to bytes.
+        float32 [3, 3 * ZCA_SIDE**2 + 1]: for each channel of the result the weights of the patch [3, ZCA_SIDE,
+        ZCA_SIDE] and an offset, for pixels in [0, 255]. Results have mean 0 and variance 1 over the patches fitted.
     """
 
     def fit() -> np.ndarray:
-        total, products = np.zeros(size), np.zeros((size, size))
+        total, products, count = np.zeros(size), np.zeros((size, size)), 0
         for start in tqdm(range(0, len(indices), 1000), "fit-zca", leave=False, disable=None):  # bounds the memory
-            chunk = _pixels(images[indices[start : start + 1000]]).reshape(-1, size).astype(np.float64)
-            total += chunk.sum(0)
-            products += chunk.T @ chunk  # sums of whole numbers, exact in float64 in any order
-        mean = total / len(indices)
-        products /= len(indices)
-        products -= np.outer(mean, mean)  # the covariance; in place, for it has 75 MB
-        variance = max(products.trace() / size, 1.0)  # of a pixel, in grey levels; all images may be of one colour
-        products /= variance
-        values, vectors = np.linalg.eigh(products)
-        values = values.clip(0)
-        gains = 1 / np.sqrt(values + ZCA_EPSILON)
-        gains /= np.sqrt((gains**2 * values).mean() or 1.0)
-        matrix = (vectors * gains) @ vectors.T / np.sqrt(variance)
-        return np.vstack([matrix * 255, -mean @ matrix]).astype(np.float16)
+            chunk = images[indices[start : start + 1000]]
+            patches = np.lib.stride_tricks.sliding_window_view(chunk, (ZCA_SIDE, ZCA_SIDE), axis=(2, 3))
+            patches = patches[:, :, ::ZCA_STRIDE, ::ZCA_STRIDE].transpose(0, 2, 3, 1, 4, 5)
+            values = patches.reshape(-1, size).astype(np.float64)
+            total += values.sum(0)
+            products += values.T @ values  # sums of whole numbers, exact in float64 in any order
+            count += len(values)
+        mean = total / count
+        covariance = products / count - np.outer(mean, mean)
+        scale = max(covariance.trace() / size, 1.0)  # of a pixel, squared grey levels; all images may be of one colour
+        variances, directions = np.linalg.eigh(covariance / scale)
+        whitening = (directions / np.sqrt(variances.clip(0) + ZCA_EPSILON)) @ directions.T
+        kernels = whitening[ZCA_SIDE**2 // 2 :: ZCA_SIDE**2]  # of the central pixel, a row a channel
+        variance = np.einsum("ij,jk,ik->i", kernels, covariance, kernels).mean()
+        kernels = kernels / np.sqrt(variance or 1.0)
+        return np.hstack([kernels, -(kernels @ mean)[:, None]]).astype(np.float32)
 
-    size = images[0].size
+    size = 3 * ZCA_SIDE**2
     inputs = (digest(_pixels(images)), digest(indices), *_versions())
-    return kept(folder, "fit-zca", inputs, (size + 1, size), np.float16, fit)
+    return kept(folder, f"fit-zca-{ZCA_SIDE}", inputs, (3, size + 1), np.float32, fit)
 
 
 def whiten(images: np.ndarray, whitening: np.ndarray, folder: Path | None = None) -> np.ndarray:
     """Whiten images by what `fit_whitening` returned; shapes, types and errors as in `preprocess`."""
-    matrix, offset = whitening[:-1].astype(np.float32) / 255, whitening[-1].astype(np.float32)
-
-    def run(chunk: np.ndarray, start: int) -> np.ndarray:
-        return to_bytes(chunk.reshape(len(chunk), -1).astype(np.float32) @ matrix + offset).reshape(chunk.shape)
-
-    return _mapped(images, f"normalize-zca-{digest(whitening)[:8]}", run, folder)
+    kernels = whitening[:, :-1].reshape(3, 3, ZCA_SIDE, ZCA_SIDE)
+    step = partial(filter_channels, kernels, whitening[:, -1])
+    return _mapped(images, f"normalize-zca-{digest(whitening)[:8]}", partial(_each, step), folder)
 
 
 def _mapped(

@@ -11,7 +11,6 @@ import scipy.ndimage
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import cifar_datamodule
 import image_methods
 import kept_arrays
 import train as door
@@ -148,37 +147,56 @@ def test_contrast_widens_the_lightness_and_keeps_grey_grey() -> None:
 
 
 @pytest.fixture
-def small() -> np.ndarray:
-    """uint8 [300, 3, 6, 6]; whitening takes images of any size."""
+def coloured() -> np.ndarray:
+    """uint8 [60, 3, 32, 32], whose neighbouring pixels and channels are alike."""
     rng = np.random.default_rng(0)
-    return scipy.ndimage.gaussian_filter(rng.integers(0, 256, (300, 3, 6, 6)), (0, 0, 1, 1)).astype(np.uint8)
+    smooth = scipy.ndimage.gaussian_filter(rng.normal(0, 300, (60, 3, 32, 32)), (0, 0.5, 2, 2))
+    return (128 + smooth + rng.normal(0, 4, smooth.shape)).clip(0, 255).astype(np.uint8)
 
 
-def test_zca_is_that_of_a_singular_value_decomposition(small: np.ndarray) -> None:
-    fitted = np.arange(200)
-    done = whiten(small, fit_whitening(small, fitted)).transpose(0, 2, 3, 1).reshape(300, -1)
-    pixels = small.transpose(0, 2, 3, 1).reshape(300, -1).astype(float)
-    centred = (pixels - pixels[:200].mean(0)) / np.sqrt(pixels[:200].var(0).mean())
-    _, singular, directions = np.linalg.svd(centred[:200], full_matrices=False)
-    whitened = centred @ directions.T / np.sqrt(singular**2 / 200 + 0.1) @ directions
-    expected = whitened / whitened[:200].std() * 255 / 8 + 127.5
-    assert np.abs(done - expected.clip(0, 255)).max() < 1  # half by rounding to bytes, the rest by half precision
-    assert done[:200].std() == pytest.approx(255 / 8, rel=0.02)
+def patches(images: np.ndarray) -> np.ndarray:
+    """Those that zca is fitted on, 16 of each image, and their pixels: float64 [16 N, 3, 9, 9]."""
+    corners = [(row, column) for row in (0, 7, 14, 21) for column in (0, 7, 14, 21)]
+    return np.concatenate([images[:, :, row : row + 9, column : column + 9] for row, column in corners]).astype(float)
+
+
+def test_zca_is_the_centre_of_patches_whitened_by_a_singular_value_decomposition(coloured: np.ndarray) -> None:
+    done = whiten(coloured, fit_whitening(coloured, np.arange(40)))
+    fitted = patches(coloured[:40]).reshape(-1, 243)
+    mean, scale = fitted.mean(0), np.sqrt(fitted.var(0).mean())
+    _, singular, directions = np.linalg.svd((fitted - mean) / scale, full_matrices=False)
+    gains = directions.T / np.sqrt(singular**2 / len(fitted) + 0.1) @ directions
+
+    def centres(images: np.ndarray) -> np.ndarray:
+        return (((patches(images).reshape(-1, 243) - mean) / scale) @ gains).reshape(-1, 3, 81)[:, :, 40]
+
+    expected = centres(coloured) / np.sqrt(centres(coloured[:40]).var(0).mean()) * 255 / 8 + 127.5
+    assert np.abs(patches(done)[:, :, 4, 4] - expected.clip(0, 255)).max() < 0.51  # rounded to bytes
+
+
+def test_zca_makes_neighbours_and_channels_unlike(coloured: np.ndarray) -> None:
+    def likeness(images: np.ndarray) -> list[float]:
+        inner = images[:, :, 4:-4, 4:-4].astype(float)
+        pairs = (inner[..., 1:], inner[..., :-1]), (inner[:, 1:], inner[:, :-1])
+        return [float(np.corrcoef(one.ravel(), other.ravel())[0, 1]) for one, other in pairs]
+
+    before, after = likeness(coloured), likeness(whiten(coloured, fit_whitening(coloured, np.arange(60))))
+    assert all(abs(new) < 0.5 * old for new, old in zip(after, before, strict=True))
 
 
 def test_zca_of_images_of_one_colour_is_finite() -> None:
-    flat = np.full((5, 3, 6, 6), 9, np.uint8)
+    flat = np.full((5, 3, 32, 32), 9, np.uint8)
     done = whiten(flat, fit_whitening(flat, np.arange(5)))
     assert np.abs(done.astype(int) - 128).max() <= 1
 
 
-def test_what_zca_fits_sees_the_chosen_images_only(small: np.ndarray, tmp_path: Path) -> None:
-    chosen = np.arange(0, 300, 2)
-    fitted = fit_whitening(small, chosen, tmp_path)
-    assert np.array_equal(fit_whitening(small, chosen, tmp_path), fitted)
-    assert not np.array_equal(fit_whitening(small, chosen[1:], tmp_path), fitted)
-    small[1::2] = 0
-    assert np.array_equal(fit_whitening(small, chosen, tmp_path), fitted)
+def test_what_zca_fits_sees_the_chosen_images_only(coloured: np.ndarray, tmp_path: Path) -> None:
+    chosen = np.arange(0, 60, 2)
+    fitted = fit_whitening(coloured, chosen, tmp_path)
+    assert np.array_equal(fit_whitening(coloured, chosen, tmp_path), fitted)
+    assert not np.array_equal(fit_whitening(coloured, chosen[1:], tmp_path), fitted)
+    coloured[1::2] = 0
+    assert np.array_equal(fit_whitening(coloured, chosen, tmp_path), fitted)
 
 
 def test_steps_are_done_in_order_corruption_first(images: np.ndarray) -> None:
@@ -349,23 +367,12 @@ def test_corruption_reaches_the_test_images_only_unless_asked(data_dir: Path) ->
         assert changed("val_dataloader", **settings) == changed("train_dataloader", **settings) == seen
 
 
-@pytest.fixture
-def quick_fit(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
-    """Replaces the fit, which takes many seconds for 32 x 32 images; the indices that it was given."""
-    asked: list[np.ndarray] = []
-
-    def fit(images: np.ndarray, indices: np.ndarray, folder: Path) -> np.ndarray:
-        asked.append(indices)
-        return np.vstack([np.eye(3072) * 3, np.full((1, 3072), -1)]).astype(np.float16)
-
-    monkeypatch.setattr(cifar_datamodule, "fit_whitening", fit)
-    return asked
-
-
-def test_zca_is_fitted_on_the_training_part(data_dir: Path, quick_fit: list[np.ndarray]) -> None:
+def test_zca_is_fitted_on_the_training_part(data_dir: Path) -> None:
     datamodule = ready(data_dir, normalize="zca")
-    (indices,) = quick_fit
-    assert np.array_equal(indices, datamodule.train_indices) and len(indices) == 900
+    images, _ = datamodule._load(train=True)
+    assert datamodule.whitening is not None and len(datamodule.train_indices) == 900
+    assert np.array_equal(datamodule.whitening, fit_whitening(images, datamodule.train_indices.numpy()))
+    assert not np.array_equal(datamodule.whitening, fit_whitening(images, np.arange(len(images))))
 
 
 @pytest.mark.parametrize(
@@ -373,9 +380,7 @@ def test_zca_is_fitted_on_the_training_part(data_dir: Path, quick_fit: list[np.n
     [{}, {"denoise": "bilateral", "segment": "otsu", "normalize": "contrast"}, {"normalize": "zca"}],
     ids=["none", "several", "zca"],
 )
-def test_the_state_alone_treats_the_test_images_alike(
-    settings: dict[str, Any], data_dir: Path, tmp_path: Path, quick_fit: list[np.ndarray]
-) -> None:
+def test_the_state_alone_treats_the_test_images_alike(settings: dict[str, Any], data_dir: Path, tmp_path: Path) -> None:
     trained = ready(data_dir, **settings)
     torch.save(trained.state_dict(), tmp_path / "state")
     loaded = CIFAR10DataModule(data_dir)
@@ -472,7 +477,6 @@ def test_names_on_the_command_line_are_those_of_the_methods() -> None:
             check(door.parser().parse_args([f"--{flag}", method]).as_dict())
 
 
-@pytest.mark.slow
 def test_a_run_with_zca_can_be_tested_again_from_its_checkpoint(run: Any, data_dir: Path) -> None:
     result = run(normalize="zca")
     for path in (data_dir / "preprocessed").glob("*zca*"):
