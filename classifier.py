@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cifar10_files import CLASS_NAMES
 from command_line import UsageError
+from image_methods import BYTES_A_DEVIATION
 from lenet5 import LeNet5, Mirrored
-from preprocessing import Preprocessing, from_state, normalize
+from preprocessing import ZCA_SIDE, Preprocessing, from_state, normalize
 
 LAST = "last.ckpt"  # of the last whole epoch of a run
 EXPECTED = {"epoch", "state_dict", "hyper_parameters", "flags", "CIFAR10DataModule"}  # in a checkpoint of train.py
@@ -50,6 +52,28 @@ class Classifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Preprocessed images, uint8 [N, 3, 32, 32], to probabilities, float32 [N, C]."""
         return self.network(normalize(images.permute(0, 2, 3, 1), self.mean, self.std)).softmax(1)
+
+
+class Whitened(nn.Module):
+    """A classifier of images that are not whitened yet: what `preprocessing.whiten` does, as part of the network.
+
+    Args:
+        classifier: Whose preprocessing is its whitening alone.
+    """
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        assert classifier.whitening is not None
+        self.classifier = classifier
+        whitening = torch.from_numpy(classifier.whitening)
+        self.kernels = nn.Buffer(whitening[:, :-1].reshape(3, 3, ZCA_SIDE, ZCA_SIDE))
+        self.offsets = nn.Buffer(whitening[:, -1])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images, uint8 [N, 3, 32, 32], to probabilities, float32 [N, C]."""
+        padded = F.pad(images.float(), [ZCA_SIDE // 2] * 4, mode="reflect")
+        values = F.conv2d(padded, self.kernels, self.offsets)
+        return self.classifier((values * BYTES_A_DEVIATION + 127.5).round().clamp(0, 255).to(torch.uint8))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

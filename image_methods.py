@@ -27,15 +27,15 @@ CORRUPT = {
 DEFAULT_SEVERITY = 3
 SUPERPIXELS, COMPACTNESS = 64, 10.0  # of about 4 x 4 pixels; scikit-image's default weight of distance against colour
 CLIP_LIMIT, TILES = 2.0, (2, 2)  # of CLAHE; a tile has as many pixels as there are grey levels
-DEVIATIONS = 4.0  # standard deviations of normalised values that 0 and 255 stand for, either side of the middle
+BYTES_A_DEVIATION = 127.5 / 4  # so 0 and 255 stand for 4 standard deviations on either side of the middle
 _STREAM = 3  # keeps the noise of corruption apart from other draws
 
 Step = Callable[[np.ndarray, int], np.ndarray]  # image uint8 [32, 32, 3] and its index, to the new image
 
 
 def to_bytes(values: np.ndarray) -> np.ndarray:
-    """Values of mean 0 and standard deviation 1 as uint8: 0 becomes the middle, DEVIATIONS the ends; beyond is cut."""
-    return np.rint(values * (127.5 / DEVIATIONS) + 127.5).clip(0, 255).astype(np.uint8)
+    """Values of mean 0 and standard deviation 1 as uint8: 0 becomes the middle; what is beyond is cut."""
+    return np.rint(values * BYTES_A_DEVIATION + 127.5).clip(0, 255).astype(np.uint8)
 
 
 def corrupt(method: str, level: float, image: np.ndarray, index: int) -> np.ndarray:

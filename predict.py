@@ -194,16 +194,17 @@ def export(classifier: Classifier, path: Path) -> None:
     Its metadata has `class_names`, a JSON list.
 
     Raises:
-        UsageError: The classifier's images have to be preprocessed, or the file cannot be written.
+        UsageError: Its preprocessing does more than whiten, or the file cannot be written.
     """
     import torch
 
-    steps = [*classifier.preprocessing.steps(corrupted=False), *["normalize-zca"] * (classifier.whitening is not None)]
-    if steps:
+    from classifier import Whitened
+
+    if steps := classifier.preprocessing.steps(corrupted=False):
         raise UsageError(f"--export: the checkpoint's preprocessing has no ONNX form: {', '.join(steps)}")
 
     program = torch.onnx.export(
-        classifier,
+        classifier if classifier.whitening is None else Whitened(classifier).eval(),
         (torch.zeros(2, 3, 32, 32, dtype=torch.uint8),),
         input_names=["images"],
         output_names=["probabilities"],
