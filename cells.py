@@ -135,6 +135,7 @@ def all_flags(arguments: tuple[str, ...]) -> dict[str, Any]:
     """The flags of train.py with their defaults, those that depend on the optimizer too."""
     flags = train.parser().parse_args(list(arguments)).as_dict()
     flags = {name: flags[name] for name in DEFAULTS if name in flags}
+    flags["teacher"] = flags["teacher"] and str(flags["teacher"])  # as a run writes it
     check(flags)
     defaults = OPTIMIZERS[flags["optimizer"]]
     own = {"lr": defaults.lr, "weight_decay": defaults.weight_decay}

@@ -125,7 +125,7 @@ def load_module(path: Path) -> tuple[LeNetModule, dict[str, Any]]:
         from_state(checkpoint["CIFAR10DataModule"])  # raises if the data module could not take it
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
-        raise UsageError(f"{path}: does not fit this LeNet-5: {reason}") from error
+        raise UsageError(f"{path}: does not fit this network: {reason}") from error
     return module, checkpoint
 
 

@@ -3,12 +3,13 @@
     datamodule = CIFAR10DataModule(batch_size=128)
     pl.Trainer(use_distributed_sampler=False).fit(any_module, datamodule=datamodule)
 
-A batch is (float32 images [B, 3, 32, 32], channels_last, normalised; int64 labels [B]).
+A batch is (float32 images [B, 3, 32, 32], channels_last, normalised; int64 labels [B]); with a teacher, training
+batches have a third part, its logits, float32 [B, 10].
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -47,6 +48,8 @@ class CIFAR10DataModule(pl.LightningDataModule):
         validate_on: "test" makes the test set the validation loader: only to reproduce results that were chosen on it.
         mirror: URL to download an official archive from, instead of the known sources.
         preprocessing: What is done once to every image; computed in `setup`, and kept in `data_dir`.
+        teacher: Gives logits, float32 [N, 10], for all 50,000 images as they are, uint8 [N, 3, 32, 32]; asked in
+            `setup`.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -66,6 +69,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
         validate_on: Literal["val", "test"] = "val",
         mirror: str | None = None,
         preprocessing: Preprocessing = Preprocessing(),  # noqa: B008, it is immutable
+        teacher: Callable[[np.ndarray], Tensor] | None = None,
     ) -> None:
         super().__init__()
         if val_size % 10 or not 0 <= val_size < 50_000:
@@ -85,10 +89,12 @@ class CIFAR10DataModule(pl.LightningDataModule):
         self.validate_on = validate_on
         self.mirror = mirror
         self.preprocessing = preprocessing
+        self.teacher = teacher
         self.mean: Tensor | None = None  # float32 [3], of the training part's pixels, in [0, 255]
         self.std: Tensor | None = None
         self.whitening: np.ndarray | None = None  # of `fit_whitening`, if zca is chosen
         self._train: tuple[Tensor, Tensor] | None = None  # all 50,000 images and labels
+        self._taught: Tensor | None = None  # what the teacher gave
         self._verified = False
 
     def prepare_data(self) -> None:
@@ -100,6 +106,8 @@ class CIFAR10DataModule(pl.LightningDataModule):
         if self._train is not None or (stage == "test" and self.mean is not None):
             return
         pixels, labels = self._load(train=True)
+        if self.teacher is not None:
+            self._taught = self.teacher(pixels)
         self.train_indices, self.val_indices = stratified_split(labels, self.val_size, self.split_seed)
         firsts = [int(self.train_indices[labels[self.train_indices] == label][0]) for label in labels.unique()]
         self._examples = pixels[firsts]  # a copy, so that the images themselves can be given back
@@ -118,7 +126,8 @@ class CIFAR10DataModule(pl.LightningDataModule):
         if self.batch_size % world_size:
             raise ValueError(f"batch_size {self.batch_size} does not divide by the {world_size} processes")
         assert self._train is not None and self.mean is not None and self.std is not None
-        dataset = AugmentedBatches(*self._train, self.mean, self.std, self.seed, self.crop, self.flip, self.cutout)
+        data = (*self._train, self.mean, self.std)
+        dataset = AugmentedBatches(*data, self.seed, self.crop, self.flip, self.cutout, self._taught)
         sampler = ShuffledBatches(self.train_indices, self.batch_size, self.seed, rank, world_size)
         return DataLoader(dataset, sampler=sampler, batch_size=None)
 
@@ -184,7 +193,11 @@ class Batches(Dataset):
 
 
 class AugmentedBatches(Batches):
-    """`Batches` for training; its items are asked for by (epoch, indices)."""
+    """`Batches` for training; its items are asked for by (epoch, indices).
+
+    Args:
+        taught: float32 [N, 10], a teacher's logits, for the third part of an item.
+    """
 
     def __init__(
         self,
@@ -196,12 +209,14 @@ class AugmentedBatches(Batches):
         crop: int,
         flip: bool,
         cutout: int,
+        taught: Tensor | None = None,
     ) -> None:
         super().__init__(images, labels, mean, std)
+        self.taught = taught
         self.seed, self.crop, self.flip, self.cutout = seed, crop, flip, cutout
         self._plan: tuple[int, Plan] | None = None  # the latest epoch and its plan
 
-    def __getitem__(self, key: tuple[int, Tensor]) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def __getitem__(self, key: tuple[int, Tensor]) -> tuple[Tensor, ...]:  # type: ignore[override]
         epoch, indices = key
         if self._plan is None or self._plan[0] != epoch:
             self._plan = epoch, draw_plan(self.seed, epoch, len(self.labels), self.crop, self.flip)
@@ -209,7 +224,9 @@ class AugmentedBatches(Batches):
         images = normalize(crop_and_flip(self.images, indices, plan), self.mean, self.std)
         if self.cutout:
             images = cutout(images, indices, plan, self.cutout)
-        return images, self.labels[indices]
+        if self.taught is None:
+            return images, self.labels[indices]
+        return images, self.labels[indices], self.taught[indices]
 
 
 class ShuffledBatches(Sampler):

@@ -6,7 +6,7 @@ Imports no Lightning, which takes longer than all the rest of an answer.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from cifar10_files import CLASS_NAMES
 from command_line import UsageError
 from image_methods import BYTES_A_DEVIATION
-from lenet5 import LeNet5, Mirrored
-from preprocessing import ZCA_SIDE, Preprocessing, from_state, normalize
+from kept_arrays import digest, kept
+from networks import NETWORKS, Mirrored
+from preprocessing import ZCA_SIDE, Preprocessing, from_state, normalize, preprocess
 
 LAST = "last.ckpt"  # of the last whole epoch of a run
 EXPECTED = {"epoch", "state_dict", "hyper_parameters", "flags", "CIFAR10DataModule"}  # in a checkpoint of train.py
@@ -51,7 +53,11 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Preprocessed images, uint8 [N, 3, 32, 32], to probabilities, float32 [N, C]."""
-        return self.network(normalize(images.permute(0, 2, 3, 1), self.mean, self.std)).softmax(1)
+        return self.logits(images).softmax(1)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """What `forward` takes, to logits, float32 [N, C]."""
+        return self.network(normalize(images.permute(0, 2, 3, 1), self.mean, self.std))
 
 
 class Whitened(nn.Module):
@@ -96,6 +102,37 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
+def load_teacher(path: Path, flags: Mapping[str, Any], folder: Path) -> Callable[[np.ndarray], Tensor]:
+    """What `CIFAR10DataModule` takes as `teacher`, from a checkpoint: the mean of an image's and its mirror's logits.
+
+    Args:
+        path: As `load_checkpoint` takes it.
+        flags: Of the run that is to be taught.
+        folder: Where the logits are kept.
+
+    Raises:
+        UsageError: As `load_classifier`, or the teacher was trained on validation images of that run.
+    """
+    classifier, trained = load_classifier(path, tta=True), load_checkpoint(path)["flags"]
+    if flags["val_size"] and any(trained[name] != flags[name] for name in ("val_size", "split_seed")):
+        split = f"--val_size {trained['val_size']} --split_seed {trained['split_seed']}"
+        raise UsageError(f"--teacher {path}: was trained with {split}, so it has seen validation images of this run")
+
+    @torch.no_grad()
+    def compute(images: np.ndarray) -> np.ndarray:
+        pixels = torch.from_numpy(preprocess(images, classifier.preprocessing, classifier.whitening))
+        batches = tqdm(pixels.split(500), "teacher", leave=False, disable=None)
+        return torch.cat([classifier.logits(batch) for batch in batches]).numpy()
+
+    def logits(images: np.ndarray) -> Tensor:
+        weights = [digest(value.numpy()) for value in classifier.state_dict().values()]
+        inputs = (digest(images), *weights, torch.__version__)
+        shape = (len(images), len(classifier.class_names))
+        return torch.from_numpy(kept(folder, "teacher", inputs, shape, np.float32, lambda: compute(images)))
+
+    return logits
+
+
 def load_classifier(path: Path, tta: bool = False) -> Classifier:
     """The classifier of a checkpoint, in evaluation mode.
 
@@ -104,11 +141,12 @@ def load_classifier(path: Path, tta: bool = False) -> Classifier:
         tta: Whether it classifies each image together with its mirror.
 
     Raises:
-        UsageError: As `load_checkpoint`, or the checkpoint is not of a `LeNet5`.
+        UsageError: As `load_checkpoint`, or the checkpoint's network is none of `networks.NETWORKS`.
     """
     checkpoint = load_checkpoint(path)
     try:
-        network = LeNet5(checkpoint["hyper_parameters"]["width"])
+        hparams = checkpoint["hyper_parameters"]
+        network = NETWORKS[hparams.get("network", "lenet5")](hparams["width"])
         # In LeNetModule's state the network is `model`.
         network.load_state_dict(
             {name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()}
@@ -118,5 +156,5 @@ def load_classifier(path: Path, tta: bool = False) -> Classifier:
         classifier = Classifier(asked, data["mean"], data["std"], class_names, *from_state(data))
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
-        raise UsageError(f"{path}: does not fit this LeNet-5: {reason}") from error
+        raise UsageError(f"{path}: does not fit this network: {reason}") from error
     return classifier.eval()

@@ -23,6 +23,7 @@ from optimizers import OPTIMIZERS, SCHEDULES
 from preprocessing import Preprocessing
 
 OptimizerName: TypeAlias = Literal[tuple(OPTIMIZERS)]  # type: ignore[valid-type]
+NetworkName: TypeAlias = Literal["lenet5", "resnet"]  # networks.NETWORKS, without its import of PyTorch
 ScheduleName: TypeAlias = Literal[tuple(SCHEDULES)]  # type: ignore[valid-type]
 DenoiseName: TypeAlias = Literal[tuple(DENOISE)]  # type: ignore[valid-type]
 SegmentName: TypeAlias = Literal[SEGMENT]  # type: ignore[valid-type]
@@ -40,6 +41,7 @@ ALLOWED: dict[str, tuple[str, Callable[[Any], bool]]] = {  # beyond what the typ
     "batch_size": _POSITIVE,
     "label_smoothing": _SHARE,
     "width": _POSITIVE,
+    "teacher_weight": ("from 0 to 1", lambda value: 0 <= value <= 1),
     "crop": ("from 0 to 31", lambda value: 0 <= value <= 31),
     "cutout": ("from 0 to 32", lambda value: 0 <= value <= 32),
     "val_size": ("a multiple of 10 from 0 to 49990", lambda value: 0 <= value < 50_000 and value % 10 == 0),
@@ -89,6 +91,8 @@ def check(flags: dict[str, Any]) -> None:
         raise UsageError(f"--batch_size {flags['batch_size']}: more than the training images")
     if flags["select_on"] == "test" and flags["val_size"]:
         raise UsageError("--select_on test: validates on the test set, so it needs --val_size 0")
+    if flags["network"] != "lenet5" and flags["width"] != 3:
+        raise UsageError(f"--width {flags['width']}: is of --network lenet5 alone")
     preprocessing(flags)
 
 

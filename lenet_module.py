@@ -1,6 +1,6 @@
 """How LeNet-5 learns to classify 32 x 32 colour images.
 
-`LeNetModule` adds loss, metrics, optimizer and schedule to the network of `lenet5.py`. It trains on any loader that
+`LeNetModule` adds loss, metrics, optimizer and schedule to a network of `networks.py`. It trains on any loader that
 gives (float images [B, 3, 32, 32], int64 labels [B]):
 
     pl.Trainer(max_epochs=10).fit(LeNetModule(optimizer="adam"), train_dataloaders=loader)
@@ -18,12 +18,16 @@ from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from lenet5 import LeNet5
+from networks import NETWORKS, LeNet5
 from optimizers import OPTIMIZERS, make_optimizer, make_schedule
+
+__all__ = ["LeNet5", "LeNetModule"]
+
+TEMPERATURE = 4.0  # of `distillation`
 
 
 class LeNetModule(pl.LightningModule):
-    """Cross-entropy training of `LeNet5`.
+    """Cross-entropy training of `LeNet5`, or of another network.
 
     Logged once an epoch, over the epoch's number (counted from 1): `train/loss`, `train/acc`, `val/loss`, `val/acc`,
     and in a test `test/loss`, `test/acc`; while training, over steps: `train/loss_step`. Accuracies are fractions
@@ -38,6 +42,9 @@ class LeNetModule(pl.LightningModule):
         nesterov: SGD's.
         schedule: A name of `optimizers.SCHEDULES`.
         label_smoothing: Share of the target that is spread evenly over all classes.
+        network: A name of `networks.NETWORKS`.
+        teacher_weight: Share of `distillation` in the training loss, for batches with a teacher's logits, [B, 10], as
+            third part.
         val_name: What the metrics of the validation loader are called; "test" where it holds the test set.
 
     Raises:
@@ -54,6 +61,8 @@ class LeNetModule(pl.LightningModule):
         nesterov: bool = True,
         schedule: str = "onecycle",
         label_smoothing: float = 0.0,
+        network: str = "lenet5",
+        teacher_weight: float = 0.9,
         val_name: str = "val",
     ) -> None:
         super().__init__()
@@ -61,7 +70,7 @@ class LeNetModule(pl.LightningModule):
         lr = defaults.lr if lr is None else lr
         weight_decay = defaults.weight_decay if weight_decay is None else weight_decay
         self.save_hyperparameters(logger=False)
-        self.model = LeNet5(width)
+        self.model = NETWORKS[network](width)
         self.train_metrics = _metrics("train/")
         self.val_metrics = _metrics(f"{val_name}/")
         self.test_metrics = _metrics("test/")
@@ -70,10 +79,12 @@ class LeNetModule(pl.LightningModule):
         """Float images [B, 3, 32, 32] to logits [B, 10]."""
         return self.model(images)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        images, labels = batch
+    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> dict[str, Tensor]:
+        images, labels, *taught = batch
         logits = self(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.hparams["label_smoothing"])
+        if taught:
+            loss = torch.lerp(loss, distillation(logits, taught[0]), self.hparams["teacher_weight"])
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"the training loss is {loss.item()} in epoch {self.current_epoch + 1}, step {self.global_step}, at "
@@ -138,6 +149,17 @@ class LeNetModule(pl.LightningModule):
 
     def _current_lr(self) -> float:
         return self.trainer.optimizers[0].param_groups[0]["lr"]
+
+
+def distillation(logits: Tensor, taught: Tensor) -> Tensor:
+    """The loss of Hinton et al. (2015), Distilling the Knowledge in a Neural Network: the divergence from the teacher's
+    softened probabilities, times the temperature squared, which keeps gradients as large as those of cross-entropy.
+
+    Args:
+        logits, taught: float [B, C], the network's and the teacher's.
+    """
+    targets, predictions = (taught / TEMPERATURE).softmax(1), (logits / TEMPERATURE).log_softmax(1)
+    return F.kl_div(predictions, targets, reduction="batchmean") * TEMPERATURE**2
 
 
 def _metrics(prefix: str) -> MetricCollection:

@@ -23,6 +23,7 @@ from atomic_file import write_bytes
 from command_line import (
     CorruptName,
     DenoiseName,
+    NetworkName,
     NormalizeName,
     OptimizerName,
     Parser,
@@ -51,14 +52,17 @@ def train(
     epochs: int = 10,
     batch_size: int = 128,
     label_smoothing: float = 0.0,
+    network: NetworkName = "lenet5",
     width: int = 3,
+    teacher: Path | None = None,
+    teacher_weight: float = 0.9,
     crop: int = 2,
     flip: bool = True,
     cutout: int = 0,
     denoise: DenoiseName = "none",
     denoise_strength: float | None = None,
     segment: SegmentName = "none",
-    normalize: NormalizeName = "dataset",
+    normalize: NormalizeName = "zca",
     corrupt: CorruptName = "none",
     severity: int | None = None,
     corrupt_on: Literal["test", "both"] = "test",
@@ -94,7 +98,10 @@ def train(
         epochs: Passes over the training images.
         batch_size: Images per step, over all devices.
         label_smoothing: Share of the training target that is spread over all classes.
-        width: Factor on the classic layer widths; 3 has 548,878 parameters, 1 has 62,006.
+        network: LeNet-5, or a small residual network of 784,632 parameters that can teach it.
+        width: Factor on the classic layer widths of lenet5; 3 has 548,878 parameters, 1 has 62,006.
+        teacher: Checkpoint, or a run's folder, of a network whose softened answers are learned beside the labels.
+        teacher_weight: Their share of the training loss.
         crop: Largest random shift of a training image, in pixels; 0 is off.
         flip: Whether half of the training images, at random, are mirrored.
         cutout: Side of a random square erased from each training image, in pixels; 0 is off.
@@ -102,8 +109,9 @@ def train(
         denoise_strength: Of gaussian sigma in pixels, of median the window in pixels, odd, of bilateral the difference
             in grey levels that is an edge, of nlmeans the noise in grey levels; null takes the method's default.
         segment: Gives the background (otsu, grabcut) or each superpixel one colour, its mean.
-        normalize: By the training images' mean and standard deviation; before that, image standardises each image by
-            itself, contrast equalises it locally (CLAHE), zca whitens all. With none, pixels are only divided by 255.
+        normalize: By the training images' mean and standard deviation; before that, zca whitens all images, image
+            standardises each by itself, contrast equalises it locally (CLAHE); dataset does nothing before. With none,
+            pixels are only divided by 255.
         corrupt: What damages images before all else, as in CIFAR-10-C.
         severity: Of the damage, 1 to 5; null takes 3.
         corrupt_on: Which images are damaged: the test images, or the training and validation images too.
@@ -232,7 +240,8 @@ def set_up(flags: dict[str, Any]) -> Any:
     import torch
     from pytorch_lightning import seed_everything
 
-    from cifar_datamodule import CIFAR10DataModule
+    from cifar_datamodule import PREPROCESSED, CIFAR10DataModule
+    from classifier import load_teacher
     from cpu_memory import keep_freed_memory
     from lenet_module import LeNetModule
 
@@ -241,9 +250,16 @@ def set_up(flags: dict[str, Any]) -> Any:
         torch.set_num_threads(flags["threads"])
     seed_everything(flags["seed"], verbose=False)
     data = ("data_dir", "batch_size", "val_size", "split_seed", "seed", "crop", "flip", "cutout", "mirror")
-    learning = ("width", "optimizer", "lr", "weight_decay", "momentum", "nesterov", "schedule", "label_smoothing")
+    kept = Path(flags["data_dir"]) / PREPROCESSED
+    learning = (
+        *("optimizer", "lr", "weight_decay", "momentum", "nesterov", "schedule"),
+        *("network", "width", "label_smoothing", "teacher_weight"),
+    )
     datamodule = CIFAR10DataModule(
-        **{name: flags[name] for name in data}, validate_on=flags["select_on"], preprocessing=preprocessing(flags)
+        **{name: flags[name] for name in data},
+        validate_on=flags["select_on"],
+        preprocessing=preprocessing(flags),
+        teacher=load_teacher(Path(flags["teacher"]), flags, kept) if flags["teacher"] else None,
     )
     return datamodule, LeNetModule(**{name: flags[name] for name in learning}, val_name=flags["select_on"])
 
@@ -317,7 +333,7 @@ def test(
     """
     from checkpointing import load_module
     from cifar_datamodule import CIFAR10DataModule
-    from lenet5 import Mirrored
+    from networks import Mirrored
 
     module, loaded = load_module(checkpoint)
     if tta:

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -26,6 +27,21 @@ def test_batches_are_normalised_float_images_in_channels_last_and_labels(data_di
     everything = torch.cat([images for images, _ in ready(data_dir, crop=0, flip=False).train_dataloader()])
     assert everything.mean((0, 2, 3)).abs().max() < 0.05
     assert (everything.std((0, 2, 3)) - 1).abs().max() < 0.05
+
+
+def test_with_a_teacher_training_batches_have_its_logits_for_their_images_and_validation_batches_have_not(
+    data_dir: Path,
+) -> None:
+    def teacher(images: np.ndarray) -> Tensor:
+        assert images.shape == (1000, 3, 32, 32) and images.dtype == np.uint8
+        return torch.from_numpy(images.mean((2, 3), dtype=np.float64)).float()
+
+    datamodule = ready(data_dir, crop=0, flip=True, teacher=teacher)
+    assert datamodule.mean is not None and datamodule.std is not None
+    for images, _, logits in datamodule.train_dataloader():
+        means = images.mean((2, 3)) * datamodule.std + datamodule.mean
+        torch.testing.assert_close(logits, means, atol=0.01, rtol=0)
+    assert all(len(batch) == 2 for batch in datamodule.val_dataloader())
 
 
 def test_training_drops_the_last_smaller_batch_and_evaluation_drops_nothing(data_dir: Path) -> None:

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from lenet_module import LeNet5, LeNetModule
+from lenet_module import TEMPERATURE, LeNet5, LeNetModule, distillation
+from networks import ResNet
 from optimizers import OPTIMIZERS, SCHEDULES
 
 
@@ -21,6 +22,12 @@ def test_logits_have_one_column_a_class_whatever_the_memory_format() -> None:
     logits = network(images)
     assert logits.shape == (7, 10)
     torch.testing.assert_close(logits, network(images.contiguous(memory_format=torch.channels_last)))
+
+
+def test_the_residual_network_has_the_parameters_that_its_docstring_says() -> None:
+    network = ResNet()
+    assert sum(p.numel() for p in network.parameters()) == 784_632
+    assert network(torch.randn(7, 3, 32, 32)).shape == (7, 10)
 
 
 def test_relu_after_the_pool_is_the_reports_network() -> None:
@@ -97,3 +104,25 @@ def test_label_smoothing_changes_the_training_loss_only() -> None:
     train, val = ([t.callback_metrics[name].item() for t in trainers] for name in ("train/loss", "val/loss"))
     assert train[0] != pytest.approx(train[1], rel=1e-6)
     assert val[0] == pytest.approx(val[1], rel=1e-2)
+
+
+def test_distillation_is_the_divergence_of_softened_probabilities_times_the_temperature_squared() -> None:
+    logits, taught = torch.randn(2, 5, 10, generator=torch.Generator().manual_seed(0)).double()
+    p, q = (taught / TEMPERATURE).softmax(1), (logits / TEMPERATURE).softmax(1)
+    expected = (p * (p / q).log()).sum(1).mean() * TEMPERATURE**2
+    torch.testing.assert_close(distillation(logits, taught), expected)
+    torch.testing.assert_close(distillation(taught + 3, taught), torch.zeros((), dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("weight", "learned"), [(1.0, "teacher"), (0.0, "labels")])
+def test_the_weight_decides_between_the_labels_and_a_teacher_who_contradicts_them(weight: float, learned: str) -> None:
+    images, labels = next(iter(loader(batch_size=64)))
+    others = (labels + 1) % 10
+    taught = F.one_hot(others, 10).float() * 10
+    batches = DataLoader(TensorDataset(images, labels, taught), 16)
+    pl.seed_everything(0, verbose=False)
+    module = LeNetModule(width=1, optimizer="adam", schedule="constant", teacher_weight=weight)
+    trainer = pl.Trainer(accelerator="cpu", max_epochs=30, logger=False, enable_checkpointing=False)
+    trainer.fit(module, batches)
+    said = module(images).argmax(1)
+    assert (said == (others if learned == "teacher" else labels)).float().mean() > 0.8

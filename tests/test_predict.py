@@ -459,14 +459,14 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         {"preprocessing": {"normalize": "zca"}, "whitening": whitening[:, 1:]},
         {"whitening": whitening},
     ):
-        with pytest.raises(UsageError, match="does not fit this LeNet-5"):
+        with pytest.raises(UsageError, match="does not fit this network"):
             load_classifier(made_up_checkpoint(tmp_path / "a.ckpt", **data))
         if not data.keys() & {"mean", "std"}:
-            with pytest.raises(UsageError, match="does not fit this LeNet-5"):
+            with pytest.raises(UsageError, match="does not fit this network"):
                 load_module(tmp_path / "a.ckpt")
     wider = load_checkpoint(made_up_checkpoint(tmp_path / "a.ckpt")) | {"hyper_parameters": {"width": 2}}
     torch.save(wider, tmp_path / "a.ckpt")
-    with pytest.raises(UsageError, match="does not fit this LeNet-5"):
+    with pytest.raises(UsageError, match="does not fit this network"):
         load_classifier(tmp_path / "a.ckpt")
 
 

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import cifar10_files
 import train as door
-from command_line import check
+from command_line import UsageError, check
 from conftest import ROOT, curves, weights
 
 
@@ -62,6 +62,26 @@ def test_without_validation_the_last_epoch_is_tested(run: Any) -> None:
     assert result["best_epoch"] is None and result["val_acc"] is None
     assert Path(result["checkpoint"]).name == "last.ckpt"
     assert "val/acc" not in curves(result["log_dir"])
+
+
+def test_a_teacher_is_a_run_of_its_own_and_changes_what_is_learned(run: Any) -> None:
+    teacher = Path(run(network="resnet", width=3, tag="teacher")["checkpoint"]).parent
+    alone, taught, again = run(), run(teacher=teacher), run(teacher=teacher / "last.ckpt")
+    assert not torch.equal(
+        weights(alone["checkpoint"])["model.fc3.bias"], weights(taught["checkpoint"])["model.fc3.bias"]
+    )
+    assert weights(taught["checkpoint"]).keys() == weights(alone["checkpoint"]).keys()
+    assert all(
+        torch.equal(value, weights(again["checkpoint"])[name]) for name, value in weights(taught["checkpoint"]).items()
+    )
+
+
+@pytest.mark.parametrize("split", [{"val_size": 200}, {"split_seed": 1}])
+def test_a_teacher_that_has_seen_validation_images_is_refused(run: Any, split: dict[str, int]) -> None:
+    teacher = Path(run()["checkpoint"])
+    with pytest.raises(UsageError, match="has seen validation images"):
+        run(teacher=teacher, **split)
+    run(teacher=teacher, val_size=0)  # there are none
 
 
 def test_selection_on_the_test_set_is_logged_as_what_it_is(run: Any) -> None:
@@ -120,6 +140,9 @@ def typed(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
         (["--lr", "inf"], "--lr inf: must be a number"),
         (["--epochs", "1.5"], "--epochs 1.5: must be a whole number"),
         (["--flip", "maybe"], "--flip maybe: must be true or false"),
+        (["--network", "resnet", "--width", "1"], "--width 1: is of --network lenet5 alone"),
+        (["--teacher_weight", "2"], "--teacher_weight 2.0: must be from 0 to 1"),
+        (["--teacher", "nowhere.ckpt"], "nowhere.ckpt: No such file"),
         (["--crop", "32"], "--crop 32: must be from 0 to 31"),
         (["--val_size", "7"], "--val_size 7: must be a multiple of 10"),
         (["--select_on", "test"], "needs --val_size 0"),

@@ -1,0 +1,93 @@
+"""The networks alone; they need nothing but PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class LeNet5(nn.Module):
+    """LeNet-5 (LeCun et al. 1998) with max-pooling and ReLU, every layer `width` times as wide as the original.
+
+    `width=3`, one share per colour channel, has 548,878 parameters; `width=1`, the classic sizes, 62,006.
+    The weights are channels_last: on a CPU that is what convolution and pooling are fastest with.
+    """
+
+    def __init__(self, width: int = 3, num_classes: int = 10) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 6 * width, kernel_size=5)
+        self.conv2 = nn.Conv2d(6 * width, 16 * width, kernel_size=5)
+        self.fc1 = nn.Linear(16 * width * 5 * 5, 120 * width)
+        self.fc2 = nn.Linear(120 * width, 84 * width)
+        self.fc3 = nn.Linear(84 * width, num_classes)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Float images [B, 3, 32, 32] to logits [B, num_classes]; W is `width`."""
+        x = images.contiguous(memory_format=torch.channels_last)
+        # ReLU and max-pool commute exactly; after the pool, ReLU has a quarter of the elements to do.
+        x = F.relu(F.max_pool2d(self.conv1(x), 2))  # [B, 6W, 28, 28] -> [B, 6W, 14, 14]
+        x = F.relu(F.max_pool2d(self.conv2(x), 2))  # [B, 16W, 10, 10] -> [B, 16W, 5, 5]
+        x = x.flatten(1)  # [B, 400W]
+        x = F.relu(self.fc1(x))  # [B, 120W]
+        x = F.relu(self.fc2(x))  # [B, 84W]
+        return self.fc3(x)
+
+
+class ResNet(nn.Module):
+    """A small residual network (He et al. 2015) with batch normalisation, 784,632 parameters: a teacher of `LeNet5`.
+
+    Half of the resolution goes after the first convolution, so that a CPU can train it in minutes.
+    """
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(_convolution(3, 24, pool=True), _convolution(24, 32))
+        self.stage1 = nn.Sequential(_convolution(32, 128, pool=True), _Residual(128))
+        self.stage2 = nn.Sequential(_convolution(128, 128, pool=True), _Residual(128))
+        self.fc = nn.Linear(128, num_classes, bias=False)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Float images [B, 3, 32, 32] to logits [B, num_classes]."""
+        x = images.contiguous(memory_format=torch.channels_last)
+        x = self.stem(x)  # [B, 32, 16, 16]
+        x = self.stage1(x)  # [B, 128, 8, 8]
+        x = self.stage2(x)  # [B, 128, 4, 4]
+        return self.fc(x.amax((2, 3)))
+
+
+class _Residual(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(_convolution(channels, channels), _convolution(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.branch(x)
+
+
+def _convolution(channels_in: int, channels_out: int, pool: bool = False) -> nn.Sequential:
+    """3 x 3 convolution, max-pool if asked for, batch normalisation, ReLU."""
+    layers: list[nn.Module] = [nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)]
+    layers += [nn.MaxPool2d(2)] if pool else []
+    return nn.Sequential(*layers, nn.BatchNorm2d(channels_out), nn.ReLU())
+
+
+class Mirrored(nn.Module):
+    """Any network from images to logits, asked twice: the mean of the logits of each image and of its mirror."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Float images [B, 3, H, W] to logits [B, classes]."""
+        return (self.network(images) + self.network(images.flip(3))) / 2
+
+
+# By name, made for a `width`, which is of lenet5 alone.
+NETWORKS: dict[str, Callable[[int], Any]] = {"lenet5": LeNet5, "resnet": lambda width: ResNet()}
