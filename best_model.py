@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
@@ -127,7 +128,10 @@ class BestModel(Callback):
             if self.draw:
                 self._draw_curves(writer, curves, trainer.current_epoch)
                 if predictions:
-                    self._draw_predictions(writer, predictions, maps, trainer.current_epoch)
+                    datamodule = trainer.datamodule  # type: ignore[attr-defined]
+                    known = hasattr(datamodule, "validation_pictures")
+                    shown = datamodule.validation_pictures() if known else pictures.pixels(predictions.images)
+                    self._draw_predictions(writer, predictions, shown, maps, trainer.current_epoch)
             writer.flush()
 
     def _analyse(
@@ -155,14 +159,18 @@ class BestModel(Callback):
         writer.add_text("what_is_where", trend.said_of(self.stage, GUIDE), epoch)
 
     def _draw_predictions(
-        self, writer: SummaryWriter, predictions: Predictions, maps: dict[str, Tensor], epoch: int
+        self,
+        writer: SummaryWriter,
+        predictions: Predictions,
+        shown: np.ndarray,
+        maps: dict[str, Tensor],
+        epoch: int,
     ) -> None:
         probabilities = predictions.logits.softmax(1)
         confidence, predicted = probabilities.max(1)
         wrong = (predicted != predictions.labels).nonzero()[:, 0]
         wrong = wrong[confidence[wrong].argsort(descending=True, stable=True)][:MISTAKES]
         first = torch.arange(len(predictions.labels))[:PROJECTED]
-        pixels = pictures.pixels(predictions.images[torch.cat([first, wrong])])
         names = [
             (self.class_names[label], self.class_names[answer])
             for label, answer in zip(predictions.labels.tolist(), predicted.tolist(), strict=True)
@@ -175,9 +183,9 @@ class BestModel(Callback):
             "where_it_fails/confusion_matrix": pictures.confusion(counts, self.class_names),
             "where_it_fails/confusion_matrix_shares": pictures.confusion(counts, self.class_names, normalised=True),
             "where_it_fails/reliability": pictures.reliability(probabilities, predictions.labels),
-            "where_it_fails/most_confident_mistakes": pictures.sheet(pixels[len(first) :], captions, title),
+            "where_it_fails/most_confident_mistakes": pictures.sheet(shown[wrong.numpy()], captions, title),
             "what_it_learned/feature_maps": pictures.feature_maps(
-                pixels[0], maps, probabilities[0], self.class_names, names[0][0]
+                pictures.pixels(predictions.images[first])[0], maps, probabilities[0], self.class_names, names[0][0]
             ),
         }
         for tag, figure in figures.items():
@@ -186,7 +194,7 @@ class BestModel(Callback):
             # Three decimals are plenty to place a point, and the file is a quarter as large.
             predictions.features[first].double().numpy().round(3),
             names[: len(first)],
-            torch.from_numpy(pixels[: len(first)]).permute(0, 3, 1, 2) / 255,
+            torch.from_numpy(shown[: len(first)]).permute(0, 3, 1, 2) / 255,
             epoch,
             "features",
             metadata_header=["class", "prediction"],

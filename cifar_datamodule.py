@@ -157,6 +157,18 @@ class CIFAR10DataModule(pl.LightningDataModule):
         """What `before_and_after` makes of the first training image of each class; after `setup`."""
         return before_and_after(self._examples, self.preprocessing, self.whitening)
 
+    def validation_pictures(self) -> np.ndarray:
+        """The images of the validation loader as they are in the data set, uint8 [N, 32, 32, 3], after `setup`.
+
+        Those of the first process come first, as where the predictions of several are gathered.
+        """
+        on_test = self.validate_on == "test"
+        pixels, labels = self._load(train=not on_test)
+        indices = torch.arange(len(labels)) if on_test else self.val_indices
+        _, world_size = self._process()
+        order = torch.cat([indices[rank::world_size] for rank in range(world_size)])
+        return pixels.transpose(0, 2, 3, 1)[order.numpy()]
+
     @property
     def _kept(self) -> Path:
         return self.data_dir / PREPROCESSED

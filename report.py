@@ -106,7 +106,7 @@ def report(
         f"# {folder.name}",
         answer,
         notes.read_text(encoding="utf-8").strip() if notes.exists() else "",
-        origin(folder.name, folders, seeds, compare, baseline),
+        origin(folders, name, seeds, compare, baseline),
         table(settings, varying, read_csv(folder / "reference.csv", set()), baseline),
         optimism(shown),
         comparison,
@@ -332,13 +332,16 @@ def read_csv(path: Path, columns: set[str]) -> pd.DataFrame:
     return table
 
 
-def origin(name: str, folders: Sequence[Path], seeds: str | None, compare: Sequence[str], baseline: str | None) -> str:
+def origin(
+    folders: Sequence[Path], name: str | None, seeds: str | None, compare: Sequence[str], baseline: str | None
+) -> str:
     command = ["python", "report.py", *(path.as_posix() for path in folders)]
+    command += ["--name", name] if name else []
     command += ["--seeds", seeds] if seeds else []
     command += ["--compare", *compare] if compare else []
     command += ["--baseline", baseline] if baseline else []
     lines = [f"    {shlex.join(command)}"]
-    if (plan := Path("recipes") / "sweeps" / f"{name}.yaml").exists():
+    if (plan := Path("recipes") / "sweeps" / f"{folders[0].resolve().name}.yaml").exists():
         lines.insert(0, f"    python sweep.py --config {plan.as_posix()}")
     return "\n".join(lines)
 

@@ -10,6 +10,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
@@ -23,10 +24,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import best_model
 import callbacks
+import cifar10_files
 import lr_range
 import pictures
 import train as door
 from cifar10_files import CLASS_NAMES
+from cifar_datamodule import stratified_split
 from conftest import curves, weights
 from lenet_module import LeNetModule
 from trend import Trend
@@ -38,7 +41,12 @@ BEST_MODEL_PICTURES = {
     "where_it_fails/most_confident_mistakes",
     "where_it_fails/reliability",
 }
-TRAINING_PICTURES = {"what_it_sees/training_batch", "what_it_learned/filters_conv1", "whole_run/curves"}
+TRAINING_PICTURES = {
+    "what_it_sees/training_batch",
+    "what_it_sees/preprocessing",
+    "what_it_learned/filters_conv1",
+    "whole_run/curves",
+}
 
 
 def steps(log_dir: Path | str, kind: str, tag: str) -> list[int]:
@@ -56,7 +64,7 @@ def resume(result: dict[str, Any], **changes: Any) -> dict[str, Any]:
     return door.train(**{name: flags[name] for name in flags.keys() - {"config", "test"}})
 
 
-def test_everything_is_there_after_a_run_without_further_flags(run: Any) -> None:
+def test_everything_is_there_after_a_run_without_further_flags(run: Any, data_dir: Path) -> None:
     result = run(pictures=True)
     log_dir = Path(result["log_dir"])
     found = tags(log_dir)
@@ -71,7 +79,10 @@ def test_everything_is_there_after_a_run_without_further_flags(run: Any) -> None
     projected = log_dir / "00002" / "features"
     assert len((projected / "tensors.tsv").read_text().splitlines()) == 100
     assert (projected / "metadata.tsv").read_text().splitlines()[0] == "class\tprediction"
-    assert (projected / "sprite.png").stat().st_size > 0
+    first = np.asarray(Image.open(projected / "sprite.png"))[:32, :32]
+    images, labels = cifar10_files.load(data_dir / cifar10_files.FOLDER, train=True)
+    raw = images[int(stratified_split(torch.from_numpy(labels), 100, split_seed=0)[1][0])].transpose(1, 2, 0)
+    assert np.abs(first.astype(int) - raw).max() <= 1  # as it is, though the network gets it whitened
     assert sum(path.stat().st_size for path in log_dir.glob("events*")) < 5e6
 
 

@@ -1,0 +1,110 @@
+"""How good the networks of recipes/best.yaml are: accuracy, each class, calibration, on the test set.
+
+    python benchmarks/best.py logs/best
+
+Reads finished runs that differ in their seed alone, and writes into results/best/: test.md, curve.png (of all runs),
+confusion.png and reliability.png (of the run with the lowest seed, whose weights are released).
+"""
+
+import argparse
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_confusion_matrix
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project
+
+import cifar10_files
+import pictures
+from atomic_file import write_bytes
+from benchmarks.page import header, table
+from classifier import load_classifier
+from preprocessing import preprocess
+from runs import Run, read_runs
+
+
+@torch.inference_mode()
+def probabilities(checkpoint: Path, data_dir: Path, tta: bool) -> Tensor:
+    """Of the classes, float32 [10,000, 10], of the test images."""
+    classifier = load_classifier(checkpoint, tta)
+    images, _ = cifar10_files.load(data_dir / cifar10_files.FOLDER, train=False)
+    pixels = torch.from_numpy(preprocess(images, classifier.preprocessing, classifier.whitening))
+    return torch.cat([classifier(batch) for batch in pixels.split(250)])
+
+
+def page(plain: Sequence[Tensor], mirrored: Sequence[Tensor], labels: Tensor, seeds: Sequence[int]) -> str:
+    """The tables, in Markdown, of each run's probabilities without and with the mirrored view."""
+
+    def accuracy(answers: Tensor) -> float:
+        return (answers.argmax(1) == labels).double().mean().item() * 100
+
+    def calibration(answers: Tensor) -> float:
+        return multiclass_calibration_error(answers, labels, 10, n_bins=pictures.CALIBRATION_BINS).item() * 100
+
+    rows = []
+    for title, measure, runs in (
+        ("test accuracy, one forward pass, %", accuracy, plain),
+        ("test accuracy with the mirrored view, %", accuracy, mirrored),
+        ("expected calibration error, 15 bins, points", calibration, plain),
+        ("mean confidence, %", lambda answers: answers.amax(1).mean().item() * 100, plain),
+    ):
+        values = [measure(answers) for answers in runs]
+        rows.append([title, *(f"{value:.2f}" for value in values), summary(values)])
+    heads = ["", *(f"seed {seed}" for seed in seeds), "mean ± standard deviation"]
+
+    classes = []
+    matrices = [multiclass_confusion_matrix(answers.argmax(1), labels, 10) for answers in plain]
+    for index, name in enumerate(cifar10_files.CLASS_NAMES):
+        shares = [(matrix[index, index] / matrix[index].sum()).item() * 100 for matrix in matrices]
+        counts = torch.stack(matrices).sum(0)[index]
+        counts[index] = 0
+        taken_for = cifar10_files.CLASS_NAMES[int(counts.argmax())]
+        classes.append([name, *(f"{share:.1f}" for share in shares), summary(shares), taken_for])
+    return "\n\n".join([table(heads, rows), table(["accuracy, %", *heads[1:], "most often taken for"], classes)])
+
+
+def summary(values: Sequence[float]) -> str:
+    return f"{mean(values):.2f} ± {stdev(values):.2f}" if len(values) > 1 else f"{values[0]:.2f}"
+
+
+def draw(runs: Sequence[Run]) -> Figure:
+    """Training accuracy over epochs; with val_size 0 there is no other."""
+    groups = {f"seed {run.flags['seed']}": [run.curves()["train/acc"]] for run in runs}
+    return pictures.comparison(groups, "accuracy on the augmented training images")
+
+
+def save(figure: Figure, path: Path) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    write_bytes(path, buffer.getvalue())
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="log folder of the runs")
+    parser.add_argument("--data_dir", type=Path, default=Path("data"), help="folder of CIFAR-10")
+    parser.add_argument("--out", type=Path, default=Path("results/best"))
+    options = parser.parse_args(arguments)
+
+    runs = sorted((run for run in read_runs(options.folder) if run.result), key=lambda run: run.flags["seed"])
+    files = [Path(run.result["checkpoint"]) for run in runs if run.result]
+    plain, mirrored = ([probabilities(file, options.data_dir, tta) for file in files] for tta in (False, True))
+    labels = torch.from_numpy(cifar10_files.load(options.data_dir / cifar10_files.FOLDER, train=False)[1])
+    options.out.mkdir(parents=True, exist_ok=True)
+    text = header("The best recipe on the test set", "best.py", arguments, len(runs)).replace("rounds", "runs")
+    text += "\n\n" + page(plain, mirrored, labels, [run.flags["seed"] for run in runs]) + "\n"
+    write_bytes(options.out / "test.md", text.encode())
+    save(draw(runs), options.out / "curve.png")
+    matrix = multiclass_confusion_matrix(plain[0].argmax(1), labels, 10)
+    save(pictures.confusion(matrix, cifar10_files.CLASS_NAMES), options.out / "confusion.png")
+    save(pictures.reliability(plain[0], labels), options.out / "reliability.png")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
