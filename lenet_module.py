@@ -76,8 +76,8 @@ class LeNetModule(pl.LightningModule):
         self.test_metrics = _metrics("test/")
 
     def forward(self, images: Tensor) -> Tensor:
-        """Float images [B, 3, 32, 32] to logits [B, 10]."""
-        return self.model(images)
+        """Float images [B, 3, 32, 32] to logits, float32 [B, 10], in lower precision too: losses need them all."""
+        return self.model(images).float()
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> dict[str, Tensor]:
         images, labels, *taught = batch

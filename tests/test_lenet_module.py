@@ -126,3 +126,11 @@ def test_the_weight_decides_between_the_labels_and_a_teacher_who_contradicts_the
     trainer.fit(module, batches)
     said = module(images).argmax(1)
     assert (said == (others if learned == "teacher" else labels)).float().mean() > 0.8
+
+
+def test_in_lower_precision_logits_and_losses_are_float32() -> None:
+    module = LeNetModule(width=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = module(torch.randn(4, 3, 32, 32))
+        loss = distillation(logits, torch.randn(4, 10))
+    assert logits.dtype == loss.dtype == torch.float32
