@@ -111,8 +111,10 @@ def load_teacher(path: Path, flags: Mapping[str, Any], folder: Path) -> Callable
         folder: Where the logits are kept.
 
     Raises:
-        UsageError: As `load_classifier`, or the teacher was trained on validation images of that run.
+        UsageError: As `load_classifier`, it is not there, or was trained on validation images of that run.
     """
+    if not path.exists():
+        raise UsageError(f"--teacher {path}: not there; python train.py --config recipes/teacher.yaml trains one")
     classifier, trained = load_classifier(path, tta=True), load_checkpoint(path)["flags"]
     if flags["val_size"] and any(trained[name] != flags[name] for name in ("val_size", "split_seed")):
         split = f"--val_size {trained['val_size']} --split_seed {trained['split_seed']}"

@@ -142,7 +142,10 @@ def typed(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
         (["--flip", "maybe"], "--flip maybe: must be true or false"),
         (["--network", "resnet", "--width", "1"], "--width 1: is of --network lenet5 alone"),
         (["--teacher_weight", "2"], "--teacher_weight 2.0: must be from 0 to 1"),
-        (["--teacher", "nowhere.ckpt"], "nowhere.ckpt: No such file"),
+        (
+            ["--teacher", "nowhere.ckpt"],
+            "--teacher nowhere.ckpt: not there; python train.py --config recipes/teacher.yaml trains",
+        ),
         (["--crop", "32"], "--crop 32: must be from 0 to 31"),
         (["--val_size", "7"], "--val_size 7: must be a multiple of 10"),
         (["--select_on", "test"], "needs --val_size 0"),
