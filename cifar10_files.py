@@ -90,16 +90,45 @@ def load(folder: Path, train: bool) -> tuple[np.ndarray, np.ndarray]:
     three values of a pixel lie side by side (channels last), as batches are gathered from them fastest.
     Raises DataError when a file is no whole number of records, or has a label above 9.
     """
-    names = [name for name in FILES if name.startswith("data") == train]
-    labels = [read_records(folder / name)[1] for name in names]
-    pixels = np.empty((sum(map(len, labels)), 32, 32, 3), np.uint8)
+    labels = load_labels(folder, train)
+    pixels = np.empty((len(labels), 32, 32, 3), np.uint8)
     start = 0
-    for name in names:  # one file mapped at a time: that halves the peak of memory
+    for name in _names(train):  # one file mapped at a time: that halves the peak of memory
         images, _ = read_records(folder / name)
         for channel in range(3):  # three times faster than all at once
             pixels[start : start + len(images), ..., channel] = images[:, channel]
         start += len(images)
-    return pixels.transpose(0, 3, 1, 2), np.concatenate(labels)
+    return pixels.transpose(0, 3, 1, 2), labels
+
+
+def load_labels(folder: Path, train: bool) -> np.ndarray:
+    """The labels of `load`, at next to no cost; fails as `load`."""
+    return np.concatenate([read_records(folder / name)[1] for name in _names(train)])
+
+
+def pick(folder: Path, train: bool, indices: np.ndarray) -> np.ndarray:
+    """Some images of `load`, uint8 [M, 3, 32, 32], without reading the others; fails as `load`.
+
+    Args:
+        indices: int64 [M].
+    """
+    files = [read_records(folder / name)[0] for name in _names(train)]
+    starts = np.cumsum([0, *map(len, files)])
+    places = np.searchsorted(starts, indices, side="right") - 1
+    picked = np.empty((len(indices), 3, 32, 32), np.uint8)
+    for place, images in enumerate(files):
+        here = places == place
+        picked[here] = images[indices[here] - starts[place]]
+    return picked
+
+
+def identity(train: bool) -> str:
+    """What tells the images of `load` from any others, since `prepare` has checked it: the hashes of their files."""
+    return " ".join(FILES[name] for name in _names(train))
+
+
+def _names(train: bool) -> list[str]:
+    return [name for name in FILES if name.startswith("data") == train]
 
 
 def read_records(path: Path) -> tuple[np.ndarray, np.ndarray]:

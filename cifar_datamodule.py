@@ -22,7 +22,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 import cifar10_files
 from augmentation import Plan, crop_and_flip, cutout, draw_plan
-from preprocessing import Preprocessing, before_and_after, fit_whitening, from_state, normalize, preprocess, whiten
+from kept_arrays import Lazy
+from preprocessing import Preprocessing, before_and_after, fit_whitening, from_state, normalize, preprocess_lazily
 
 PREPROCESSED = "preprocessed"  # the folder of what is kept, beside the data set's; it may be deleted at any time
 EVAL_BATCH_SIZE = 250  # as fast as larger ones, in less memory
@@ -94,7 +95,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
         self.std: Tensor | None = None
         self.whitening: np.ndarray | None = None  # of `fit_whitening`, if zca is chosen
         self._train: tuple[Tensor, Tensor] | None = None  # all 50,000 images and labels
-        self._taught: Tensor | None = None  # what the teacher gave
+        self._teacher_logits: Tensor | None = None  # float32 [50,000, 10]
         self._verified = False
 
     def prepare_data(self) -> None:
@@ -105,21 +106,21 @@ class CIFAR10DataModule(pl.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         if self._train is not None or (stage == "test" and self.mean is not None):
             return
-        pixels, labels = self._load(train=True)
+        images, labels = self._images(train=True), self._labels(train=True)
         if self.teacher is not None:
-            self._taught = self.teacher(pixels)
+            self._teacher_logits = self.teacher(images.array)
         self.train_indices, self.val_indices = stratified_split(labels, self.val_size, self.split_seed)
         firsts = [int(self.train_indices[labels[self.train_indices] == label][0]) for label in labels.unique()]
-        self._examples = pixels[firsts]  # a copy, so that the images themselves can be given back
+        self._examples = cifar10_files.pick(self._folder, train=True, indices=np.array(firsts))
         corrupted = self.preprocessing.corrupt_on == "both"
-        pixels = preprocess(pixels, self.preprocessing, corrupted=corrupted, folder=self._kept)
+        images = preprocess_lazily(images, self.preprocessing, corrupted=corrupted, folder=self._kept)
         if self.preprocessing.normalize == "zca":
-            self.whitening = fit_whitening(pixels, self.train_indices.numpy(), self._kept)
-            pixels = whiten(pixels, self.whitening, self._kept)
-        self._train = images, labels = _channels_last(pixels), labels
+            self.whitening = fit_whitening(images, self.train_indices.numpy(), self._kept)
+            images = preprocess_lazily(images, Preprocessing(), self.whitening, folder=self._kept)
+        self._train = _channels_last(images.array), labels
         self.mean, self.std = torch.zeros(3), torch.full((3,), 255.0)
         if self.preprocessing.normalize != "none":
-            self.mean, self.std = channel_statistics(images, self.train_indices)
+            self.mean, self.std = channel_statistics(self._train[0], self.train_indices)
 
     def train_dataloader(self) -> DataLoader:
         rank, world_size = self._process()
@@ -127,7 +128,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
             raise ValueError(f"batch_size {self.batch_size} does not divide by the {world_size} processes")
         assert self._train is not None and self.mean is not None and self.std is not None
         data = (*self._train, self.mean, self.std)
-        dataset = AugmentedBatches(*data, self.seed, self.crop, self.flip, self.cutout, self._taught)
+        dataset = AugmentedBatches(*data, self.seed, self.crop, self.flip, self.cutout, self._teacher_logits)
         sampler = ShuffledBatches(self.train_indices, self.batch_size, self.seed, rank, world_size)
         return DataLoader(dataset, sampler=sampler, batch_size=None)
 
@@ -140,9 +141,9 @@ class CIFAR10DataModule(pl.LightningDataModule):
         return self._evaluation_loader(*self._train, self.val_indices)
 
     def test_dataloader(self) -> DataLoader:
-        pixels, labels = self._load(train=False)
-        pixels = preprocess(pixels, self.preprocessing, self.whitening, corrupted=True, folder=self._kept)
-        return self._evaluation_loader(_channels_last(pixels), labels, torch.arange(len(labels)))
+        images, labels = self._images(train=False), self._labels(train=False)
+        images = preprocess_lazily(images, self.preprocessing, self.whitening, corrupted=True, folder=self._kept)
+        return self._evaluation_loader(_channels_last(images.array), labels, torch.arange(len(labels)))
 
     def state_dict(self) -> dict[str, Any]:
         """The preprocessing and the statistics: later images have to be treated by the same."""
@@ -162,21 +163,28 @@ class CIFAR10DataModule(pl.LightningDataModule):
 
         Those of the first process come first, as where the predictions of several are gathered.
         """
-        on_test = self.validate_on == "test"
-        pixels, labels = self._load(train=not on_test)
-        indices = torch.arange(len(labels)) if on_test else self.val_indices
+        train = self.validate_on != "test"
+        indices = self.val_indices if train else torch.arange(len(self._labels(train)))
         _, world_size = self._process()
         order = torch.cat([indices[rank::world_size] for rank in range(world_size)])
-        return pixels.transpose(0, 2, 3, 1)[order.numpy()]
+        return cifar10_files.pick(self._folder, train, order.numpy()).transpose(0, 2, 3, 1)
 
     @property
     def _kept(self) -> Path:
         return self.data_dir / PREPROCESSED
 
-    def _load(self, train: bool) -> tuple[np.ndarray, Tensor]:
-        """Images uint8 [N, 3, 32, 32] and labels int64 [N]."""
-        images, labels = cifar10_files.load(self.data_dir / cifar10_files.FOLDER, train)
-        return images, torch.from_numpy(labels)
+    @property
+    def _folder(self) -> Path:
+        return self.data_dir / cifar10_files.FOLDER
+
+    def _images(self, train: bool) -> Lazy:
+        """uint8 [N, 3, 32, 32]; what is made of them may be found without them."""
+        shape = (len(self._labels(train)), 3, 32, 32)
+        return Lazy(cifar10_files.identity(train), shape, lambda: cifar10_files.load(self._folder, train)[0])
+
+    def _labels(self, train: bool) -> Tensor:
+        """int64 [N]."""
+        return torch.from_numpy(cifar10_files.load_labels(self._folder, train))
 
     def _process(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
@@ -208,7 +216,7 @@ class AugmentedBatches(Batches):
     """`Batches` for training; its items are asked for by (epoch, indices).
 
     Args:
-        taught: float32 [N, 10], a teacher's logits, for the third part of an item.
+        teacher_logits: float32 [N, 10]; with it an item has a third part, those of its images.
     """
 
     def __init__(
@@ -221,10 +229,10 @@ class AugmentedBatches(Batches):
         crop: int,
         flip: bool,
         cutout: int,
-        taught: Tensor | None = None,
+        teacher_logits: Tensor | None = None,
     ) -> None:
         super().__init__(images, labels, mean, std)
-        self.taught = taught
+        self.teacher_logits = teacher_logits
         self.seed, self.crop, self.flip, self.cutout = seed, crop, flip, cutout
         self._plan: tuple[int, Plan] | None = None  # the latest epoch and its plan
 
@@ -236,9 +244,9 @@ class AugmentedBatches(Batches):
         images = normalize(crop_and_flip(self.images, indices, plan), self.mean, self.std)
         if self.cutout:
             images = cutout(images, indices, plan, self.cutout)
-        if self.taught is None:
+        if self.teacher_logits is None:
             return images, self.labels[indices]
-        return images, self.labels[indices], self.taught[indices]
+        return images, self.labels[indices], self.teacher_logits[indices]
 
 
 class ShuffledBatches(Sampler):

@@ -116,7 +116,9 @@ def load_teacher(path: Path, flags: Mapping[str, Any], folder: Path) -> Callable
     if not path.exists():
         raise UsageError(f"--teacher {path}: not there; python train.py --config recipes/teacher.yaml trains one")
     classifier, trained = load_classifier(path, tta=True), load_checkpoint(path)["flags"]
-    if flags["val_size"] and any(trained[name] != flags[name] for name in ("val_size", "split_seed")):
+    # Of one split seed, a smaller validation part is within a larger one.
+    unseen = trained["split_seed"] == flags["split_seed"] and trained["val_size"] >= flags["val_size"]
+    if flags["val_size"] and not unseen:
         split = f"--val_size {trained['val_size']} --split_seed {trained['split_seed']}"
         raise UsageError(f"--teacher {path}: was trained with {split}, so it has seen validation images of this run")
 
@@ -128,7 +130,8 @@ def load_teacher(path: Path, flags: Mapping[str, Any], folder: Path) -> Callable
 
     def logits(images: np.ndarray) -> Tensor:
         weights = [digest(value.numpy()) for value in classifier.state_dict().values()]
-        inputs = (digest(images), *weights, torch.__version__)
+        whitening = "" if classifier.whitening is None else digest(classifier.whitening)
+        inputs = (digest(images), repr(classifier.preprocessing), whitening, *weights, torch.__version__)
         shape = (len(images), len(classifier.class_names))
         return torch.from_numpy(kept(folder, "teacher", inputs, shape, np.float32, lambda: compute(images)))
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,22 @@ from numpy.typing import DTypeLike
 
 from atomic_file import write_bytes
 from cifar10_files import DataError
+
+
+class Lazy:
+    """An array that is made when it is first asked for.
+
+    Attributes:
+        identity: Equal for equal arrays alone.
+        shape: Of the array.
+    """
+
+    def __init__(self, identity: str, shape: tuple[int, ...], make: Callable[[], np.ndarray]) -> None:
+        self.identity, self.shape, self._make = identity, shape, make
+
+    @cached_property
+    def array(self) -> np.ndarray:
+        return self._make()
 
 
 def kept(
@@ -36,19 +53,23 @@ def kept(
     """
     if folder is None:
         return compute()
-    key = hashlib.sha256("\n".join((name, *inputs)).encode()).hexdigest()
-    path = folder / f"{name}-{key[:16]}.bin"
+    path = folder / f"{name}-{key(name, inputs)[:16]}.bin"
     if (found := _read(path, shape, dtype)) is not None:
         return found
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock"):
+        with FileLock(folder / ".lock", is_singleton=True):  # `compute` may ask for what another step has kept
             if (found := _read(path, shape, dtype)) is None:  # else another process has made it meanwhile
                 found = np.ascontiguousarray(compute())
                 write_bytes(path, found.data, bytes.fromhex(digest(found)))
         return found
     except OSError as error:
         raise DataError(f"{folder} cannot be written, and preprocessed images are kept there: {error}") from error
+
+
+def key(name: str, inputs: tuple[str, ...]) -> str:
+    """The identity of what a computation `name` makes of these inputs."""
+    return hashlib.sha256("\n".join((name, *inputs)).encode()).hexdigest()
 
 
 def digest(array: np.ndarray) -> str:

@@ -31,7 +31,7 @@ class LeNetModule(pl.LightningModule):
 
     Logged once an epoch, over the epoch's number (counted from 1): `train/loss`, `train/acc`, `val/loss`, `val/acc`,
     and in a test `test/loss`, `test/acc`; while training, over steps: `train/loss_step`. Accuracies are fractions
-    in [0, 1]. Only the training loss is label-smoothed, so that the others compare across runs.
+    in [0, 1]. Label smoothing and distillation are in the training loss alone, so that the others compare across runs.
 
     Args:
         width: Factor on the classic layer widths.
@@ -80,11 +80,11 @@ class LeNetModule(pl.LightningModule):
         return self.model(images).float()
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> dict[str, Tensor]:
-        images, labels, *taught = batch
+        images, labels, *teacher_logits = batch
         logits = self(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.hparams["label_smoothing"])
-        if taught:
-            loss = torch.lerp(loss, distillation(logits, taught[0]), self.hparams["teacher_weight"])
+        if teacher_logits:
+            loss = torch.lerp(loss, distillation(logits, teacher_logits[0]), self.hparams["teacher_weight"])
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"the training loss is {loss.item()} in epoch {self.current_epoch + 1}, step {self.global_step}, at "
@@ -151,14 +151,15 @@ class LeNetModule(pl.LightningModule):
         return self.trainer.optimizers[0].param_groups[0]["lr"]
 
 
-def distillation(logits: Tensor, taught: Tensor) -> Tensor:
+def distillation(logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """The loss of Hinton et al. (2015), Distilling the Knowledge in a Neural Network: the divergence from the teacher's
     softened probabilities, times the temperature squared, which keeps gradients as large as those of cross-entropy.
 
     Args:
-        logits, taught: float [B, C], the network's and the teacher's.
+        logits, teacher_logits: float [B, C].
     """
-    targets, predictions = (taught / TEMPERATURE).softmax(1), (logits / TEMPERATURE).log_softmax(1)
+    targets = (teacher_logits / TEMPERATURE).softmax(1)
+    predictions = (logits / TEMPERATURE).log_softmax(1)
     return F.kl_div(predictions, targets, reduction="batchmean") * TEMPERATURE**2
 
 

@@ -12,7 +12,8 @@ import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,7 @@ from image_methods import (
     segment,
     standardize,
 )
-from kept_arrays import digest, kept
+from kept_arrays import Lazy, digest, kept, key
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -137,9 +138,24 @@ def preprocess(
     Raises:
         DataError: `folder` cannot be written.
     """
+    return preprocess_lazily(_lazy(images, folder), settings, whitening, corrupted, folder).array
+
+
+def preprocess_lazily(
+    images: Lazy,
+    settings: Preprocessing,
+    whitening: np.ndarray | None = None,
+    corrupted: bool = False,
+    folder: Path | None = None,
+) -> Lazy:
+    """As `preprocess`; what is kept in `folder` is found by the identity of `images`, which need not be loaded then."""
     for name, step in settings.steps(corrupted).items():
         images = _mapped(images, name, partial(_each, step), folder)
-    return images if whitening is None else whiten(images, whitening, folder)
+    if whitening is not None:
+        kernels = whitening[:, :-1].reshape(3, 3, ZCA_SIDE, ZCA_SIDE)
+        step = partial(filter_channels, kernels, whitening[:, -1])
+        images = _mapped(images, f"normalize-zca-{digest(whitening)[:8]}", partial(_each, step), folder)
+    return images
 
 
 def from_state(state: Mapping[str, Any]) -> tuple[Preprocessing, np.ndarray | None]:
@@ -189,7 +205,7 @@ def before_and_after(
     return rows
 
 
-def fit_whitening(images: np.ndarray, indices: np.ndarray, folder: Path | None = None) -> np.ndarray:
+def fit_whitening(images: np.ndarray | Lazy, indices: np.ndarray, folder: Path | None = None) -> np.ndarray:
     """Fit ZCA whitening (Bell and Sejnowski 1997), regularised by ZCA_EPSILON, on the images `indices` alone.
 
     What is whitened are the patches of ZCA_SIDE x ZCA_SIDE pixels; a pixel becomes the centre of its whitened patch.
@@ -208,7 +224,7 @@ def fit_whitening(images: np.ndarray, indices: np.ndarray, folder: Path | None =
     def fit() -> np.ndarray:
         total, products, count = np.zeros(size), np.zeros((size, size)), 0
         for start in tqdm(range(0, len(indices), 1000), "fit-zca", leave=False, disable=None):  # bounds the memory
-            chunk = images[indices[start : start + 1000]]
+            chunk = source.array[indices[start : start + 1000]]
             patches = np.lib.stride_tricks.sliding_window_view(chunk, (ZCA_SIDE, ZCA_SIDE), axis=(2, 3))
             patches = patches[:, :, ::ZCA_STRIDE, ::ZCA_STRIDE].transpose(0, 2, 3, 1, 4, 5)
             values = patches.reshape(-1, size).astype(np.float64)
@@ -226,27 +242,31 @@ def fit_whitening(images: np.ndarray, indices: np.ndarray, folder: Path | None =
         return np.hstack([kernels, -(kernels @ mean)[:, None]]).astype(np.float32)
 
     size = 3 * ZCA_SIDE**2
-    inputs = (digest(_pixels(images)), digest(indices), *_versions())
+    source = _lazy(images, folder)
+    inputs = (source.identity, digest(indices), *_versions())
     return kept(folder, f"fit-zca-{ZCA_SIDE}", inputs, (3, size + 1), np.float32, fit)
 
 
-def whiten(images: np.ndarray, whitening: np.ndarray, folder: Path | None = None) -> np.ndarray:
-    """Whiten images by what `fit_whitening` returned; shapes, types and errors as in `preprocess`."""
-    kernels = whitening[:, :-1].reshape(3, 3, ZCA_SIDE, ZCA_SIDE)
-    step = partial(filter_channels, kernels, whitening[:, -1])
-    return _mapped(images, f"normalize-zca-{digest(whitening)[:8]}", partial(_each, step), folder)
+def whiten(images: np.ndarray, whitening: np.ndarray) -> np.ndarray:
+    """Whiten images by what `fit_whitening` returned; shapes and types as in `preprocess`."""
+    return preprocess(images, Preprocessing(), whitening)
 
 
-def _mapped(
-    images: np.ndarray, name: str, run: Callable[[np.ndarray, int], np.ndarray], folder: Path | None
-) -> np.ndarray:
+def _lazy(images: np.ndarray | Lazy, folder: Path | None) -> Lazy:
+    """Images that are there; their identity costs reading them all, and only what is kept needs one."""
+    if isinstance(images, Lazy):
+        return images
+    return Lazy(digest(_pixels(images)) if folder else "", images.shape, lambda: images)
+
+
+def _mapped(images: Lazy, name: str, run: Callable[[np.ndarray, int], np.ndarray], folder: Path | None) -> Lazy:
     """Images [N, 3, 32, 32] after `run`, which makes a chunk [n, 32, 32, 3], from its first index on, to another."""
-    pixels = _pixels(images)
 
     def compute() -> np.ndarray:
         import cv2
 
         cv2.setNumThreads(1)  # the images are shared out here, which pays more for small ones
+        pixels = _pixels(images.array)
         done = np.empty_like(pixels)
 
         def work(start: int) -> int:
@@ -259,19 +279,23 @@ def _mapped(
                 bar.update(count)
         return done
 
-    inputs = (digest(pixels), *_versions()) if folder else ()
-    return kept(folder, name, inputs, pixels.shape, np.uint8, compute).transpose(0, 3, 1, 2)
+    count, channels, *size = images.shape
+    inputs = (images.identity, *_versions())
+
+    def make() -> np.ndarray:
+        return kept(folder, name, inputs, (count, *size, channels), np.uint8, compute).transpose(0, 3, 1, 2)
+
+    return Lazy(key(name, inputs), images.shape, make)
 
 
 def _each(step: Step, chunk: np.ndarray, start: int) -> np.ndarray:
     return np.stack([step(image, start + number) for number, image in enumerate(chunk)])
 
 
+@cache
 def _versions() -> tuple[str, ...]:
-    import cv2
-    import skimage
-
-    return _REVISION, cv2.__version__, skimage.__version__, np.__version__  # type: ignore[attr-defined]
+    """Of the methods and of the libraries that they call, which are not imported for it."""
+    return _REVISION, *(version(name) for name in ("opencv-python-headless", "scikit-image", "numpy"))
 
 
 def _pixels(images: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ import requests
 from PIL import Image
 
 import cifar10_files
-from cifar10_files import BINARY, NPM, PYTHON, DataError, load, prepare, read_records
+from cifar10_files import BINARY, NPM, PYTHON, DataError, load, load_labels, pick, prepare, read_records
 
 OFFICIAL = {name: dict(getattr(cifar10_files, name)) for name in ("FILES", "ARCHIVES", "PICKLES")}
 OFFICIAL_SOURCES = cifar10_files.SOURCES
@@ -214,6 +214,9 @@ def test_load_gives_the_records_of_either_split(tmp_path):
         assert images.shape == (len(names) * RECORDS, 3, 32, 32)
         np.testing.assert_array_equal(images.reshape(len(images), -1), expected[:, 1:])
         np.testing.assert_array_equal(labels, expected[:, 0])
+        np.testing.assert_array_equal(load_labels(folder, train), labels)
+        chosen = np.array([len(labels) - 1, 0, RECORDS - 1, 0, len(labels) // 2])
+        np.testing.assert_array_equal(pick(folder, train, chosen), images[chosen])
 
 
 @pytest.mark.parametrize("size", [0, 1, 3072, 3074, 2 * 3073 - 1])

@@ -11,6 +11,7 @@ import scipy.ndimage
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import cifar10_files
 import image_methods
 import kept_arrays
 import train as door
@@ -277,7 +278,7 @@ def test_another_library_version_computes_anew(
     images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     preprocess(images, MEDIAN, folder=tmp_path)
-    monkeypatch.setattr("cv2.__version__", "0")
+    monkeypatch.setattr("preprocessing._versions", lambda: ("0",))
     preprocess(images, MEDIAN, folder=tmp_path)
     assert len(list(tmp_path.glob("*.bin"))) == 2
 
@@ -352,7 +353,7 @@ def test_batches_hold_preprocessed_images_with_their_own_labels(data_dir: Path) 
 
 def test_none_only_divides_by_255(data_dir: Path) -> None:
     datamodule = ready(data_dir, normalize="none")
-    expected = torch.from_numpy(datamodule._load(train=False)[0]) / 255
+    expected = torch.from_numpy(datamodule._images(train=False).array) / 255
     assert torch.equal(all_of(datamodule.test_dataloader())[0], expected)
 
 
@@ -369,7 +370,7 @@ def test_corruption_reaches_the_test_images_only_unless_asked(data_dir: Path) ->
 
 def test_zca_is_fitted_on_the_training_part(data_dir: Path) -> None:
     datamodule = ready(data_dir, normalize="zca")
-    images, _ = datamodule._load(train=True)
+    images = datamodule._images(train=True).array
     assert datamodule.whitening is not None and len(datamodule.train_indices) == 900
     assert np.array_equal(datamodule.whitening, fit_whitening(images, datamodule.train_indices.numpy()))
     assert not np.array_equal(datamodule.whitening, fit_whitening(images, np.arange(len(images))))
@@ -475,6 +476,19 @@ def test_names_on_the_command_line_are_those_of_the_methods() -> None:
     for flag, known in (("denoise", DENOISE), ("segment", SEGMENT), ("normalize", NORMALIZE), ("corrupt", CORRUPT)):
         for method in known:
             check(door.parser().parse_args([f"--{flag}", method]).as_dict())
+
+
+def test_what_is_kept_is_found_without_loading_the_images(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings: dict[str, Any] = {"denoise": "median", "normalize": "zca"}
+    first = ready(data_dir, **settings)
+    expected = all_of(first.val_dataloader())[0], all_of(first.test_dataloader())[0]
+    monkeypatch.setattr(cifar10_files, "load", lambda *arguments: 1 / 0)
+    again = ready(data_dir, **settings)
+    assert torch.equal(all_of(again.val_dataloader())[0], expected[0])
+    assert torch.equal(all_of(again.test_dataloader())[0], expected[1])
+    monkeypatch.setitem(cifar10_files.FILES, "data_batch_3.bin", "another hash")  # other images
+    with pytest.raises(ZeroDivisionError):
+        CIFAR10DataModule(data_dir, 50, val_size=100, preprocessing=Preprocessing(**settings)).setup()
 
 
 def test_a_run_with_zca_can_be_tested_again_from_its_checkpoint(run: Any, data_dir: Path) -> None:

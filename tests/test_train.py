@@ -82,6 +82,7 @@ def test_a_teacher_that_has_seen_validation_images_is_refused(run: Any, split: d
     with pytest.raises(UsageError, match="has seen validation images"):
         run(teacher=teacher, **split)
     run(teacher=teacher, val_size=0)  # there are none
+    run(teacher=teacher, val_size=50)  # they are among those that the teacher did not see
 
 
 def test_selection_on_the_test_set_is_logged_as_what_it_is(run: Any) -> None:
