@@ -290,7 +290,7 @@ def layer_outputs(module: pl.LightningModule, image: Tensor) -> dict[str, Tensor
     outputs: dict[str, Tensor] = {}
 
     def keep(name: str, layer: nn.Module, inputs: Any, output: Tensor) -> None:
-        outputs[name.split(".")[-1]] = output[0].cpu()
+        outputs[name.removeprefix("model.")] = output[0].cpu()
 
     layers = [(name, layer) for name, layer in module.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     handles = [layer.register_forward_hook(partial(keep, name)) for name, layer in layers[:-1]]

@@ -174,7 +174,7 @@ def table(
         first = part.iloc[0]
         row = {TITLES.get(flag, flag): plain(first[flag]) for flag in varying}
         row["accuracy over epochs"] = f"![](curve-{number:02d}.png)"
-        row["best epoch"] = ", ".join(plain(float(epoch)) for epoch in part["best_epoch"])
+        row["best epoch"] = ", ".join(plain(float(epoch)) for epoch in part["best_epoch"].dropna())
         for score in SCORES[1:-1]:
             if any(setting[score].notna().any() for setting in settings.values()):
                 row[TITLES[score]] = interval(part[score].dropna())
@@ -366,18 +366,23 @@ def draw(settings: dict[str, pd.DataFrame], curves: pd.DataFrame, folder: Path) 
     if not groups:
         return
     values = np.concatenate([list(run.values()) for found in groups.values() for run in found])
-    save(pictures.comparison(groups, "accuracy on the images that choose the epoch"), folder / "curves.png")
+    save(
+        pictures.comparison(groups, "accuracy on the images that choose the epoch, else on training images"),
+        folder / "curves.png",
+    )
     for number, name in enumerate(settings):
         figure = pictures.thumbnail(groups.get(name, []), float(np.quantile(values, 0.05)), float(values.max()))
         save(figure, folder / f"curve-{number:02d}.png")
 
 
 def accuracies(part: pd.DataFrame, curves: pd.DataFrame) -> Iterator[dict[int, float]]:
-    """Validation accuracy over epochs of each run, or test accuracy where that chose the epoch."""
+    """Of each run, over epochs, the accuracy that chose one: on validation or the test set; on training if none did."""
     for run, chosen_on in zip(part["run"], part["select_on"], strict=True):
         own = curves[curves["run"] == run].set_index("epoch")
-        if f"{chosen_on}_acc" in own and len(values := own[f"{chosen_on}_acc"].dropna()):
-            yield {int(epoch): float(value) for epoch, value in values.items()}  # type: ignore[arg-type]
+        for part in (chosen_on, "train"):
+            if f"{part}_acc" in own and len(values := own[f"{part}_acc"].dropna()):
+                yield {int(epoch): float(value) for epoch, value in values.items()}  # type: ignore[arg-type]
+                break
 
 
 def save(figure: Figure, path: Path) -> None:

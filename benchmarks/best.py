@@ -7,7 +7,6 @@ confusion.png and reliability.png (of the run with the lowest seed, whose weight
 """
 
 import argparse
-import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from atomic_file import write_bytes
 from benchmarks.page import header, table
 from classifier import load_classifier
 from preprocessing import preprocess
+from report import save
 from runs import Run, read_runs
 
 
@@ -79,12 +79,6 @@ def draw(runs: Sequence[Run]) -> Figure:
     return pictures.comparison(groups, "accuracy on the augmented training images")
 
 
-def save(figure: Figure, path: Path) -> None:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    write_bytes(path, buffer.getvalue())
-
-
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="log folder of the runs")
@@ -93,11 +87,13 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
 
     runs = sorted((run for run in read_runs(options.folder) if run.result), key=lambda run: run.flags["seed"])
+    if not runs:
+        parser.error(f"{options.folder}: no finished run")
     files = [Path(run.result["checkpoint"]) for run in runs if run.result]
     plain, mirrored = ([probabilities(file, options.data_dir, tta) for file in files] for tta in (False, True))
     labels = torch.from_numpy(cifar10_files.load(options.data_dir / cifar10_files.FOLDER, train=False)[1])
     options.out.mkdir(parents=True, exist_ok=True)
-    text = header("The best recipe on the test set", "best.py", arguments, len(runs)).replace("rounds", "runs")
+    text = header("The best recipe on the test set", "best.py", arguments, len(runs), "runs")
     text += "\n\n" + page(plain, mirrored, labels, [run.flags["seed"] for run in runs]) + "\n"
     write_bytes(options.out / "test.md", text.encode())
     save(draw(runs), options.out / "curve.png")

@@ -14,8 +14,8 @@ import pytorch_lightning as pl
 import torch
 
 
-def header(title: str, script: str, arguments: Sequence[str], rounds: int) -> str:
-    """Title and origin of a page, in Markdown."""
+def header(title: str, script: str, arguments: Sequence[str], count: int, counted: str = "rounds") -> str:
+    """Title and origin of a page, in Markdown; `count` is of what `counted` names."""
     return "\n".join(
         [
             f"# {title}\n",
@@ -23,7 +23,7 @@ def header(title: str, script: str, arguments: Sequence[str], rounds: int) -> st
             f"- processor: {processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
             f"- versions: Python {platform.python_version()}, torch {torch.__version__}, Lightning {pl.__version__}",
             f"- date: {datetime.date.today()}",
-            f"- rounds: {rounds}",
+            f"- {counted}: {count}",
         ]
     )
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import preprocessing_study, processes, report_way, sweep_time, throughput, time_to_accuracy
+from benchmarks import best, preprocessing_study, processes, report_way, sweep_time, throughput, time_to_accuracy
+from cifar10_files import CLASS_NAMES
 from image_methods import CORRUPT, DENOISE
 from lenet_module import LeNet5
 
@@ -83,6 +84,23 @@ def test_sweep_time_compares_each_batch_size(data_dir: Path, tmp_path: Path) -> 
     for name in ("batch 128, an epoch, s", "batch 64, an epoch, s", "batch 32, an epoch, s", "all 630 epochs, minutes"):
         theirs, ours, ratio = (float(cell.replace(",", "")) for cell in written[name][:3])
         assert theirs > 0 and ours > 0 and ratio > 0
+
+
+def test_the_page_of_the_best_recipe_agrees_with_the_runs_own_tests(
+    run: Any, data_dir: Path, tmp_path: Path, capsys: Any
+) -> None:
+    results = [run(seed=seed, val_size=0) for seed in (1, 0)]
+    best.main([str(tmp_path / "logs"), "--data_dir", str(data_dir), "--out", str(tmp_path / "best")])
+    written = rows(tmp_path / "best" / "test.md")
+    accuracies = [float(cell) for cell in written["test accuracy, one forward pass, %"][:2]]
+    assert accuracies == [pytest.approx(result["test_acc"] * 100, abs=0.01) for result in reversed(results)]
+    shares = [float(written[name][0]) for name in CLASS_NAMES]
+    assert sum(shares) / 10 == pytest.approx(accuracies[0], abs=0.1)  # the test set has as many of each
+    pictures = sorted(path.name for path in (tmp_path / "best").glob("*.png"))
+    assert pictures == ["confusion.png", "curve.png", "reliability.png"]
+    with pytest.raises(SystemExit, match="2"):
+        best.main([str(tmp_path / "data")])
+    assert "no finished run" in capsys.readouterr().err
 
 
 def test_denoising_is_compared_by_pairs_of_seeds(tmp_path: Path) -> None:

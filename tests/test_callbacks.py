@@ -86,6 +86,13 @@ def test_everything_is_there_after_a_run_without_further_flags(run: Any, data_di
     assert sum(path.stat().st_size for path in log_dir.glob("events*")) < 5e6
 
 
+def test_of_a_residual_network_each_layer_is_shown(run: Any) -> None:
+    network = LeNetModule(network="resnet")
+    maps = best_model.layer_outputs(network, torch.zeros(1, 3, 32, 32))
+    assert len(maps) == 8 and [tuple(values.shape) for values in maps.values()][:2] == [(24, 32, 32), (32, 16, 16)]
+    assert "what_it_learned/feature_maps" in tags(run(network="resnet", width=3, pictures=True)["log_dir"])["images"]
+
+
 def test_without_pictures_the_scalars_and_the_trend_are_there(run: Any) -> None:
     result = run(pictures=False)
     found = tags(result["log_dir"])

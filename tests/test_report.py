@@ -1,6 +1,7 @@
 """Pages written from made-up log folders, whose figures are known."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -31,22 +32,23 @@ class Logs:
     def __init__(self, folder: Path) -> None:
         self.folder, self.results = folder / "logs" / "tried", folder / "results"
 
-    def add(self, val: list[float], test: float | None = None, **flags: Any) -> Path:
+    def add(self, val: list[float], test: float | None = None, validated: bool = True, **flags: Any) -> Path:
         """A run with this accuracy after each epoch; unfinished without a `test` accuracy."""
         flags = FLAGS | flags
         run = self.folder / f"{flags['optimizer']}-lr{flags['lr']:g}-bs{flags['batch_size']}-seed{flags['seed']}"
         folder = run / f"version_{len(list(run.glob('*')))}"
         with SummaryWriter(str(folder)) as writer:
             for epoch, accuracy in enumerate(val, 1):
-                writer.add_scalar(f"{flags['select_on']}/acc", accuracy, epoch)
+                if validated:
+                    writer.add_scalar(f"{flags['select_on']}/acc", accuracy, epoch)
                 writer.add_scalar("train/acc", accuracy, epoch)
         (folder / "hparams.yaml").write_text(yaml.safe_dump(flags))
         if test is not None:
             best = max(range(len(val)), key=val.__getitem__)
             result = {
                 "epochs": len(val),
-                "best_epoch": best + 1,
-                "val_acc": val[best],
+                "best_epoch": best + 1 if validated else None,
+                "val_acc": val[best] if validated else None,
                 "test_acc": test,
                 "seconds": 9.5,
             }
@@ -83,6 +85,16 @@ def test_a_run_chosen_on_validation_is_a_row_of_what_it_reached(logs: Logs) -> N
     assert pd.isna(cell["best_test_acc"]) and pd.isna(cell["last_test_acc"])
     assert list(logs.table("curves")["val_acc"]) == [0.70, 0.80, 0.75]
     assert {path.name for path in (logs.results / "tried").glob("*.png")} == {"curves.png", "curve-00.png"}
+
+
+def test_runs_without_validation_have_the_last_epochs_accuracy_and_the_curve_of_the_training(logs: Logs) -> None:
+    for seed in (0, 1):
+        logs.add([0.70, 0.80, 0.75], test=0.78, validated=False, seed=seed)
+    page = logs.report()
+    (row,) = rows(page)
+    assert row["test accuracy, %, last epoch"].startswith("78.00") and "best validation accuracy, %" not in row
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", page):
+        assert (logs.results / "tried" / picture).exists()
 
 
 def test_what_was_chosen_on_the_test_set_stands_apart_with_what_that_adds(logs: Logs) -> None:
