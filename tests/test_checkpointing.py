@@ -73,6 +73,17 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one_bit_for_bit(
         assert sorted(set(found_curves[name])) == expected_curves[name]
 
 
+def test_a_teacher_and_its_pupil_resume_bit_for_bit(run: Any, crash: Any) -> None:
+    teacher: dict[str, Any] = {"network": "resnet", "width": 3, "tag": "teacher", "epochs": 2}
+    pupil = {"teacher": Path(run(**teacher)["checkpoint"]).parent, "epochs": 2}
+    for flags in (teacher, pupil):
+        whole = run(**flags)
+        folder = crash(STEPS + 7, **flags)
+        assert resume(folder)["test_loss"] == whole["test_loss"]
+        expected, found = (weights(path / "last.ckpt") for path in (Path(whole["checkpoint"]).parent, folder))
+        assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
 def test_a_moved_run_resumes_where_it_is_now(run: Any, crash: Any, tmp_path: Path) -> None:
     whole = run(epochs=3)
     folder = crash(2 * STEPS + 1, epochs=3)
