@@ -46,6 +46,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
         crop: Largest random shift of a training image in pixels; the edge is reflected. 0 is off.
         flip: Whether half of the training images, at random, are mirrored.
         cutout: Side in pixels of a square erased from each training image. 0 is off.
+        augmented_epochs: How many have crop and cutout; in later ones images are mirrored at most. None is all.
         validate_on: "test" makes the test set the validation loader: only to reproduce results that were chosen on it.
         mirror: URL to download an official archive from, instead of the known sources.
         preprocessing: What is done once to every image; computed in `setup`, and kept in `data_dir`.
@@ -67,6 +68,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
         crop: int = 2,
         flip: bool = True,
         cutout: int = 0,
+        augmented_epochs: int | None = None,
         validate_on: Literal["val", "test"] = "val",
         mirror: str | None = None,
         preprocessing: Preprocessing = Preprocessing(),  # noqa: B008, it is immutable
@@ -87,6 +89,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
         self.crop = crop
         self.flip = flip
         self.cutout = cutout
+        self.augmented_epochs = augmented_epochs
         self.validate_on = validate_on
         self.mirror = mirror
         self.preprocessing = preprocessing
@@ -128,7 +131,8 @@ class CIFAR10DataModule(pl.LightningDataModule):
             raise ValueError(f"batch_size {self.batch_size} does not divide by the {world_size} processes")
         assert self._train is not None and self.mean is not None and self.std is not None
         data = (*self._train, self.mean, self.std)
-        dataset = AugmentedBatches(*data, self.seed, self.crop, self.flip, self.cutout, self._teacher_logits)
+        augmentation = self.crop, self.flip, self.cutout, self.augmented_epochs
+        dataset = AugmentedBatches(*data, self.seed, *augmentation, self._teacher_logits)
         sampler = ShuffledBatches(self.train_indices, self.batch_size, self.seed, rank, world_size)
         return DataLoader(dataset, sampler=sampler, batch_size=None)
 
@@ -229,20 +233,23 @@ class AugmentedBatches(Batches):
         crop: int,
         flip: bool,
         cutout: int,
+        augmented_epochs: int | None = None,
         teacher_logits: Tensor | None = None,
     ) -> None:
         super().__init__(images, labels, mean, std)
         self.teacher_logits = teacher_logits
         self.seed, self.crop, self.flip, self.cutout = seed, crop, flip, cutout
+        self.augmented_epochs = augmented_epochs
         self._plan: tuple[int, Plan] | None = None  # the latest epoch and its plan
 
     def __getitem__(self, key: tuple[int, Tensor]) -> tuple[Tensor, ...]:  # type: ignore[override]
         epoch, indices = key
+        augmented = self.augmented_epochs is None or epoch < self.augmented_epochs
         if self._plan is None or self._plan[0] != epoch:
-            self._plan = epoch, draw_plan(self.seed, epoch, len(self.labels), self.crop, self.flip)
+            self._plan = epoch, draw_plan(self.seed, epoch, len(self.labels), self.crop * augmented, self.flip)
         plan = self._plan[1]
         images = normalize(crop_and_flip(self.images, indices, plan), self.mean, self.std)
-        if self.cutout:
+        if self.cutout and augmented:
             images = cutout(images, indices, plan, self.cutout)
         if self.teacher_logits is None:
             return images, self.labels[indices]

@@ -44,6 +44,7 @@ ALLOWED: dict[str, tuple[str, Callable[[Any], bool]]] = {  # beyond what the typ
     "teacher_weight": ("from 0 to 1", lambda value: 0 <= value <= 1),
     "crop": ("from 0 to 31", lambda value: 0 <= value <= 31),
     "cutout": ("from 0 to 32", lambda value: 0 <= value <= 32),
+    "plain_epochs": ("0 or above", lambda value: value >= 0),
     "val_size": ("a multiple of 10 from 0 to 49990", lambda value: 0 <= value < 50_000 and value % 10 == 0),
     "split_seed": _SEED,
     "seed": _SEED,
@@ -89,6 +90,8 @@ def check(flags: dict[str, Any]) -> None:
         raise UsageError(f"--tag {flags['tag']}: must be letters, digits and _ . = + - only")
     if flags["batch_size"] > 50_000 - flags["val_size"]:
         raise UsageError(f"--batch_size {flags['batch_size']}: more than the training images")
+    if flags["plain_epochs"] > flags["epochs"]:
+        raise UsageError(f"--plain_epochs {flags['plain_epochs']}: more than the run's {flags['epochs']} epochs")
     if flags["select_on"] == "test" and flags["val_size"]:
         raise UsageError("--select_on test: validates on the test set, so it needs --val_size 0")
     if flags["network"] != "lenet5" and flags["width"] != 3:

@@ -59,6 +59,7 @@ def train(
     crop: int = 2,
     flip: bool = True,
     cutout: int = 0,
+    plain_epochs: int = 0,
     denoise: DenoiseName = "none",
     denoise_strength: float | None = None,
     segment: SegmentName = "none",
@@ -105,6 +106,7 @@ def train(
         crop: Largest random shift of a training image, in pixels; 0 is off.
         flip: Whether half of the training images, at random, are mirrored.
         cutout: Side of a random square erased from each training image, in pixels; 0 is off.
+        plain_epochs: How many epochs, the last ones, go without crop and cutout.
         denoise: What smooths every image before training, once.
         denoise_strength: Of gaussian sigma in pixels, of median the window in pixels, odd, of bilateral the difference
             in grey levels that is an edge, of nlmeans the noise in grey levels; null takes the method's default.
@@ -257,6 +259,7 @@ def set_up(flags: dict[str, Any]) -> Any:
     )
     datamodule = CIFAR10DataModule(
         **{name: flags[name] for name in data},
+        augmented_epochs=flags["epochs"] - flags["plain_epochs"],
         validate_on=flags["select_on"],
         preprocessing=preprocessing(flags),
         teacher=load_teacher(Path(flags["teacher"]), flags, kept) if flags["teacher"] else None,

@@ -58,7 +58,7 @@ def resume(path: Path, **changes: Any) -> dict[str, Any]:
 def test_a_resumed_run_ends_as_the_uninterrupted_one_bit_for_bit(
     run: Any, crash: Any, schedule: str, optimizer: str
 ) -> None:
-    flags = {"epochs": 4, "schedule": schedule, "optimizer": optimizer, "cutout": 6}
+    flags = {"epochs": 4, "schedule": schedule, "optimizer": optimizer, "cutout": 6, "plain_epochs": 2}
     whole = run(**flags)
     folder = crash(2 * STEPS + 7, **flags)
     resumed = resume(folder)

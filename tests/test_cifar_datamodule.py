@@ -44,6 +44,17 @@ def test_with_a_teacher_training_batches_have_its_logits_for_their_images_and_va
     assert all(len(batch) == 2 for batch in datamodule.val_dataloader())
 
 
+def test_after_the_augmented_epochs_images_are_mirrored_at_most(data_dir: Path) -> None:
+    def batch(epoch: int, **options: object) -> Tensor:
+        return ready(data_dir, **options).train_dataloader().dataset[epoch, torch.arange(64)][0]
+
+    augmented = {"crop": 4, "cutout": 8}
+    plain = {"crop": 0, "cutout": 0}
+    assert torch.equal(batch(1, **augmented, augmented_epochs=2), batch(1, **augmented))
+    assert torch.equal(batch(2, **augmented, augmented_epochs=2), batch(2, **plain))
+    assert not torch.equal(batch(2, **plain), batch(2, **plain, flip=False))
+
+
 def test_training_drops_the_last_smaller_batch_and_evaluation_drops_nothing(data_dir: Path) -> None:
     datamodule = ready(data_dir)
     assert [len(labels) for _, labels in datamodule.train_dataloader()] == [64] * (900 // 64)

@@ -142,6 +142,7 @@ def typed(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
         (["--epochs", "1.5"], "--epochs 1.5: must be a whole number"),
         (["--flip", "maybe"], "--flip maybe: must be true or false"),
         (["--network", "resnet", "--width", "1"], "--width 1: is of --network lenet5 alone"),
+        (["--epochs", "3", "--plain_epochs", "4"], "--plain_epochs 4: more than the run's 3 epochs"),
         (["--teacher_weight", "2"], "--teacher_weight 2.0: must be from 0 to 1"),
         (
             ["--teacher", "nowhere.ckpt"],
