@@ -105,7 +105,7 @@ class Plan:
         if threads:
             texts = {"threads": str(threads)} | texts
         if tag := "-".join(f"{flag}-{value}" for flag, value in assigned.items() if flag not in NAMED):
-            texts = {"tag": tag} | texts
+            texts = {"tag": re.sub(r"[^\w.=+-]+", "-", tag)} | texts  # of a path its slashes go
         return recipe + [f"--{flag}={value}" for flag, value in texts.items()]
 
     def finished(self) -> dict[str, dict[str, Any]]:
@@ -114,7 +114,7 @@ class Plan:
         if self.csv.exists():
             with self.csv.open(encoding="utf-8", newline="") as file:
                 for number, row in enumerate(csv.DictReader(file), 2):
-                    assigned = {flag: text for flag, text in row.items() if flag in DEFAULTS and text}
+                    assigned = {flag: text or "null" for flag, text in row.items() if flag in DEFAULTS}
                     try:
                         results[identity(self.flags(assigned))] = result_of_row(row)
                     except (ValueError, KeyError) as error:
