@@ -71,6 +71,10 @@ class Plan:
         self.log_dir, self.checkpoint_dir = log_dir / self.name, checkpoint_dir / self.name
         self.data_dir, self.csv = data_dir, results_dir / self.name / "cells.csv"
         self.base = parse(base)
+        # Read once, before there are threads: to read a file of flags, jsonargparse changes the working directory.
+        given = read_flags(["--config", self.recipe], defaults=False) if self.recipe else {}
+        given.pop("config", None)
+        self.recipe_texts = {flag: "null" if value is None else str(value) for flag, value in given.items()}
 
     def grid(self, text: str, start: dict[str, str] | None = None) -> list[Cell]:
         """All combinations of the values in `text`, on top of the flags `start`."""
@@ -95,18 +99,19 @@ class Plan:
 
     def flags(self, assigned: dict[str, str]) -> dict[str, Any]:
         """All flags of a run."""
-        return all_flags(tuple(self.arguments(assigned)))
+        return all_flags(tuple(arguments(self.recipe_texts | self._texts(assigned))))
 
-    def arguments(self, assigned: dict[str, str], threads: int | None = None) -> list[str]:
+    def arguments(self, assigned: dict[str, str], threads: int) -> list[str]:
         """The command line of a run, which gets `threads` unless the sweep's texts say otherwise."""
         recipe = ["--config", self.recipe] if self.recipe else []
+        return recipe + arguments({"threads": str(threads)} | self._texts(assigned))
+
+    def _texts(self, assigned: dict[str, str]) -> dict[str, str]:
+        """All flags on top of the recipe's."""
         folders = {"data_dir": self.data_dir, "log_dir": self.log_dir, "checkpoint_dir": self.checkpoint_dir}
         texts = {flag: str(folder) for flag, folder in folders.items()} | self.base | assigned
-        if threads:
-            texts = {"threads": str(threads)} | texts
-        if tag := "-".join(f"{flag}-{value}" for flag, value in assigned.items() if flag not in NAMED):
-            texts = {"tag": re.sub(r"[^\w.=+-]+", "-", tag)} | texts  # of a path its slashes go
-        return recipe + [f"--{flag}={value}" for flag, value in texts.items()]
+        tag = "-".join(f"{flag}-{value}" for flag, value in assigned.items() if flag not in NAMED)
+        return ({"tag": re.sub(r"[^\w.=+-]+", "-", tag)} if tag else {}) | texts  # of a path its slashes go
 
     def finished(self) -> dict[str, dict[str, Any]]:
         """Results by `identity`: of the runs in the log folder, and of those that results/ has from elsewhere."""
@@ -116,6 +121,8 @@ class Plan:
                 for number, row in enumerate(csv.DictReader(file), 2):
                     assigned = {flag: text or "null" for flag, text in row.items() if flag in DEFAULTS}
                     try:
+                        if None in row.values():
+                            raise ValueError("the line ends early")
                         results[identity(self.flags(assigned))] = result_of_row(row)
                     except (ValueError, KeyError) as error:
                         raise UsageError(f"{self.csv}, line {number}: not as report.py writes it") from error
@@ -131,15 +138,26 @@ class Plan:
 
 
 @cache
-def all_flags(arguments: tuple[str, ...]) -> dict[str, Any]:
+def all_flags(command_line: tuple[str, ...]) -> dict[str, Any]:
     """The flags of train.py with their defaults, those that depend on the optimizer too."""
-    flags = train.parser().parse_args(list(arguments)).as_dict()
+    flags = read_flags(list(command_line))
     flags = {name: flags[name] for name in DEFAULTS if name in flags}
     flags["teacher"] = flags["teacher"] and str(flags["teacher"])  # as a run writes it
     check(flags)
     defaults = OPTIMIZERS[flags["optimizer"]]
     own = {"lr": defaults.lr, "weight_decay": defaults.weight_decay}
     return flags | {name: value for name, value in own.items() if flags[name] is None}
+
+
+def read_flags(command_line: list[str], defaults: bool = True) -> dict[str, Any]:
+    """What train.py reads from its command line; UsageError if it refuses it."""
+    parser = train.parser()
+    parser.exit_on_error = False
+    return parser.parse_args(command_line, defaults=defaults).as_dict()
+
+
+def arguments(texts: dict[str, str]) -> list[str]:
+    return [f"--{flag}={value}" for flag, value in texts.items()]
 
 
 def parse(text: str) -> dict[str, str]:

@@ -100,7 +100,7 @@ def check(flags: dict[str, Any]) -> None:
 
 
 class Parser(ArgumentParser):
-    """jsonargparse's parser, which says what is wrong in one line."""
+    """jsonargparse's parser, which says what is wrong in one line; in a UsageError, if it is not to exit on errors."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         message = " ".join(message.split())
@@ -111,6 +111,8 @@ class Parser(ArgumentParser):
             words = {"int": "a whole number", "float": "a number", "bool": "true or false"}
             must = f"one of {expected[1]}" if expected[1] else words.get(expected[2], expected[2])
             message = f"--{flag[1]} {value[1]}: must be {must}"
+        if not self.exit_on_error:
+            raise UsageError(message)
         self.exit(2, f"{self.prog}: {message}; see --help\n")
 
 

@@ -109,6 +109,7 @@ def sweep(
     if (best_per is None) != (repeat is None) or best_per not in {None, *DEFAULTS}:
         raise UsageError("--best_per FLAG --repeat GRID: only together, and for a flag of train.py")
     plan.grid(repeat or "")  # refused now rather than after hours
+    plan.finished()  # a damaged table too
     if workers is not None and workers < 1:
         raise UsageError(f"--workers {workers}: must be above 0")
     prepare(data_dir)

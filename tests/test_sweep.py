@@ -273,6 +273,30 @@ def test_a_database_that_cannot_be_reached_is_one_line(sweeps: Sweeps) -> None:
     assert status == 2 and errors.count("\n") == 1 and "--storage" in errors
 
 
+def test_flags_are_read_without_a_change_of_the_working_directory_which_all_threads_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = *(tmp_path / folder for folder in ("data", "logs", "checkpoints")), cells.ROOT / "results"
+    plan = cells.Plan("coursework", "", None, *folders)
+
+    def refuse(path: str) -> None:
+        raise AssertionError(path)
+
+    monkeypatch.setattr("os.chdir", refuse)
+    cells.all_flags.cache_clear()
+    assert len(plan.finished()) == 9
+    assert plan.flags({"seed": "7"})["epochs"] == 90
+
+
+def test_a_row_that_ends_early_is_named(tmp_path: Path) -> None:
+    rows = (cells.ROOT / "results" / "coursework" / "cells.csv").read_text().splitlines(keepends=True)
+    table = tmp_path / "coursework" / "cells.csv"
+    table.parent.mkdir()
+    table.write_text("".join(rows[:2]) + rows[2][:-20])
+    with pytest.raises(UsageError, match=r"cells\.csv, line 3: not as report\.py writes it"):
+        cells.Plan("coursework", "", None, *[tmp_path] * 4).finished()
+
+
 def test_the_sweeps_in_the_repository_are_the_reports_cells_and_the_study(tmp_path: Path) -> None:
     import yaml
 
