@@ -20,10 +20,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-import cifar10_files
-from augmentation import Plan, crop_and_flip, cutout, draw_plan
-from kept_arrays import Lazy
-from preprocessing import Preprocessing, before_and_after, fit_whitening, from_state, normalize, preprocess_lazily
+from cifar10 import download as cifar10_files
+from cifar10.augmentation import Plan, crop_and_flip, cutout, draw_plan
+from cifar10.cache import Lazy
+from cifar10.preprocessing import (
+    Preprocessing,
+    before_and_after,
+    fit_whitening,
+    from_state,
+    normalize,
+    preprocess_lazily,
+)
 
 PREPROCESSED = "preprocessed"  # the folder of what is kept, beside the data set's; it may be deleted at any time
 EVAL_BATCH_SIZE = 250  # as fast as larger ones, in less memory

@@ -18,8 +18,8 @@ from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from networks import NETWORKS, LeNet5
-from optimizers import OPTIMIZERS, make_optimizer, make_schedule
+from models.networks import NETWORKS, LeNet5
+from models.optimizers import OPTIMIZERS, make_optimizer, make_schedule
 
 __all__ = ["LeNet5", "LeNetModule"]
 

@@ -25,12 +25,12 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
-from atomic_file import write_bytes
-from command_line import Parser, UsageError, exit_status
-from preprocessing import preprocess
+from cifar10.preprocessing import preprocess
+from cifar10.storage import write_bytes
+from training.cli import Parser, UsageError, exit_status
 
 if TYPE_CHECKING:
-    from classifier import Classifier
+    from models.classifier import Classifier
 
 CHECKPOINT = Path(__file__).parent / "checkpoints" / "lenet5-cifar10.ckpt"
 SIZE = (32, 32)
@@ -198,7 +198,7 @@ def export(classifier: Classifier, path: Path) -> None:
     """
     import torch
 
-    from classifier import Whitened
+    from models.classifier import Whitened
 
     if steps := classifier.preprocessing.steps(corrupted=False):
         raise UsageError(f"--export: the checkpoint's preprocessing has no ONNX form: {', '.join(steps)}")
@@ -245,7 +245,7 @@ def main() -> None:
     if not files and not (flags.export and not flags.files):
         raise UsageError("no image files given" if not flags.files else "no image files in the folders given")
 
-    from classifier import load_classifier  # takes more than a second: bad flags are refused before
+    from models.classifier import load_classifier  # takes more than a second: bad flags are refused before
 
     classifier = load_classifier(flags.checkpoint, flags.tta)
     if flags.labels_from_folders:

@@ -25,10 +25,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy import stats
 
-import pictures
-from atomic_file import write_bytes
-from command_line import Parser, UsageError, exit_status
-from runs import SCORES, Run, read_runs, row_of_run
+from cifar10.storage import write_bytes
+from experiments.runs import SCORES, Run, read_runs, row_of_run
+from training import figures as pictures
+from training.cli import Parser, UsageError, exit_status
 
 TITLES = {
     "batch_size": "batch size",

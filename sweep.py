@@ -37,10 +37,10 @@ from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 from tqdm import tqdm
 
 import train
-from atomic_file import write_bytes
-from cells import DEFAULTS, Cell, Plan, ends, identity
-from cifar10_files import prepare
-from command_line import Parser, RecipeFile, Stopped, UsageError, exit_status
+from cifar10.download import prepare
+from cifar10.storage import write_bytes
+from experiments.grid import DEFAULTS, Cell, Plan, ends, identity
+from training.cli import Parser, RecipeFile, Stopped, UsageError, exit_status
 
 RUN_MEMORY = 1.5e9  # bytes; results/throughput.md has the peak of a run
 HEARTBEAT, GRACE = 20, 90  # seconds; a machine that is silent for longer has died, and others take over its cells

@@ -19,8 +19,9 @@ from typing import Any, Literal
 
 from jsonargparse import SUPPRESS
 
-from atomic_file import write_bytes
-from command_line import (
+from cifar10.storage import write_bytes
+from experiments.runs import NO_PART, SUMMARY
+from training.cli import (
     CorruptName,
     DenoiseName,
     NetworkName,
@@ -35,8 +36,7 @@ from command_line import (
     exit_status,
     preprocessing,
 )
-from runs import NO_PART, SUMMARY
-from trend import Trend, sentences
+from training.diagnosis import Trend, sentences
 
 MAY_CHANGE = NO_PART - {"checkpoint_dir", "fast_dev_run"}  # when a run is resumed
 TEST_MAY_CHANGE = {"denoise", "denoise_strength", "corrupt", "severity"}  # for studies of a trained network
@@ -154,14 +154,14 @@ def train(
     del flags["resume"]
 
     # These take seconds to import: a bad flag is refused before.
+    import callbacks as visible
     import pytorch_lightning as pl
     import torch
     from pytorch_lightning.callbacks import LearningRateMonitor
     from pytorch_lightning.loggers import TensorBoardLogger
 
-    import callbacks as visible
-    from best_model import BestModel, log_result
-    from checkpointing import LAST, RunCheckpoint, StopOnSignal
+    from training.checkpoints import LAST, RunCheckpoint, StopOnSignal
+    from training.evaluation import BestModel, log_result
 
     start = time.perf_counter()
     datamodule, module = set_up(flags)
@@ -243,9 +243,9 @@ def set_up(flags: dict[str, Any]) -> Any:
     from pytorch_lightning import seed_everything
 
     from cifar_datamodule import PREPROCESSED, CIFAR10DataModule
-    from classifier import load_teacher
-    from cpu_memory import keep_freed_memory
     from lenet_module import LeNetModule
+    from models.classifier import load_teacher
+    from training.memory import keep_freed_memory
 
     keep_freed_memory()
     if flags["threads"]:
@@ -271,7 +271,7 @@ def find_lr(flags: dict[str, Any]) -> tuple[float, Path]:
     """The learning-rate range test with the flags of `train`; the suggested rate, and the picture of the test."""
     check(flags)
 
-    from lr_range import STEPS, lr_range, save
+    from training.lr_finder import STEPS, lr_range, save
 
     datamodule, module = set_up(flags)
     with tempfile.TemporaryDirectory() as folder:
@@ -295,7 +295,7 @@ def resumed_flags(path: Path, given: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UsageError: `path` is no checkpoint in the folder of its run, or `given` changes what the run is.
     """
-    from checkpointing import LAST, load_module
+    from training.checkpoints import LAST, load_module
 
     path = path / LAST if path.is_dir() else path
     stored = load_module(path)[1]["flags"]
@@ -334,9 +334,9 @@ def test(
         UsageError: The file is no checkpoint of this program, or the changes contradict its run.
         DataError: No source gives the data set.
     """
-    from checkpointing import load_module
     from cifar_datamodule import CIFAR10DataModule
-    from networks import Mirrored
+    from models.networks import Mirrored
+    from training.checkpoints import load_module
 
     module, loaded = load_module(checkpoint)
     if tta:
@@ -354,7 +354,7 @@ def make_trainer(**options: Any) -> Any:
     import pytorch_lightning as pl
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-    from checkpointing import AtomicCheckpointIO
+    from training.checkpoints import AtomicCheckpointIO
 
     # What Lightning would say here is either in our own lines or does not hold for data in memory.
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
@@ -445,7 +445,7 @@ def main() -> None:
         for name, value in figures.items():
             print(f"{name:<15}{value:.4f}")
         if target:
-            from checkpointing import release
+            from training.checkpoints import release
 
             release(checkpoint, target, figures["test/acc"])
             print(f"{'released':<15}{target}")

@@ -14,7 +14,7 @@ from multiprocessing import get_context, set_start_method
 from pathlib import Path
 from typing import Any
 
-import cifar10_files
+from cifar10 import download as cifar10_files
 
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 

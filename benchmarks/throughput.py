@@ -33,15 +33,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project
 
-import cifar10_files
 import train
 from benchmarks import lightning_way, report_way
 from benchmarks.page import header, spread, table
 from benchmarks.processes import peak_memory, plain_process, start_up
+from cifar10 import download as cifar10_files
 from cifar_datamodule import AugmentedBatches, CIFAR10DataModule
-from cpu_memory import keep_freed_memory
 from lenet_module import LeNet5
-from optimizers import OPTIMIZERS, make_optimizer, make_schedule
+from models.optimizers import OPTIMIZERS, make_optimizer, make_schedule
+from training.memory import keep_freed_memory
 
 OUT = Path("results/throughput.md")
 WORKERS = (0, 2)  # of the DataLoader of A and B

@@ -11,8 +11,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import cifar10_files
 import train as door
+from cifar10 import download as cifar10_files
 
 ROOT = Path(__file__).parent.parent
 RECORDS = 200  # in each of the six files

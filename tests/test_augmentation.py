@@ -1,6 +1,6 @@
 import torch
 
-from augmentation import crop_and_flip, cutout, draw_plan
+from cifar10.augmentation import crop_and_flip, cutout, draw_plan
 
 
 def images(count: int = 40) -> torch.Tensor:

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import best, preprocessing_study, processes, report_way, sweep_time, throughput, time_to_accuracy
-from cifar10_files import CLASS_NAMES
-from image_methods import CORRUPT, DENOISE
+from benchmarks import processes, report_way, sweep_time, throughput, time_to_accuracy
+from cifar10.download import CLASS_NAMES
+from cifar10.filters import CORRUPT, DENOISE
 from lenet_module import LeNet5
+from studies import best, preprocessing
 
 
 @pytest.fixture
@@ -115,7 +116,7 @@ def test_denoising_is_compared_by_pairs_of_seeds(tmp_path: Path) -> None:
                     lines.append(f"{seed},{method},{method},{corrupt},{severity},{accuracy + 1 + seed}")
     path = tmp_path / "corrupted.csv"
     path.write_text("\n".join(lines))
-    table = preprocessing_study.corrupted_table(path).splitlines()
+    table = preprocessing.corrupted_table(path).splitlines()
     assert len(table) == 2 + len(damages)
     first = [cell.strip() for cell in table[2].strip("|").split("|")]
     assert first == ["clean", "75.00 ± 7.07", *["-1.00 ± 0.00"] * 4, *["+1.50 ± 0.71"] * 4]

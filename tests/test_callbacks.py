@@ -22,17 +22,17 @@ from tensorboard.plugins.hparams import api_pb2, backend_context, get_experiment
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-import best_model
-import callbacks
-import cifar10_files
-import lr_range
-import pictures
 import train as door
-from cifar10_files import CLASS_NAMES
+from cifar10 import download as cifar10_files
+from cifar10.download import CLASS_NAMES
 from cifar_datamodule import stratified_split
 from conftest import curves, weights
 from lenet_module import LeNetModule
-from trend import Trend
+from training import callbacks
+from training import evaluation as best_model
+from training import figures as pictures
+from training import lr_finder as lr_range
+from training.diagnosis import Trend
 
 BEST_MODEL_PICTURES = {
     "what_it_learned/feature_maps",

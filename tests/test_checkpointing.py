@@ -12,11 +12,11 @@ import pytest
 import torch
 
 import train as door
-from checkpointing import AtomicCheckpointIO, load_checkpoint
-from command_line import Stopped, UsageError
 from conftest import curves, weights
 from lenet_module import LeNetModule
-from optimizers import SCHEDULES
+from models.optimizers import SCHEDULES
+from training.checkpoints import AtomicCheckpointIO, load_checkpoint
+from training.cli import Stopped, UsageError
 
 STEPS = 18  # of an epoch of the made-up data
 

@@ -21,8 +21,8 @@ import pytest
 import requests
 from PIL import Image
 
-import cifar10_files
-from cifar10_files import BINARY, NPM, PYTHON, DataError, load, load_labels, pick, prepare, read_records
+from cifar10 import download as cifar10_files
+from cifar10.download import BINARY, NPM, PYTHON, DataError, load, load_labels, pick, prepare, read_records
 
 OFFICIAL = {name: dict(getattr(cifar10_files, name)) for name in ("FILES", "ARCHIVES", "PICKLES")}
 OFFICIAL_SOURCES = cifar10_files.SOURCES

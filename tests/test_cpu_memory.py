@@ -9,7 +9,7 @@ from conftest import ROOT
 COUNT_PAGE_FAULTS = """
 import resource, sys
 import torch
-from cpu_memory import keep_freed_memory
+from training.memory import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 def faults():

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lenet_module import TEMPERATURE, LeNet5, LeNetModule, distillation
-from networks import ResNet
-from optimizers import OPTIMIZERS, SCHEDULES
+from models.networks import ResNet
+from models.optimizers import OPTIMIZERS, SCHEDULES
 
 
 @pytest.mark.parametrize(("width", "parameters"), [(3, 548_878), (1, 62_006)])

@@ -19,17 +19,17 @@ import pytest
 import torch
 from PIL import Image
 
-import cifar10_files
 import predict as door
 import train
-from checkpointing import load_module, release
-from cifar10_files import CLASS_NAMES
+from cifar10 import download as cifar10_files
+from cifar10.download import CLASS_NAMES
+from cifar10.preprocessing import ZCA_SIDE, Preprocessing, fit_whitening, whiten
 from cifar_datamodule import CIFAR10DataModule
-from classifier import load_checkpoint, load_classifier
-from command_line import UsageError, exit_status
 from conftest import ROOT
 from lenet_module import LeNetModule
-from preprocessing import ZCA_SIDE, Preprocessing, fit_whitening, whiten
+from models.classifier import load_checkpoint, load_classifier
+from training.checkpoints import load_module, release
+from training.cli import UsageError, exit_status
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 4, 3)).repeat(8, 0).repeat(8, 1).astype(np.uint8)  # 16 colours
 PICTURE = Image.fromarray(PIXELS)

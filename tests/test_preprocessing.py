@@ -11,15 +11,15 @@ import scipy.ndimage
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import cifar10_files
-import image_methods
-import kept_arrays
 import train as door
+from cifar10 import cache as kept_arrays
+from cifar10 import download as cifar10_files
+from cifar10 import filters as image_methods
+from cifar10.filters import CORRUPT, DENOISE, NORMALIZE, SEGMENT
+from cifar10.preprocessing import Preprocessing, before_and_after, fit_whitening, preprocess, whiten
 from cifar_datamodule import CIFAR10DataModule
-from command_line import UsageError, check
 from conftest import ROOT
-from image_methods import CORRUPT, DENOISE, NORMALIZE, SEGMENT
-from preprocessing import Preprocessing, before_and_after, fit_whitening, preprocess, whiten
+from training.cli import UsageError, check
 
 METHODS = [
     *(Preprocessing(denoise=method) for method in DENOISE if method != "none"),
@@ -294,7 +294,7 @@ import os, sys, time
 from pathlib import Path
 import numpy as np
 sys.path.insert(0, {root!r})
-import kept_arrays
+from cifar10 import cache as kept_arrays
 folder = Path(sys.argv[1])
 def compute():
     with open(folder / "computed", "a") as file:

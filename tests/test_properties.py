@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import train as door
-from augmentation import crop_and_flip, draw_plan
-from cifar10_files import RECORD_BYTES, DataError, read_records
+from cifar10.augmentation import crop_and_flip, draw_plan
+from cifar10.download import RECORD_BYTES, DataError, read_records
 from cifar_datamodule import ShuffledBatches, stratified_split
-from command_line import ALLOWED, UsageError, check
+from training.cli import ALLOWED, UsageError, check
 
 seeds = st.integers(0, 2**32 - 1)
 

@@ -11,7 +11,7 @@ import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 import report as door
-from command_line import UsageError
+from training.cli import UsageError
 
 FLAGS = {
     "width": 3,

@@ -13,11 +13,11 @@ import optuna
 import pytest
 import torch
 
-import cells
 import sweep as door
-from command_line import UsageError
 from conftest import weights
-from runs import Run, read_runs
+from experiments import grid as cells
+from experiments.runs import Run, read_runs
+from training.cli import UsageError
 
 BASE = "optimizer=adam batch_size=50 val_size=100 width=1 pictures=false threads=1"
 

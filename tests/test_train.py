@@ -10,10 +10,10 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import cifar10_files
 import train as door
-from command_line import UsageError, check
+from cifar10 import download as cifar10_files
 from conftest import ROOT, curves, weights
+from training.cli import UsageError, check
 
 
 def test_a_run_learns_and_says_where_everything_is(run: Any, tmp_path: Path) -> None:

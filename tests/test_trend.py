@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trend import LOWER_LR, MORE_EPOCHS, REGULARISE, WIDER, Trend, analyse, markdown, sentences, spread
+from training.diagnosis import LOWER_LR, MORE_EPOCHS, REGULARISE, WIDER, Trend, analyse, markdown, sentences, spread
 
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 N = 20

@@ -1,6 +1,6 @@
 """What the sweep `preprocessing` does not show: the cost of each method, its pictures, and damaged test images.
 
-    python benchmarks/preprocessing_study.py
+    python studies/preprocessing.py
 
 Writes into results/preprocessing/: reference.csv, the seconds that each method takes for 60,000 images; methods.png;
 corrupted.csv, the test accuracy of the sweep's Adam runs on damaged images, a row an evaluation; corrupted.md, their
@@ -21,15 +21,15 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project
 
-import cifar10_files
-import pictures
 import train
-from atomic_file import write_bytes
 from benchmarks.page import header, table
+from cifar10 import download as cifar10_files
+from cifar10.filters import CORRUPT, DENOISE, NORMALIZE, SEGMENT
+from cifar10.preprocessing import Preprocessing, fit_whitening, preprocess, whiten
+from cifar10.storage import write_bytes
 from cifar_datamodule import CIFAR10DataModule
-from image_methods import CORRUPT, DENOISE, NORMALIZE, SEGMENT
-from preprocessing import Preprocessing, fit_whitening, preprocess, whiten
-from runs import Run, read_runs
+from experiments.runs import Run, read_runs
+from training import figures as pictures
 
 SEVERITIES = (1, 3, 5)
 METHODS: list[dict[str, Any]] = [

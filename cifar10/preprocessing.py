@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from image_methods import (
+from cifar10.cache import Lazy, digest, kept, key
+from cifar10.filters import (
     CORRUPT,
     DEFAULT_SEVERITY,
     DENOISE,
@@ -34,7 +35,6 @@ from image_methods import (
     segment,
     standardize,
 )
-from kept_arrays import Lazy, digest, kept, key
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,8 +9,8 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import DTypeLike
 
-from atomic_file import write_bytes
-from cifar10_files import DataError
+from cifar10.download import DataError
+from cifar10.storage import write_bytes
 
 
 class Lazy:

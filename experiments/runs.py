@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import yaml
 
-from command_line import UsageError
+from training.cli import UsageError
 
 Curves: TypeAlias = dict[str, dict[int, float]]  # by TensorBoard's tag, value by step or epoch
 

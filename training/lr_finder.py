@@ -24,8 +24,8 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.tuner import Tuner
 from torch import Tensor
 
-import pictures
 from lenet_module import LeNetModule
+from training import figures as pictures
 
 STEPS = 300
 LOWEST, HIGHEST = 1e-3, 30.0  # rates at the start and the end, in units of the module's own

@@ -1,6 +1,6 @@
 """How good the networks of recipes/best.yaml are: accuracy, each class, calibration, on the test set.
 
-    python benchmarks/best.py logs/best
+    python studies/best.py logs/best
 
 Reads finished runs that differ in their seed alone, and writes into results/best/: test.md, curve.png (of all runs),
 confusion.png and reliability.png (of the run with the lowest seed, whose weights are released).
@@ -19,14 +19,14 @@ from torchmetrics.functional.classification import multiclass_calibration_error,
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project
 
-import cifar10_files
-import pictures
-from atomic_file import write_bytes
 from benchmarks.page import header, table
-from classifier import load_classifier
-from preprocessing import preprocess
+from cifar10 import download as cifar10_files
+from cifar10.preprocessing import preprocess
+from cifar10.storage import write_bytes
+from experiments.runs import Run, read_runs
+from models.classifier import load_classifier
 from report import save
-from runs import Run, read_runs
+from training import figures as pictures
 
 
 @torch.inference_mode()

@@ -17,10 +17,10 @@ from typing import Any, Literal, NoReturn, TypeAlias
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser
 
-from cifar10_files import DataError
-from image_methods import CORRUPT, DENOISE, NORMALIZE, SEGMENT
-from optimizers import OPTIMIZERS, SCHEDULES
-from preprocessing import Preprocessing
+from cifar10.download import DataError
+from cifar10.filters import CORRUPT, DENOISE, NORMALIZE, SEGMENT
+from cifar10.preprocessing import Preprocessing
+from models.optimizers import OPTIMIZERS, SCHEDULES
 
 OptimizerName: TypeAlias = Literal[tuple(OPTIMIZERS)]  # type: ignore[valid-type]
 NetworkName: TypeAlias = Literal["lenet5", "resnet"]  # networks.NETWORKS, without its import of PyTorch

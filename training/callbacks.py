@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 from tqdm import tqdm
 
-import pictures
-from cifar10_files import CLASS_NAMES
-from trend import said_of
+from cifar10.download import CLASS_NAMES
+from training import figures as pictures
+from training.diagnosis import said_of
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -17,13 +17,13 @@ import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
-from atomic_file import write_bytes
-from cifar10_files import CLASS_NAMES
-from classifier import EXPECTED, LAST, load_checkpoint
-from command_line import Stopped, UsageError
+from cifar10.download import CLASS_NAMES
+from cifar10.preprocessing import from_state
+from cifar10.storage import write_bytes
+from experiments.runs import NO_PART
 from lenet_module import LeNetModule
-from preprocessing import from_state
-from runs import NO_PART
+from models.classifier import EXPECTED, LAST, load_checkpoint
+from training.cli import Stopped, UsageError
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-import pictures
-import trend
-from atomic_file import write_bytes
-from callbacks import best_checkpoint, tensorboard
-from cifar10_files import CLASS_NAMES
-from runs import read_curves
+from cifar10.download import CLASS_NAMES
+from cifar10.storage import write_bytes
+from experiments.runs import read_curves
+from training import diagnosis as trend
+from training import figures as pictures
+from training.callbacks import best_checkpoint, tensorboard
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import train
-from command_line import UsageError, check
-from optimizers import OPTIMIZERS
-from runs import NO_PART, read_runs, result_of_row
+from experiments.runs import NO_PART, read_runs, result_of_row
+from models.optimizers import OPTIMIZERS
+from training.cli import UsageError, check
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).parent.parent
 DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(train.train).parameters.items()}
 NAMED = {"optimizer", "lr", "batch_size", "seed"}  # what train.py names its folders by
 
