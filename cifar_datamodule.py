@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from cifar10 import download as cifar10_files
+from cifar10 import download, records
 from cifar10.augmentation import Plan, crop_and_flip, cutout, draw_plan
 from cifar10.cache import Lazy
 from cifar10.preprocessing import (
@@ -62,7 +62,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
 
     Raises:
         ValueError: An argument is out of its range.
-        cifar10_files.DataError: From `prepare_data`, no source gives the data set; later, `data_dir` cannot be written.
+        DataError: From `prepare_data`, no source gives the data set; later, `data_dir` cannot be written.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
 
     def prepare_data(self) -> None:
         if not self._verified:  # hashing takes a tenth of a second, and each stage asks for it
-            cifar10_files.prepare(self.data_dir, self.mirror)
+            download.prepare(self.data_dir, self.mirror)
             self._verified = True
 
     def setup(self, stage: str | None = None) -> None:
@@ -121,7 +121,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
             self._teacher_logits = self.teacher(images.array)
         self.train_indices, self.val_indices = stratified_split(labels, self.val_size, self.split_seed)
         firsts = [int(self.train_indices[labels[self.train_indices] == label][0]) for label in labels.unique()]
-        self._examples = cifar10_files.pick(self._folder, train=True, indices=np.array(firsts))
+        self._examples = records.pick(self._folder, train=True, indices=np.array(firsts))
         corrupted = self.preprocessing.corrupt_on == "both"
         images = preprocess_lazily(images, self.preprocessing, corrupted=corrupted, folder=self._kept)
         if self.preprocessing.normalize == "zca":
@@ -178,7 +178,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
         indices = self.val_indices if train else torch.arange(len(self._labels(train)))
         _, world_size = self._process()
         order = torch.cat([indices[rank::world_size] for rank in range(world_size)])
-        return cifar10_files.pick(self._folder, train, order.numpy()).transpose(0, 2, 3, 1)
+        return records.pick(self._folder, train, order.numpy()).transpose(0, 2, 3, 1)
 
     @property
     def _kept(self) -> Path:
@@ -186,16 +186,16 @@ class CIFAR10DataModule(pl.LightningDataModule):
 
     @property
     def _folder(self) -> Path:
-        return self.data_dir / cifar10_files.FOLDER
+        return self.data_dir / records.FOLDER
 
     def _images(self, train: bool) -> Lazy:
         """uint8 [N, 3, 32, 32]; what is made of them may be found without them."""
         shape = (len(self._labels(train)), 3, 32, 32)
-        return Lazy(cifar10_files.identity(train), shape, lambda: cifar10_files.load(self._folder, train)[0])
+        return Lazy(records.identity(train), shape, lambda: records.load(self._folder, train)[0])
 
     def _labels(self, train: bool) -> Tensor:
         """int64 [N]."""
-        return torch.from_numpy(cifar10_files.load_labels(self._folder, train))
+        return torch.from_numpy(records.load_labels(self._folder, train))
 
     def _process(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

@@ -25,9 +25,10 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
+from cifar10.errors import UsageError
 from cifar10.preprocessing import preprocess
 from cifar10.storage import write_bytes
-from training.cli import Parser, UsageError, exit_status
+from training.cli import Parser, exit_status
 
 if TYPE_CHECKING:
     from models.classifier import Classifier

@@ -25,10 +25,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy import stats
 
+from cifar10.errors import UsageError
 from cifar10.storage import write_bytes
 from experiments.runs import SCORES, Run, read_runs, row_of_run
-from training import figures as pictures
-from training.cli import Parser, UsageError, exit_status
+from training import figures
+from training.cli import Parser, exit_status
 
 TITLES = {
     "batch_size": "batch size",
@@ -367,11 +368,11 @@ def draw(settings: dict[str, pd.DataFrame], curves: pd.DataFrame, folder: Path) 
         return
     values = np.concatenate([list(run.values()) for found in groups.values() for run in found])
     save(
-        pictures.comparison(groups, "accuracy on the images that choose the epoch, else on training images"),
+        figures.comparison(groups, "accuracy on the images that choose the epoch, else on training images"),
         folder / "curves.png",
     )
     for number, name in enumerate(settings):
-        figure = pictures.thumbnail(groups.get(name, []), float(np.quantile(values, 0.05)), float(values.max()))
+        figure = figures.thumbnail(groups.get(name, []), float(np.quantile(values, 0.05)), float(values.max()))
         save(figure, folder / f"curve-{number:02d}.png")
 
 

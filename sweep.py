@@ -38,9 +38,10 @@ from tqdm import tqdm
 
 import train
 from cifar10.download import prepare
+from cifar10.errors import UsageError
 from cifar10.storage import write_bytes
 from experiments.grid import DEFAULTS, Cell, Plan, ends, identity
-from training.cli import Parser, RecipeFile, Stopped, UsageError, exit_status
+from training.cli import Parser, RecipeFile, Stopped, exit_status
 
 RUN_MEMORY = 1.5e9  # bytes; results/throughput.md has the peak of a run
 HEARTBEAT, GRACE = 20, 90  # seconds; a machine that is silent for longer has died, and others take over its cells

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from jsonargparse import SUPPRESS
 
+from cifar10.errors import UsageError
 from cifar10.storage import write_bytes
 from experiments.runs import NO_PART, SUMMARY
 from training.cli import (
@@ -31,7 +32,6 @@ from training.cli import (
     RecipeFile,
     ScheduleName,
     SegmentName,
-    UsageError,
     check,
     exit_status,
     preprocessing,
@@ -154,12 +154,12 @@ def train(
     del flags["resume"]
 
     # These take seconds to import: a bad flag is refused before.
-    import callbacks as visible
     import pytorch_lightning as pl
     import torch
     from pytorch_lightning.callbacks import LearningRateMonitor
     from pytorch_lightning.loggers import TensorBoardLogger
 
+    from training import callbacks as visible
     from training.checkpoints import LAST, RunCheckpoint, StopOnSignal
     from training.evaluation import BestModel, log_result
 

@@ -14,7 +14,7 @@ from multiprocessing import get_context, set_start_method
 from pathlib import Path
 from typing import Any
 
-from cifar10 import download as cifar10_files
+from cifar10 import records
 
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 
@@ -133,7 +133,7 @@ def _project() -> str:
     root = Path(__file__).resolve().parent.parent
     return (
         f"import sys; sys.path.insert(0, {str(root)!r})\n"
-        f"import cifar10_files; cifar10_files.FILES.update({cifar10_files.FILES})\n"
+        f"from cifar10 import records; records.FILES.update({records.FILES})\n"
     )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from cifar10 import download as cifar10_files
+from cifar10 import records
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of the training images, in [0, 1]
 
@@ -19,7 +19,7 @@ class Items(Dataset):
     """The training images, kept and answered as torchvision's CIFAR10 does: float32 [3, 32, 32] and an int."""
 
     def __init__(self, data_dir: Path) -> None:
-        images, labels = cifar10_files.load(data_dir / "cifar-10-batches-bin", train=True)
+        images, labels = records.load(data_dir / "cifar-10-batches-bin", train=True)
         self.images = images.transpose(0, 2, 3, 1)  # uint8 [N, 32, 32, 3]
         self.labels: list[int] = labels.tolist()
         self.transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])

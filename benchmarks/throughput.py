@@ -37,7 +37,7 @@ import train
 from benchmarks import lightning_way, report_way
 from benchmarks.page import header, spread, table
 from benchmarks.processes import peak_memory, plain_process, start_up
-from cifar10 import download as cifar10_files
+from cifar10 import download
 from cifar_datamodule import AugmentedBatches, CIFAR10DataModule
 from lenet_module import LeNet5
 from models.optimizers import OPTIMIZERS, make_optimizer, make_schedule
@@ -263,7 +263,7 @@ def main(arguments: Sequence[str]) -> None:
         parser.error("--tiny needs another --out: its figures mean nothing")
 
     sizes, round_count = (TINY, 1) if options.tiny else (FULL, options.rounds)
-    cifar10_files.prepare(options.data_dir)
+    download.prepare(options.data_dir)
     keep_freed_memory()  # as `train` does, for good
     rounds = []
     with plain_process(reuse=options.tiny) as plain:

@@ -9,7 +9,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import DTypeLike
 
-from cifar10.download import DataError
+from cifar10.errors import DataError
 from cifar10.storage import write_bytes
 
 

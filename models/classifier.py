@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from cifar10.cache import digest, kept
-from cifar10.download import CLASS_NAMES
+from cifar10.errors import UsageError
 from cifar10.filters import BYTES_A_DEVIATION
 from cifar10.preprocessing import ZCA_SIDE, Preprocessing, from_state, normalize, preprocess
+from cifar10.records import CLASS_NAMES
 from models.networks import NETWORKS, Mirrored
-from training.cli import UsageError
 
 LAST = "last.ckpt"  # of the last whole epoch of a run
 EXPECTED = {"epoch", "state_dict", "hyper_parameters", "flags", "CIFAR10DataModule"}  # in a checkpoint of train.py

@@ -20,20 +20,20 @@ from torchmetrics.functional.classification import multiclass_calibration_error,
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project
 
 from benchmarks.page import header, table
-from cifar10 import download as cifar10_files
+from cifar10 import records
 from cifar10.preprocessing import preprocess
 from cifar10.storage import write_bytes
 from experiments.runs import Run, read_runs
 from models.classifier import load_classifier
 from report import save
-from training import figures as pictures
+from training import figures
 
 
 @torch.inference_mode()
 def probabilities(checkpoint: Path, data_dir: Path, tta: bool) -> Tensor:
     """Of the classes, float32 [10,000, 10], of the test images."""
     classifier = load_classifier(checkpoint, tta)
-    images, _ = cifar10_files.load(data_dir / cifar10_files.FOLDER, train=False)
+    images, _ = records.load(data_dir / records.FOLDER, train=False)
     pixels = torch.from_numpy(preprocess(images, classifier.preprocessing, classifier.whitening))
     return torch.cat([classifier(batch) for batch in pixels.split(250)])
 
@@ -45,7 +45,7 @@ def page(plain: Sequence[Tensor], mirrored: Sequence[Tensor], labels: Tensor, se
         return (answers.argmax(1) == labels).double().mean().item() * 100
 
     def calibration(answers: Tensor) -> float:
-        return multiclass_calibration_error(answers, labels, 10, n_bins=pictures.CALIBRATION_BINS).item() * 100
+        return multiclass_calibration_error(answers, labels, 10, n_bins=figures.CALIBRATION_BINS).item() * 100
 
     rows = []
     for title, measure, runs in (
@@ -60,11 +60,11 @@ def page(plain: Sequence[Tensor], mirrored: Sequence[Tensor], labels: Tensor, se
 
     classes = []
     matrices = [multiclass_confusion_matrix(answers.argmax(1), labels, 10) for answers in plain]
-    for index, name in enumerate(cifar10_files.CLASS_NAMES):
+    for index, name in enumerate(records.CLASS_NAMES):
         shares = [(matrix[index, index] / matrix[index].sum()).item() * 100 for matrix in matrices]
         counts = torch.stack(matrices).sum(0)[index]
         counts[index] = 0
-        taken_for = cifar10_files.CLASS_NAMES[int(counts.argmax())]
+        taken_for = records.CLASS_NAMES[int(counts.argmax())]
         classes.append([name, *(f"{share:.1f}" for share in shares), summary(shares), taken_for])
     return "\n\n".join([table(heads, rows), table(["accuracy, %", *heads[1:], "most often taken for"], classes)])
 
@@ -76,7 +76,7 @@ def summary(values: Sequence[float]) -> str:
 def draw(runs: Sequence[Run]) -> Figure:
     """Training accuracy over epochs; with val_size 0 there is no other."""
     groups = {f"seed {run.flags['seed']}": [run.curves()["train/acc"]] for run in runs}
-    return pictures.comparison(groups, "accuracy on the augmented training images")
+    return figures.comparison(groups, "accuracy on the augmented training images")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -91,15 +91,15 @@ def main(arguments: Sequence[str]) -> None:
         parser.error(f"{options.folder}: no finished run")
     files = [Path(run.result["checkpoint"]) for run in runs if run.result]
     plain, mirrored = ([probabilities(file, options.data_dir, tta) for file in files] for tta in (False, True))
-    labels = torch.from_numpy(cifar10_files.load(options.data_dir / cifar10_files.FOLDER, train=False)[1])
+    labels = torch.from_numpy(records.load(options.data_dir / records.FOLDER, train=False)[1])
     options.out.mkdir(parents=True, exist_ok=True)
     text = header("The best recipe on the test set", "best.py", arguments, len(runs), "runs")
     text += "\n\n" + page(plain, mirrored, labels, [run.flags["seed"] for run in runs]) + "\n"
     write_bytes(options.out / "test.md", text.encode())
     save(draw(runs), options.out / "curve.png")
     matrix = multiclass_confusion_matrix(plain[0].argmax(1), labels, 10)
-    save(pictures.confusion(matrix, cifar10_files.CLASS_NAMES), options.out / "confusion.png")
-    save(pictures.reliability(plain[0], labels), options.out / "reliability.png")
+    save(figures.confusion(matrix, records.CLASS_NAMES), options.out / "confusion.png")
+    save(figures.reliability(plain[0], labels), options.out / "reliability.png")
 
 
 if __name__ == "__main__":

@@ -23,13 +23,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project
 
 import train
 from benchmarks.page import header, table
-from cifar10 import download as cifar10_files
+from cifar10 import records
 from cifar10.filters import CORRUPT, DENOISE, NORMALIZE, SEGMENT
 from cifar10.preprocessing import Preprocessing, fit_whitening, preprocess, whiten
 from cifar10.storage import write_bytes
 from cifar_datamodule import CIFAR10DataModule
 from experiments.runs import Run, read_runs
-from training import figures as pictures
+from training import figures
 
 SEVERITIES = (1, 3, 5)
 METHODS: list[dict[str, Any]] = [
@@ -58,7 +58,7 @@ def name(method: dict[str, Any]) -> str:
 
 def measure(data_dir: Path, rounds: int) -> Iterator[dict[str, object]]:
     """Seconds that each method takes for all 60,000 images, the fastest of some rounds; the fit of zca included."""
-    parts = [cifar10_files.load(data_dir / cifar10_files.FOLDER, train)[0] for train in (True, False)]
+    parts = [records.load(data_dir / records.FOLDER, train)[0] for train in (True, False)]
     images = np.concatenate([part.transpose(0, 2, 3, 1) for part in parts]).transpose(0, 3, 1, 2)
     for method in METHODS:
         seconds = []
@@ -82,7 +82,7 @@ def draw(data_dir: Path) -> bytes:
         stages = datamodule.examples()
         rows |= {"as it is": stages["as it is"], name(method): stages["preprocessed"]}
     buffer = io.BytesIO()
-    pictures.before_and_after(rows, cifar10_files.CLASS_NAMES).savefig(buffer, format="png", dpi=80)
+    figures.before_and_after(rows, records.CLASS_NAMES).savefig(buffer, format="png", dpi=80)
     return buffer.getvalue()
 
 

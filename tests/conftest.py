@@ -12,7 +12,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train as door
-from cifar10 import download as cifar10_files
+from cifar10 import records
 
 ROOT = Path(__file__).parent.parent
 RECORDS = 200  # in each of the six files
@@ -44,10 +44,10 @@ def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A data folder with 1,000 training and 200 test images, whose hashes hold."""
     folder = tmp_path / "data" / "cifar-10-batches-bin"
     folder.mkdir(parents=True)
-    for seed, name in enumerate(cifar10_files.FILES):
-        records = made_up_records(seed).tobytes()
-        (folder / name).write_bytes(records)
-        monkeypatch.setitem(cifar10_files.FILES, name, hashlib.sha256(records).hexdigest())
+    for seed, name in enumerate(records.FILES):
+        content = made_up_records(seed).tobytes()
+        (folder / name).write_bytes(content)
+        monkeypatch.setitem(records.FILES, name, hashlib.sha256(content).hexdigest())
     return folder.parent
 
 
@@ -66,8 +66,9 @@ def run(data_dir: Path, tmp_path: Path) -> Any:
 SCRIPT = """
 import json, os, sys
 sys.path.insert(0, {root!r})
-import cifar10_files, {door}
-cifar10_files.FILES.update(json.loads({hashes!r}))
+import {door}
+from cifar10 import records
+records.FILES.update(json.loads({hashes!r}))
 if limit := os.environ.get("FILE_SIZE_LIMIT"):
     import resource
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
@@ -82,7 +83,7 @@ def program(data_dir: Path, tmp_path: Path) -> Any:
 
     def start(door: str) -> list[str]:
         script = tmp_path / f"{door}.py"
-        script.write_text(SCRIPT.format(door=door, root=str(ROOT), hashes=json.dumps(cifar10_files.FILES)))
+        script.write_text(SCRIPT.format(door=door, root=str(ROOT), hashes=json.dumps(records.FILES)))
         return [sys.executable, str(script)]
 
     return start

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from benchmarks import processes, report_way, sweep_time, throughput, time_to_accuracy
-from cifar10.download import CLASS_NAMES
 from cifar10.filters import CORRUPT, DENOISE
+from cifar10.records import CLASS_NAMES
 from lenet_module import LeNet5
 from studies import best, preprocessing
 

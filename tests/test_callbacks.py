@@ -23,15 +23,12 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import train as door
-from cifar10 import download as cifar10_files
-from cifar10.download import CLASS_NAMES
+from cifar10 import records
+from cifar10.records import CLASS_NAMES
 from cifar_datamodule import stratified_split
 from conftest import curves, weights
 from lenet_module import LeNetModule
-from training import callbacks
-from training import evaluation as best_model
-from training import figures as pictures
-from training import lr_finder as lr_range
+from training import callbacks, evaluation, figures, lr_finder
 from training.diagnosis import Trend
 
 BEST_MODEL_PICTURES = {
@@ -80,7 +77,7 @@ def test_everything_is_there_after_a_run_without_further_flags(run: Any, data_di
     assert len((projected / "tensors.tsv").read_text().splitlines()) == 100
     assert (projected / "metadata.tsv").read_text().splitlines()[0] == "class\tprediction"
     first = np.asarray(Image.open(projected / "sprite.png"))[:32, :32]
-    images, labels = cifar10_files.load(data_dir / cifar10_files.FOLDER, train=True)
+    images, labels = records.load(data_dir / records.FOLDER, train=True)
     raw = images[int(stratified_split(torch.from_numpy(labels), 100, split_seed=0)[1][0])].transpose(1, 2, 0)
     assert np.abs(first.astype(int) - raw).max() <= 1  # as it is, though the network gets it whitened
     assert sum(path.stat().st_size for path in log_dir.glob("events*")) < 5e6
@@ -88,7 +85,7 @@ def test_everything_is_there_after_a_run_without_further_flags(run: Any, data_di
 
 def test_of_a_residual_network_each_layer_is_shown(run: Any) -> None:
     network = LeNetModule(network="resnet")
-    maps = best_model.layer_outputs(network, torch.zeros(1, 3, 32, 32))
+    maps = evaluation.layer_outputs(network, torch.zeros(1, 3, 32, 32))
     assert len(maps) == 8 and [tuple(values.shape) for values in maps.values()][:2] == [(24, 32, 32), (32, 16, 16)]
     assert "what_it_learned/feature_maps" in tags(run(network="resnet", width=3, pictures=True)["log_dir"])["images"]
 
@@ -184,13 +181,13 @@ def test_figures_charts_and_texts_say_on_which_images_the_network_is_judged(
     from matplotlib.text import Text
 
     drawn: list[Any] = []
-    rgb = pictures.rgb
+    rgb = figures.rgb
 
     def drawing(figure: Any) -> np.ndarray:
         drawn.append(figure)
         return rgb(figure)
 
-    monkeypatch.setattr(pictures, "rgb", drawing)
+    monkeypatch.setattr(figures, "rgb", drawing)
     events = EventAccumulator(run(pictures=True, **flags)["log_dir"]).Reload()
     in_figures = {text.get_text() for figure in drawn for text in figure.findobj(Text)}
     in_texts = [
@@ -273,7 +270,7 @@ def all_callbacks() -> list[Callback]:
         callbacks.TrainingBatch(class_names=names),
         callbacks.ConvFilters(),
         callbacks.Graph(),
-        best_model.BestModel(class_names=names),
+        evaluation.BestModel(class_names=names),
     ]
 
 
@@ -315,7 +312,7 @@ def test_the_best_weights_are_lent_only(run: Any, data_dir: Path) -> None:
     checkpoint = ModelCheckpoint(monitor="val/acc")
     checkpoint.best_model_path = result["checkpoint"]
     trainer = pl.Trainer(callbacks=[checkpoint], logger=False, accelerator="cpu")
-    with best_model.best_weights(trainer, module):
+    with evaluation.best_weights(trainer, module):
         assert not torch.equal(module.state_dict()["model.fc3.weight"], before["model.fc3.weight"])
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
@@ -323,25 +320,25 @@ def test_the_best_weights_are_lent_only(run: Any, data_dir: Path) -> None:
 def test_predictions_keep_the_order_and_the_features_lead_to_the_logits() -> None:
     module = LeNetModule(width=1).train()
     batches = [(torch.randn(4, 3, 32, 32), torch.arange(4)), (torch.randn(2, 3, 32, 32), torch.arange(2))]
-    found = best_model.predict(module, batches)
+    found = evaluation.predict(module, batches)
     assert module.training and found.labels.tolist() == [0, 1, 2, 3, 0, 1]
     torch.testing.assert_close(module.model.fc3(found.features), found.logits)
     torch.testing.assert_close(module(found.images), found.logits, rtol=1e-4, atol=1e-5)
     assert found.confusion().sum() == 6
-    shapes = {name: tuple(value.shape) for name, value in best_model.layer_outputs(module, found.images[:1]).items()}
+    shapes = {name: tuple(value.shape) for name, value in evaluation.layer_outputs(module, found.images[:1]).items()}
     assert shapes == {"conv1": (6, 28, 28), "conv2": (16, 10, 10), "fc1": (120,), "fc2": (84,)}
 
 
 def test_pixels_undo_a_normalisation() -> None:
     original = torch.randint(0, 256, (16, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     normalised = (original - torch.tensor([120.0, 110.0, 100.0])) / torch.tensor([60.0, 62.0, 66.0])
-    np.testing.assert_array_equal(pictures.pixels(normalised.permute(0, 3, 1, 2)), original)
+    np.testing.assert_array_equal(figures.pixels(normalised.permute(0, 3, 1, 2)), original)
 
 
 def test_a_filter_of_zeros_is_grey_and_a_large_weight_is_bright() -> None:
     weight = torch.zeros(7, 3, 5, 5)
     weight[0, 0, 0, 0] = 2.0
-    picture = pictures.filters(weight, columns=6, scale=1)
+    picture = figures.filters(weight, columns=6, scale=1)
     assert picture.shape == (10, 30, 3) and picture.dtype == np.uint8
     assert picture[0, 0].tolist() == [255, 128, 128] and picture[1, 1].tolist() == [128, 128, 128]
 
@@ -351,17 +348,17 @@ def test_figures_leave_no_trace_in_pyplot() -> None:
 
     labels = torch.arange(20) % 10
     perfect = F.one_hot(labels, 10).float()
-    figure = pictures.reliability(perfect, labels)
+    figure = figures.reliability(perfect, labels)
     assert "error 0.0%" in figure.get_suptitle()
-    assert pictures.rgb(figure).shape == (640, 640, 3)
-    pictures.confusion(torch.eye(10).long(), CLASS_NAMES, normalised=True)
+    assert figures.rgb(figure).shape == (640, 640, 3)
+    figures.confusion(torch.eye(10).long(), CLASS_NAMES, normalised=True)
     assert pyplot.get_fignums() == []
 
 
 @pytest.fixture
 def find_lr(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Calls the range test with 60 steps on the made-up data; returns the rate and the picture."""
-    monkeypatch.setattr(lr_range, "STEPS", 60)
+    monkeypatch.setattr(lr_finder, "STEPS", 60)
 
     def call(**flags: Any) -> tuple[float, Path]:
         small = {"data_dir": data_dir, "log_dir": tmp_path / "logs", "batch_size": 50, "val_size": 100, "width": 1}
@@ -384,15 +381,15 @@ def test_the_range_test_suggests_a_rate_shows_its_curve_and_touches_nothing_else
 def test_the_suggested_rate_is_the_middle_of_the_valley_of_the_loss() -> None:
     lrs = np.logspace(-6, 0, 61)
     losses = np.interp(np.log10(lrs), [-6, -5, -4, -2, -1, 0], [2.3, 2.3, 1.7, 1.7, 5.0, 3.0])
-    found = lr_range.LRRange(lrs, losses)
+    found = lr_finder.LRRange(lrs, losses)
     assert found.suggestion == pytest.approx(1e-3, rel=0.3)
     assert found.valley[0] == pytest.approx(10**-4.1, rel=0.3) and found.valley[1] == pytest.approx(1e-2, rel=0.3)
-    falling = lr_range.LRRange(lrs, np.linspace(2.3, 1.7, 61))
+    falling = lr_finder.LRRange(lrs, np.linspace(2.3, 1.7, 61))
     assert falling.valley == (pytest.approx(10**-0.6), 1.0)
 
 
 def test_the_range_test_ends_where_the_loss_does(find_lr: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lr_range, "HIGHEST", 1e6)
+    monkeypatch.setattr(lr_finder, "HIGHEST", 1e6)
     lr, _ = find_lr(optimizer="sgd")
     assert lr < 10
 

@@ -12,11 +12,12 @@ import pytest
 import torch
 
 import train as door
+from cifar10.errors import UsageError
 from conftest import curves, weights
 from lenet_module import LeNetModule
 from models.optimizers import SCHEDULES
 from training.checkpoints import AtomicCheckpointIO, load_checkpoint
-from training.cli import Stopped, UsageError
+from training.cli import Stopped
 
 STEPS = 18  # of an epoch of the made-up data
 

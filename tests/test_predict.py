@@ -21,15 +21,16 @@ from PIL import Image
 
 import predict as door
 import train
-from cifar10 import download as cifar10_files
-from cifar10.download import CLASS_NAMES
+from cifar10 import records
+from cifar10.errors import UsageError
 from cifar10.preprocessing import ZCA_SIDE, Preprocessing, fit_whitening, whiten
+from cifar10.records import CLASS_NAMES
 from cifar_datamodule import CIFAR10DataModule
 from conftest import ROOT
 from lenet_module import LeNetModule
 from models.classifier import load_checkpoint, load_classifier
 from training.checkpoints import load_module, release
-from training.cli import UsageError, exit_status
+from training.cli import exit_status
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 4, 3)).repeat(8, 0).repeat(8, 1).astype(np.uint8)  # 16 colours
 PICTURE = Image.fromarray(PIXELS)
@@ -229,7 +230,7 @@ def test_a_picture_is_preprocessed_as_the_checkpoints_test_images_but_not_corrup
     batches = torch.cat([images for images, _ in datamodule.test_dataloader()])
     expected, labels = load_classifier(checkpoint).network(batches).softmax(1).max(1)
 
-    for number, image in enumerate(cifar10_files.load(data_dir / cifar10_files.FOLDER, train=False)[0]):
+    for number, image in enumerate(records.load(data_dir / records.FOLDER, train=False)[0]):
         saved(tmp_path / "in" / f"{number:03}.png", Image.fromarray(image.transpose(1, 2, 0)))
     status, out, err = call(tmp_path / "in", "--json")
     answers = json.loads(out)
@@ -490,7 +491,7 @@ def test_the_program_imports_no_lightning_and_ends_in_silence_when_nobody_reads_
 def test_opencv_and_scikit_image_are_imported_only_for_a_checkpoint_that_needs_them(tmp_path: Path) -> None:
     code = (
         "import sys, pathlib, predict\n"
-        "from classifier import load_classifier\n"
+        "from models.classifier import load_classifier\n"
         "for file in sys.argv[2:]:\n"
         "    predict.classify(load_classifier(pathlib.Path(file)), [pathlib.Path(sys.argv[1])], 'crop')\n"
         "    print(*sorted({'cv2', 'skimage'} & set(sys.modules)))\n"

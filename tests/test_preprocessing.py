@@ -12,14 +12,13 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train as door
-from cifar10 import cache as kept_arrays
-from cifar10 import download as cifar10_files
-from cifar10 import filters as image_methods
+from cifar10 import cache, filters, records
+from cifar10.errors import UsageError
 from cifar10.filters import CORRUPT, DENOISE, NORMALIZE, SEGMENT
 from cifar10.preprocessing import Preprocessing, before_and_after, fit_whitening, preprocess, whiten
 from cifar_datamodule import CIFAR10DataModule
 from conftest import ROOT
-from training.cli import UsageError, check
+from training.cli import check
 
 METHODS = [
     *(Preprocessing(denoise=method) for method in DENOISE if method != "none"),
@@ -126,7 +125,7 @@ def test_superpixels_are_of_one_colour_their_mean() -> None:
     assert np.array_equal(one(blocks, segment="superpixels"), blocks)
     image = square((60, 80, 100), (200, 150, 50))[0]
     done = one(image, segment="superpixels")
-    assert len(np.unique(done.reshape(-1, 3), axis=0)) <= image_methods.SUPERPIXELS
+    assert len(np.unique(done.reshape(-1, 3), axis=0)) <= filters.SUPERPIXELS
     assert np.abs(done.mean((0, 1)) - image.mean((0, 1))).max() < 0.5
 
 
@@ -250,7 +249,7 @@ MEDIAN = Preprocessing(denoise="median")
 
 def test_what_was_computed_once_is_read(images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = preprocess(images, MEDIAN, folder=tmp_path / "kept")
-    monkeypatch.setattr("preprocessing._each", lambda *arguments: 1 / 0)
+    monkeypatch.setattr("cifar10.preprocessing._each", lambda *arguments: 1 / 0)
     again = preprocess(images, MEDIAN, folder=tmp_path / "kept")
     assert np.array_equal(first, again) and again.shape == images.shape
     again[:] = 0  # in memory only
@@ -278,14 +277,14 @@ def test_another_library_version_computes_anew(
     images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     preprocess(images, MEDIAN, folder=tmp_path)
-    monkeypatch.setattr("preprocessing._versions", lambda: ("0",))
+    monkeypatch.setattr("cifar10.preprocessing._versions", lambda: ("0",))
     preprocess(images, MEDIAN, folder=tmp_path)
     assert len(list(tmp_path.glob("*.bin"))) == 2
 
 
 def test_a_folder_that_cannot_be_written_is_one_clear_error(images: np.ndarray, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(kept_arrays.DataError, match="cannot be written"):
+    with pytest.raises(cache.DataError, match="cannot be written"):
         preprocess(images, MEDIAN, folder=tmp_path / "file")
 
 
@@ -294,7 +293,7 @@ import os, sys, time
 from pathlib import Path
 import numpy as np
 sys.path.insert(0, {root!r})
-from cifar10 import cache as kept_arrays
+from cifar10 import cache
 folder = Path(sys.argv[1])
 def compute():
     with open(folder / "computed", "a") as file:
@@ -303,7 +302,7 @@ def compute():
     return np.arange(2**20)
 if "die" in sys.argv:
     os.fsync = lambda number: os._exit(9)  # killed with the bytes written, but not yet the file in place
-found = kept_arrays.kept(folder, "a", ("b",), (2**20,), np.int64, compute)
+found = cache.kept(folder, "a", ("b",), (2**20,), np.int64, compute)
 assert np.array_equal(found, np.arange(2**20))
 """
 
@@ -482,11 +481,11 @@ def test_what_is_kept_is_found_without_loading_the_images(data_dir: Path, monkey
     settings: dict[str, Any] = {"denoise": "median", "normalize": "zca"}
     first = ready(data_dir, **settings)
     expected = all_of(first.val_dataloader())[0], all_of(first.test_dataloader())[0]
-    monkeypatch.setattr(cifar10_files, "load", lambda *arguments: 1 / 0)
+    monkeypatch.setattr(records, "load", lambda *arguments: 1 / 0)
     again = ready(data_dir, **settings)
     assert torch.equal(all_of(again.val_dataloader())[0], expected[0])
     assert torch.equal(all_of(again.test_dataloader())[0], expected[1])
-    monkeypatch.setitem(cifar10_files.FILES, "data_batch_3.bin", "another hash")  # other images
+    monkeypatch.setitem(records.FILES, "data_batch_3.bin", "another hash")  # other images
     with pytest.raises(ZeroDivisionError):
         CIFAR10DataModule(data_dir, 50, val_size=100, preprocessing=Preprocessing(**settings)).setup()
 

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 import train as door
 from cifar10.augmentation import crop_and_flip, draw_plan
-from cifar10.download import RECORD_BYTES, DataError, read_records
+from cifar10.errors import DataError, UsageError
+from cifar10.records import RECORD_BYTES, read_records
 from cifar_datamodule import ShuffledBatches, stratified_split
-from training.cli import ALLOWED, UsageError, check
+from training.cli import ALLOWED, check
 
 seeds = st.integers(0, 2**32 - 1)
 

@@ -11,7 +11,7 @@ import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 import report as door
-from training.cli import UsageError
+from cifar10.errors import UsageError
 
 FLAGS = {
     "width": 3,

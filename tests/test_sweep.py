@@ -14,10 +14,10 @@ import pytest
 import torch
 
 import sweep as door
+from cifar10.errors import UsageError
 from conftest import weights
-from experiments import grid as cells
+from experiments import grid
 from experiments.runs import Run, read_runs
-from training.cli import UsageError
 
 BASE = "optimizer=adam batch_size=50 val_size=100 width=1 pictures=false threads=1"
 
@@ -200,11 +200,11 @@ def test_a_file_in_the_way_of_a_folder_is_named(sweeps: Sweeps) -> None:
 
 
 def test_what_ends_a_worker_ends_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(plan: cells.Plan) -> None:
+    def full(plan: grid.Plan) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(cells.Plan, "finished", full)
-    plan = cells.Plan(None, "", "tried", *[tmp_path] * 4)
+    monkeypatch.setattr(grid.Plan, "finished", full)
+    plan = grid.Plan(None, "", "tried", *[tmp_path] * 4)
     with door.open_study(plan, None) as study, pytest.raises(OSError, match="No space left"):
         door.Engine(study, plan, workers=2).run(plan.grid("seed=0,1,2"), retry=False)
 
@@ -253,7 +253,7 @@ def test_machines_share_the_cells_of_a_database_and_take_over_those_of_one_that_
         pytest.skip("needs an empty PostgreSQL, whose URL is in SWEEP_DATABASE")
     other = Sweeps(tmp_path / "other", program("sweep"), data_dir)
     hasty = f"import sweep\nsweep.HEARTBEAT, sweep.GRACE = 1, 3\n{(tmp_path / 'sweep.py').read_text()}"
-    (tmp_path / "sweep.py").write_text(f"import sys\nsys.path.insert(0, {str(cells.ROOT)!r})\n{hasty}")
+    (tmp_path / "sweep.py").write_text(f"import sys\nsys.path.insert(0, {str(grid.ROOT)!r})\n{hasty}")
     flags = ("--grid", "seed=0,1,2,3", "--workers", "1", "--storage", url)
     dying, living = (machine.start(*flags, base="epochs=40") for machine in (sweeps, other))
     while not list(sweeps.folder.rglob("last.ckpt")):
@@ -276,35 +276,35 @@ def test_a_database_that_cannot_be_reached_is_one_line(sweeps: Sweeps) -> None:
 def test_flags_are_read_without_a_change_of_the_working_directory_which_all_threads_share(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folders = *(tmp_path / folder for folder in ("data", "logs", "checkpoints")), cells.ROOT / "results"
-    plan = cells.Plan("coursework", "", None, *folders)
+    folders = *(tmp_path / folder for folder in ("data", "logs", "checkpoints")), grid.ROOT / "results"
+    plan = grid.Plan("coursework", "", None, *folders)
 
     def refuse(path: str) -> None:
         raise AssertionError(path)
 
     monkeypatch.setattr("os.chdir", refuse)
-    cells.all_flags.cache_clear()
+    grid.all_flags.cache_clear()
     assert len(plan.finished()) == 9
     assert plan.flags({"seed": "7"})["epochs"] == 90
 
 
 def test_a_row_that_ends_early_is_named(tmp_path: Path) -> None:
-    rows = (cells.ROOT / "results" / "coursework" / "cells.csv").read_text().splitlines(keepends=True)
+    rows = (grid.ROOT / "results" / "coursework" / "cells.csv").read_text().splitlines(keepends=True)
     table = tmp_path / "coursework" / "cells.csv"
     table.parent.mkdir()
     table.write_text("".join(rows[:2]) + rows[2][:-20])
     with pytest.raises(UsageError, match=r"cells\.csv, line 3: not as report\.py writes it"):
-        cells.Plan("coursework", "", None, *[tmp_path] * 4).finished()
+        grid.Plan("coursework", "", None, *[tmp_path] * 4).finished()
 
 
 def test_the_sweeps_in_the_repository_are_the_reports_cells_and_the_study(tmp_path: Path) -> None:
     import yaml
 
-    plans = {path.stem: yaml.safe_load(path.read_text()) for path in (cells.ROOT / "recipes" / "sweeps").glob("*.yaml")}
+    plans = {path.stem: yaml.safe_load(path.read_text()) for path in (grid.ROOT / "recipes" / "sweeps").glob("*.yaml")}
     sizes = {}
     for name, texts in plans.items():
-        folders = *(tmp_path / folder for folder in ("data", "logs", "checkpoints")), cells.ROOT / "results"
-        plan = cells.Plan(texts.get("recipe"), texts["base"], texts.get("name"), *folders)
+        folders = *(tmp_path / folder for folder in ("data", "logs", "checkpoints")), grid.ROOT / "results"
+        plan = grid.Plan(texts.get("recipe"), texts["base"], texts.get("name"), *folders)
         assert plan.name == name
         keys = {cell.key for text in texts["grid"] for cell in plan.grid(text)}
         assert keys <= plan.finished().keys()  # results/ has them all, so a clone runs none again

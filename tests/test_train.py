@@ -11,9 +11,10 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train as door
-from cifar10 import download as cifar10_files
+from cifar10 import download
+from cifar10.errors import DataError, UsageError
 from conftest import ROOT, curves, weights
-from training.cli import UsageError, check
+from training.cli import check
 
 
 def test_a_run_learns_and_says_where_everything_is(run: Any, tmp_path: Path) -> None:
@@ -106,8 +107,8 @@ def test_fast_dev_run_leaves_nothing_behind(run: Any, tmp_path: Path, data_dir: 
 
 
 def test_missing_data_leave_no_folders_behind(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cifar10_files, "prepare", fail := Failing(cifar10_files.DataError("no source")))
-    with pytest.raises(cifar10_files.DataError):
+    monkeypatch.setattr(download, "prepare", fail := Failing(DataError("no source")))
+    with pytest.raises(DataError):
         run()
     assert fail.called and not (tmp_path / "logs").exists() and not (tmp_path / "checkpoints").exists()
 

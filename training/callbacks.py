@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 from tqdm import tqdm
 
-from cifar10.download import CLASS_NAMES
-from training import figures as pictures
+from cifar10.records import CLASS_NAMES
+from training import figures
 from training.diagnosis import said_of
 
 if TYPE_CHECKING:
@@ -225,11 +225,11 @@ class TrainingBatch(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if trainer.global_step == 0 and (writer := tensorboard(trainer)):
-            images, labels = pictures.pixels(batch[0]), batch[1].tolist()
+            images, labels = figures.pixels(batch[0]), batch[1].tolist()
             captions = [self.class_names[label] for label in labels]
             title = "What the network sees: augmented images, and their labels"
-            figure = pictures.sheet(images[: self.images], captions[: self.images], title)
-            writer.add_image("what_it_sees/training_batch", pictures.rgb(figure), 0, dataformats="HWC")
+            figure = figures.sheet(images[: self.images], captions[: self.images], title)
+            writer.add_image("what_it_sees/training_batch", figures.rgb(figure), 0, dataformats="HWC")
 
 
 class BeforeAndAfter(Callback):
@@ -244,8 +244,8 @@ class BeforeAndAfter(Callback):
             rows = trainer.datamodule.examples()  # type: ignore[attr-defined]
             if len(rows) > 1:
                 title = "What the network sees: an image of each class before and after preprocessing"
-                figure = pictures.before_and_after(rows, self.class_names, title)
-                writer.add_image("what_it_sees/preprocessing", pictures.rgb(figure), 0, dataformats="HWC")
+                figure = figures.before_and_after(rows, self.class_names, title)
+                writer.add_image("what_it_sees/preprocessing", figures.rgb(figure), 0, dataformats="HWC")
 
 
 class Graph(Callback):
@@ -273,7 +273,7 @@ class ConvFilters(Callback):
     def _draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epochs: int) -> None:
         if writer := tensorboard(trainer):
             name, layer = next(item for item in pl_module.named_modules() if isinstance(item[1], nn.Conv2d))
-            picture = pictures.filters(layer.weight)
+            picture = figures.filters(layer.weight)
             writer.add_image(f"what_it_learned/filters_{name.split('.')[-1]}", picture, epochs, dataformats="HWC")
 
 

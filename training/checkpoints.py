@@ -17,13 +17,14 @@ import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
-from cifar10.download import CLASS_NAMES
+from cifar10.errors import UsageError
 from cifar10.preprocessing import from_state
+from cifar10.records import CLASS_NAMES
 from cifar10.storage import write_bytes
 from experiments.runs import NO_PART
 from lenet_module import LeNetModule
 from models.classifier import EXPECTED, LAST, load_checkpoint
-from training.cli import Stopped, UsageError
+from training.cli import Stopped
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -17,7 +17,7 @@ from typing import Any, Literal, NoReturn, TypeAlias
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser
 
-from cifar10.download import DataError
+from cifar10.errors import DataError, UsageError
 from cifar10.filters import CORRUPT, DENOISE, NORMALIZE, SEGMENT
 from cifar10.preprocessing import Preprocessing
 from models.optimizers import OPTIMIZERS, SCHEDULES
@@ -51,10 +51,6 @@ ALLOWED: dict[str, tuple[str, Callable[[Any], bool]]] = {  # beyond what the typ
     "threads": _POSITIVE,
     "num_nodes": _POSITIVE,
 }
-
-
-class UsageError(ValueError):
-    """Flags that are each valid but not together, or a file that is not what a flag says."""
 
 
 class Stopped(Exception):

@@ -21,11 +21,10 @@ from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from cifar10.download import CLASS_NAMES
+from cifar10.records import CLASS_NAMES
 from cifar10.storage import write_bytes
 from experiments.runs import read_curves
-from training import diagnosis as trend
-from training import figures as pictures
+from training import diagnosis, figures
 from training.callbacks import best_checkpoint, tensorboard
 
 if TYPE_CHECKING:
@@ -109,7 +108,7 @@ class BestModel(Callback):
 
     def __init__(self, stage: str = "val", class_names: Sequence[str] = CLASS_NAMES, draw: bool = True) -> None:
         self.stage, self.class_names, self.draw = stage, class_names, draw
-        self.trend: trend.Trend | None = None
+        self.trend: diagnosis.Trend | None = None
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
@@ -130,7 +129,7 @@ class BestModel(Callback):
                 if predictions:
                     datamodule = trainer.datamodule  # type: ignore[attr-defined]
                     known = hasattr(datamodule, "validation_pictures")
-                    shown = datamodule.validation_pictures() if known else pictures.pixels(predictions.images)
+                    shown = datamodule.validation_pictures() if known else figures.pixels(predictions.images)
                     self._draw_predictions(writer, predictions, shown, maps, trainer.current_epoch)
             writer.flush()
 
@@ -142,8 +141,10 @@ class BestModel(Callback):
         if epochs:
             train_loss, train_acc, val_loss, val_acc = ([curves[name][epoch] for epoch in epochs] for name in names)
             confusion = predictions.confusion().numpy()
-            self.trend = trend.analyse(train_loss, train_acc, val_loss, val_acc, self.class_names, confusion, epochs[0])
-            text = trend.markdown(self.trend, self.stage)
+            self.trend = diagnosis.analyse(
+                train_loss, train_acc, val_loss, val_acc, self.class_names, confusion, epochs[0]
+            )
+            text = diagnosis.markdown(self.trend, self.stage)
             write_bytes(Path(writer.log_dir) / TREND, text.encode())
             writer.add_text("trend", text, epoch)
 
@@ -154,9 +155,9 @@ class BestModel(Callback):
         )
         if train or val:
             best = self.trend.best_epoch if self.trend else None
-            figure = pictures.curves(train, val, best, trend.said_of(self.stage, "validation"))
-            writer.add_image("whole_run/curves", pictures.rgb(figure), epoch, dataformats="HWC")
-        writer.add_text("what_is_where", trend.said_of(self.stage, GUIDE), epoch)
+            figure = figures.curves(train, val, best, diagnosis.said_of(self.stage, "validation"))
+            writer.add_image("whole_run/curves", figures.rgb(figure), epoch, dataformats="HWC")
+        writer.add_text("what_is_where", diagnosis.said_of(self.stage, GUIDE), epoch)
 
     def _draw_predictions(
         self,
@@ -177,19 +178,19 @@ class BestModel(Callback):
         ]
         arrow = "\N{RIGHTWARDS ARROW}"
         captions = [f"{names[i][0]} {arrow}\n{names[i][1]} {confidence[i]:.0%}" for i in wrong.tolist()]
-        title = trend.said_of(self.stage, f"Most confident validation mistakes: truth {arrow} prediction")
+        title = diagnosis.said_of(self.stage, f"Most confident validation mistakes: truth {arrow} prediction")
         counts = predictions.confusion()
-        figures = {
-            "where_it_fails/confusion_matrix": pictures.confusion(counts, self.class_names),
-            "where_it_fails/confusion_matrix_shares": pictures.confusion(counts, self.class_names, normalised=True),
-            "where_it_fails/reliability": pictures.reliability(probabilities, predictions.labels),
-            "where_it_fails/most_confident_mistakes": pictures.sheet(shown[wrong.numpy()], captions, title),
-            "what_it_learned/feature_maps": pictures.feature_maps(
-                pictures.pixels(predictions.images[first])[0], maps, probabilities[0], self.class_names, names[0][0]
+        drawn = {
+            "where_it_fails/confusion_matrix": figures.confusion(counts, self.class_names),
+            "where_it_fails/confusion_matrix_shares": figures.confusion(counts, self.class_names, normalised=True),
+            "where_it_fails/reliability": figures.reliability(probabilities, predictions.labels),
+            "where_it_fails/most_confident_mistakes": figures.sheet(shown[wrong.numpy()], captions, title),
+            "what_it_learned/feature_maps": figures.feature_maps(
+                figures.pixels(predictions.images[first])[0], maps, probabilities[0], self.class_names, names[0][0]
             ),
         }
-        for tag, figure in figures.items():
-            writer.add_image(tag, pictures.rgb(figure), epoch, dataformats="HWC")
+        for tag, figure in drawn.items():
+            writer.add_image(tag, figures.rgb(figure), epoch, dataformats="HWC")
         writer.add_embedding(
             # Three decimals are plenty to place a point, and the file is a quarter as large.
             predictions.features[first].double().numpy().round(3),
@@ -223,9 +224,9 @@ def log_result(writer: SummaryWriter, flags: Mapping[str, Any], result: Mapping[
     from torch.utils.tensorboard.summary import hparams
 
     scores = {name: result[name] for name in SCORES if result[name] is not None}
-    titled = {trend.said_of(flags["select_on"], SCORES[name][1]): f"{value:.4g}" for name, value in scores.items()}
-    writer.add_text("result", trend.table(("result", ""), titled), epoch)
-    writer.add_text("settings", trend.table(("flag", ""), flags), epoch)
+    titled = {diagnosis.said_of(flags["select_on"], SCORES[name][1]): f"{value:.4g}" for name, value in scores.items()}
+    writer.add_text("result", diagnosis.table(("result", ""), titled), epoch)
+    writer.add_text("settings", diagnosis.table(("flag", ""), flags), epoch)
     for name, value in scores.items():
         writer.add_scalar(SCORES[name][0], value, epoch)
 

