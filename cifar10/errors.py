@@ -17,5 +17,6 @@ class SettingError(UsageError):
     """
 
     def __init__(self, name: str, value: object, reason: str) -> None:
-        super().__init__(f"{name} {value}: {reason}")
+        shown = str(value)
+        super().__init__(f"{name} {shown if len(shown) < 80 else shown[:77] + '...'}: {reason}")
         self.name = name

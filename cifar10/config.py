@@ -1,0 +1,128 @@
+"""The settings of the rooms that make batches: which images, how they are preprocessed and augmented."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from cifar10.errors import SettingError
+from cifar10.filters import CORRUPT, DENOISE, NORMALIZE, SEGMENT
+from cifar10.settings import Settings, setting
+
+DenoiseName: TypeAlias = Literal[tuple(DENOISE)]  # type: ignore[valid-type]
+SegmentName: TypeAlias = Literal[SEGMENT]  # type: ignore[valid-type]
+NormalizeName: TypeAlias = Literal[NORMALIZE]  # type: ignore[valid-type]
+CorruptName: TypeAlias = Literal[tuple(CORRUPT)]  # type: ignore[valid-type]
+SEEDS: dict[str, Any] = {"at_least": 0, "at_most": 2**32 - 1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data(Settings):
+    """Data: which images, in which batches."""
+
+    data_dir: Path = setting(
+        Path("data"), "Folder of the data set, which is downloaded if it is not there.", identity=False
+    )
+    mirror: str | None = setting(
+        None, "URL of an official CIFAR-10 archive, instead of the known sources.", identity=False
+    )
+    batch_size: int = setting(128, "Images per step, over all devices.", compared=True, at_least=1, at_most=50_000)
+    val_size: int = setting(
+        5000,
+        "Images held out of training for validation, a multiple of 10; with 0 the last epoch is tested.",
+        multiple_of=10,
+        at_least=0,
+        at_most=49_990,
+    )
+    split_seed: int = setting(0, "Chooses the validation images.", **SEEDS)
+    select_on: Literal["val", "test"] = setting(
+        "val",
+        'Where the best epoch is chosen; "test" shows the bias of the report, and is for nothing else.',
+        compared=True,
+    )
+    seed: int = setting(0, "Initial weights, order of the images, augmentation.", compared=True, **SEEDS)
+
+    def check(self) -> None:
+        if self.batch_size > 50_000 - self.val_size:
+            raise SettingError("batch_size", self.batch_size, "more than the training images")
+        if self.select_on == "test" and self.val_size:
+            raise SettingError("select_on", "test", "validates on the test set, so it needs val_size 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation(Settings):
+    """Augmentation: what is done to training images, anew in each epoch."""
+
+    crop: int = setting(2, "Largest random shift of a training image, in pixels; 0 is off.", at_least=0, at_most=31)
+    flip: bool = setting(True, "Whether half of the training images, at random, are flipped horizontally.")
+    cutout: int = setting(
+        0, "Side of a random square erased from each training image, in pixels; 0 is off.", at_least=0, at_most=32
+    )
+    plain_epochs: int = setting(
+        0, "How many epochs, the last ones, go without crop and cutout.", since=2, before=0, at_least=0
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing(Settings):
+    """Preprocessing: what is done once to every image."""
+
+    denoise: DenoiseName = setting("none", "What smooths every image before training, once.", since=2, before="none")
+    denoise_strength: float | None = setting(
+        None,
+        "Of gaussian sigma in pixels, of median the window in pixels, odd, of bilateral the difference in grey levels "
+        "that is an edge, of nlmeans the noise in grey levels; null takes the method's default.",
+        since=2,
+        above=0,
+    )
+    segment: SegmentName = setting(
+        "none",
+        "Gives the background (otsu, grabcut) or each superpixel one colour, its mean.",
+        since=2,
+        before="none",
+    )
+    normalize: NormalizeName = setting(
+        "zca",
+        "By the training images' mean and standard deviation; before that, zca whitens all images, image standardises "
+        "each by itself, contrast equalises it locally (CLAHE); dataset does nothing before. With none, pixels are "
+        "only divided by 255.",
+        since=2,
+        before="dataset",
+    )
+    corrupt: CorruptName = setting(
+        "none", "What damages images before all else, as in CIFAR-10-C.", since=2, before="none"
+    )
+    severity: int | None = setting(None, "Of the damage, 1 to 5; null takes 3.", since=2, at_least=1, at_most=5)
+    corrupt_on: Literal["test", "both"] = setting(
+        "test",
+        "Which images are damaged: the test images, or the training and validation images too.",
+        since=2,
+        before="test",
+    )
+
+    def check(self) -> None:
+        if self.denoise_strength is not None:
+            given = "denoise_strength", f"{self.denoise_strength:g}"
+            if self.denoise == "none":
+                raise SettingError(*given, "needs denoise")
+            largest = DENOISE[self.denoise][1]
+            if self.denoise_strength > largest:
+                raise SettingError(*given, f"must be above 0 and at most {largest:g} for {self.denoise}")
+            if self.denoise == "median" and self.denoise_strength % 2 != 1:
+                raise SettingError(*given, "must be an odd number of pixels for median")
+        if self.severity is not None and self.corrupt == "none":
+            raise SettingError("severity", self.severity, "needs corrupt")
+        if self.corrupt_on == "both" and self.corrupt == "none":
+            raise SettingError("corrupt_on", "both", "needs corrupt")
+
+    def changed(self, given: dict[str, Any]) -> Preprocessing:
+        """With other values; another method does not keep the strength or severity of the one before."""
+        forget: dict[str, Any] = {"denoise_strength": None} if "denoise" in given else {}
+        forget |= {"severity": None, "corrupt_on": "test"} if "corrupt" in given else {}
+        return replace(self, **(forget | given))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Data, Augmentation, Preprocessing):
+    """All that `CIFAR10DataModule` needs to know."""

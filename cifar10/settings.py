@@ -1,0 +1,211 @@
+"""Settings: frozen dataclasses whose fields say once all that the house must know of them.
+
+    @dataclass(frozen=True, kw_only=True)
+    class Augmentation(Settings):
+        crop: int = setting(2, "Largest random shift, in pixels.", at_least=0, at_most=31)
+
+A value is checked and made plain wherever it comes from: the command line and files of flags give texts, programs give
+values. Imports nothing but the standard library.
+"""
+
+from __future__ import annotations
+
+import math
+import types
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, field, fields
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from cifar10.errors import SettingError, UsageError
+
+FORMAT = 2  # of what a run writes down; what has no number is of format 1
+
+Group = TypeVar("Group", bound="Settings")
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    identity: bool = True,
+    resumable: bool | None = None,
+    compared: bool = False,
+    since: int = 1,
+    before: Any = None,
+    **ends: Any,
+) -> Any:
+    """A field of a `Settings` class.
+
+    Args:
+        default: The only place where it stands.
+        help: A line or two for the command line.
+        identity: Whether another value makes a run another run.
+        resumable: Whether it may change when a run is resumed; None is: where it is no part of the identity.
+        compared: Whether it is among the first columns where runs are compared.
+        since: The first FORMAT in which it is always there.
+        before: What runs that do not have it were like.
+        ends: Of its `Range`, if it is a number.
+    """
+    resumable = not identity if resumable is None else resumable
+    known = {"help": help, "identity": identity, "resumable": resumable, "compared": compared}
+    return field(default=default, metadata=known | {"since": since, "before": before, "range": Range(**ends)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The base of groups of settings, which are frozen dataclasses that take keywords only.
+
+    Raises:
+        SettingError: When one is made, a value is not of its type, or out of its range.
+        UsageError: The values contradict each other.
+    """
+
+    def __post_init__(self) -> None:
+        for name, each in settings(type(self)).items():
+            object.__setattr__(self, name, checked(each, types_of(type(self))[name], getattr(self, name)))
+        for base in type(self).__mro__:
+            if "check" in vars(base):
+                base.check(self)
+
+    def check(self) -> None:
+        """Raise UsageError if values contradict each other; each group checks its own."""
+
+    def plain(self) -> dict[str, Any]:
+        """All values by name, as YAML and JSON take them."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {name: value.as_posix() if isinstance(value, Path) else value for name, value in values.items()}
+
+    def group(self, kind: type[Group]) -> Group:
+        """The settings of one of the groups that this one is made of, alone."""
+        return kind(**{each.name: getattr(self, each.name) for each in fields(kind)})
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any], format: int) -> Self:
+        """What a run wrote, with what runs of its format were like where it has no value.
+
+        Names that are not of this group are passed over.
+
+        Raises:
+            UsageError: It lacks a value, or has one that is none.
+        """
+        return cls(**complete(cls, values, format))
+
+
+def settings(kind: type[Settings]) -> dict[str, Field]:
+    """The fields of a group by name."""
+    return {each.name: each for each in fields(kind)}
+
+
+def complete(kind: type[Settings], values: Mapping[str, Any], format: int) -> dict[str, Any]:
+    """The values of a group, those that were no setting yet in this format as runs then were; see `Settings.read`."""
+    complete = {}
+    for name, each in settings(kind).items():
+        if name not in values and each.metadata["since"] <= format:
+            raise UsageError(f"lacks {name}")
+        complete[name] = values.get(name, each.metadata["before"])
+    return complete
+
+
+def refuse_newer(format: int) -> None:
+    """Raise UsageError if a later version of this program wrote it."""
+    if not isinstance(format, int) or format > FORMAT:
+        raise UsageError(f"of format {format}, which a newer version wrote; this one knows up to {FORMAT}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Range:
+    """The numbers that a setting may have; an end that is None is open."""
+
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+    multiple_of: int = 1
+
+    def __contains__(self, value: float) -> bool:
+        return (
+            (self.at_least is None or value >= self.at_least)
+            and (self.above is None or value > self.above)
+            and (self.at_most is None or value <= self.at_most)
+            and (self.below is None or value < self.below)
+            and (self.multiple_of == 1 or value % self.multiple_of == 0)
+        )
+
+    def __str__(self) -> str:
+        """ "from 0 to 31", "above 0", "a multiple of 10 from 0 to 49990"."""
+        words = [] if self.multiple_of == 1 else [f"a multiple of {self.multiple_of}"]
+        if self.at_most is None and self.below is None:
+            words += [f"above {self.above}"] if self.at_least is None else [f"{self.at_least} or above"]
+        else:
+            words += [f"above {self.above} and" if self.at_least is None else f"from {self.at_least}"]
+            words += [f"to below {self.below}"] if self.at_most is None else [f"to {self.at_most}"]
+        return " ".join(words)
+
+
+@cache
+def types_of(kind: Any) -> dict[str, Any]:
+    """The types of a group's fields by name."""
+    return get_type_hints(kind)
+
+
+def choices(hint: Any) -> tuple[Any, ...]:
+    """The values that a type lists; none if it does not."""
+    return get_args(hint) if get_origin(hint) is Literal else ()
+
+
+def kinds(hint: Any) -> tuple[Any, ...]:
+    """The alternatives of a type: (int, NoneType) of `int | None`."""
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def checked(each: Field, hint: Any, value: Any) -> Any:
+    """A value, or the text of one, as the plain value of this type; SettingError if it is none or out of range."""
+    if type(None) in kinds(hint) and (value is None or value == "null"):
+        return None
+    for kind in kinds(hint):
+        try:
+            plain = converted(kind, value)
+        except (ValueError, TypeError, OverflowError, KeyError, RuntimeError):  # RuntimeError: there is no home folder
+            continue
+        allowed = each.metadata["range"]
+        if isinstance(plain, int | float) and not isinstance(plain, bool) and plain not in allowed:
+            raise SettingError(each.name, plain, f"must be {allowed}")
+        return plain
+    raise SettingError(each.name, value, f"must be {in_words(hint)}")
+
+
+def converted(kind: Any, value: Any) -> Any:
+    """A value or its text as `kind`; ValueError, TypeError or OverflowError if it is none."""
+    if listed := choices(kind):
+        if value in listed:
+            return value
+        raise ValueError
+    if kind is bool:
+        return {"true": True, "false": False}[str(value).lower()]
+    if kind is int:
+        if isinstance(value, bool) or (isinstance(value, float) and value != int(value)):
+            raise ValueError
+        return int(value)
+    if kind is float:
+        if isinstance(value, bool) or not math.isfinite(float(value)):
+            raise ValueError
+        return float(value)
+    if kind is Path:
+        return Path(value).expanduser()
+    if kind is str and isinstance(value, str):
+        return value
+    raise TypeError
+
+
+def in_words(hint: Any) -> str:
+    """What a value of this type is, for people."""
+    words = {bool: "true or false", int: "a whole number", float: "a number", Path: "a path", str: "a text"}
+    parts = []
+    for kind in kinds(hint):
+        if listed := choices(kind):
+            parts.append(f"one of {', '.join(map(repr, listed))}")
+        elif kind in words:
+            parts.append(words[kind])
+    return " or ".join(parts)

@@ -1,0 +1,120 @@
+"""What a run is: `RunConfig`, all settings of one, in the groups that its rooms need.
+
+A run's configuration is its `Augmentation`, its `Optimization` and so on: each room takes it as what it needs to know.
+The command line, files of flags, checkpoints, sweeps, reports and resume all read and write this class. Adding a flag
+is one field of a group. Light to import.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cifar10.config import Augmentation, Data, DataConfig, Preprocessing
+from cifar10.errors import SettingError, UsageError
+from cifar10.settings import FORMAT, Settings, refuse_newer, setting, settings
+from models.config import ModelConfig, Network, Optimization, Teacher
+
+
+@dataclass(frozen=True, kw_only=True)
+class Length(Settings):
+    """Length of the run."""
+
+    epochs: int = setting(10, "Passes over the training images.", at_least=1, at_most=1_000_000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware(Settings):
+    """Hardware: what computes, as Lightning's Trainer takes it."""
+
+    threads: int | None = setting(
+        None,
+        "CPU threads of each process; null leaves it to PyTorch. Another number rounds differently.",
+        identity=False,
+        at_least=1,
+        at_most=4096,
+    )
+    accelerator: str = setting("cpu", "Kind of device.")
+    devices: int | str = setting(1, "Processes on this machine, or GPUs.")
+    num_nodes: int = setting(1, "Machines.", at_least=1, at_most=65_536)
+    strategy: str = setting("auto", "How several devices work together.")
+    precision: int | str = setting("32-true", "Number format of the training steps; evaluation has float32.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output(Settings):
+    """Output: where a run is kept and what it shows."""
+
+    log_dir: Path = setting(Path("logs"), "Folder for TensorBoard.", identity=False)
+    checkpoint_dir: Path = setting(Path("checkpoints"), "Folder for checkpoints.", identity=False, resumable=False)
+    tag: str | None = setting(
+        None,
+        "Added to the name of the run's folder, which tells optimizer, learning rate, batch size and seed.",
+        identity=False,
+        since=2,
+    )
+    pictures: bool = setting(
+        True,
+        "Whether TensorBoard gets pictures, the graph and the projector too; without them logs are small.",
+        identity=False,
+        since=2,
+        before=False,
+    )
+    quiet: bool = setting(False, "Nothing is printed but the summary.", identity=False)
+    fast_dev_run: bool = setting(False, "One batch of everything; nothing is saved.", identity=False, resumable=False)
+
+    def check(self) -> None:
+        if self.tag and not re.fullmatch(r"[\w.=+-]+", self.tag):
+            raise SettingError("tag", self.tag, "must be letters, digits and _ . = + - only")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(DataConfig, ModelConfig, Length, Hardware, Output):
+    """A whole run."""
+
+    def check(self) -> None:
+        if self.plain_epochs > self.epochs:
+            raise SettingError("plain_epochs", self.plain_epochs, f"more than the run's {self.epochs} epochs")
+
+    @property
+    def name(self) -> str:
+        """Of the run's folder."""
+        name = f"{self.optimizer}-lr{self.group(Optimization).resolved().lr:g}-bs{self.batch_size}-seed{self.seed}"
+        return f"{name}-{self.tag}" if self.tag else name
+
+    def identity(self) -> str:
+        """Equal for runs that are the same run. Files count by what is in them, which a `resolved` run says."""
+        parts = {name: value for name, value in self.plain().items() if SETTINGS[name].metadata["identity"]}
+        defaults = self.group(Optimization).resolved()
+        parts |= {"lr": defaults.lr, "weight_decay": defaults.weight_decay}
+        if self.teacher and not self.teacher_sha256:
+            parts["teacher_sha256"] = "unknown"
+        return json.dumps(parts, sort_keys=True)
+
+
+GROUPS: tuple[type[Settings], ...] = (
+    *(Optimization, Length, Network, Teacher),
+    *(Augmentation, Preprocessing, Data, Output, Hardware),
+)  # in the order in which people want to know
+SETTINGS = settings(RunConfig)
+
+
+def read_config(values: Mapping[str, Any], format: int) -> RunConfig:
+    """The configuration that a run of some format wrote.
+
+    Raises:
+        UsageError: A newer version wrote it, or it has a value that this version does not know, or lacks one.
+    """
+    refuse_newer(format)
+    if unknown := sorted(values.keys() - SETTINGS.keys()):
+        raise UsageError(f"has {unknown[0]}, which this version does not know")
+    return RunConfig.read(values, format)
+
+
+def written(config: RunConfig) -> dict[str, Any]:
+    """What a run writes down: `read_config` is the way back."""
+    return {"format": FORMAT, **config.plain()}
