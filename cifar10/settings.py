@@ -64,7 +64,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name, each in settings(type(self)).items():
-            object.__setattr__(self, name, checked(each, types_of(type(self))[name], getattr(self, name)))
+            object.__setattr__(self, name, checked(each, types_of(self.__class__)[name], getattr(self, name)))
         for base in type(self).__mro__:
             if "check" in vars(base):
                 base.check(self)
