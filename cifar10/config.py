@@ -27,7 +27,9 @@ class Data(Settings):
     mirror: str | None = setting(
         None, "URL of an official CIFAR-10 archive, instead of the known sources.", identity=False
     )
-    batch_size: int = setting(128, "Images per step, over all devices.", compared=True, at_least=1, at_most=50_000)
+    batch_size: int = setting(
+        128, "Images per step, over all devices.", compared=True, named="bs", at_least=1, at_most=50_000
+    )
     val_size: int = setting(
         5000,
         "Images held out of training for validation, a multiple of 10; with 0 the last epoch is tested.",
@@ -41,7 +43,7 @@ class Data(Settings):
         'Where the best epoch is chosen; "test" shows the bias of the report, and is for nothing else.',
         compared=True,
     )
-    seed: int = setting(0, "Initial weights, order of the images, augmentation.", compared=True, **SEEDS)
+    seed: int = setting(0, "Initial weights, order of the images, augmentation.", compared=True, named="seed", **SEEDS)
 
     def check(self) -> None:
         if self.batch_size > 50_000 - self.val_size:

@@ -5,11 +5,11 @@ class DataError(Exception):
     """CIFAR-10 cannot be had or read; the message is for the user."""
 
 
-class UsageError(ValueError):
+class UsageError(Exception):
     """Settings that are each valid but not together, or a file that is not what it is said to be."""
 
 
-class SettingError(UsageError):
+class SettingError(UsageError, ValueError):
     """A setting has a value that it cannot have. The text starts with its name, which the command line shows as a flag.
 
     Attributes:

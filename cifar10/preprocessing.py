@@ -11,9 +11,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from contextlib import suppress
 from functools import cache, partial
-from importlib.metadata import version
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +22,11 @@ import numpy as np
 from tqdm import tqdm
 
 from cifar10.cache import Lazy, digest, kept, key
+from cifar10.config import Preprocessing
 from cifar10.filters import (
     CORRUPT,
     DEFAULT_SEVERITY,
     DENOISE,
-    NORMALIZE,
-    SEGMENT,
     Step,
     corrupt,
     denoise,
@@ -35,6 +35,7 @@ from cifar10.filters import (
     segment,
     standardize,
 )
+from cifar10.settings import settings as names
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,78 +44,32 @@ ZCA_SIDE = 9  # pixels of the patches whose correlations are removed
 ZCA_STRIDE = 7  # pixels from one patch that is fitted to the next
 ZCA_EPSILON = 0.1  # as pylearn2 whitened CIFAR-10 (Goodfellow et al. 2013, Maxout Networks)
 _REVISION = "1"  # part of the key of what is kept: to be raised when a method or a constant of one changes
+# What a method calls beside NumPy, by module; one that is not here calls OpenCV.
+LIBRARIES: dict[str, list[str]] = {"fit": [], "image": [], "superpixels": ["skimage"]}
+DISTRIBUTIONS = {  # in which packages a library may come
+    "cv2": [f"opencv{contrib}-python{headless}" for contrib in ("", "-contrib") for headless in ("-headless", "")],
+    "skimage": ["scikit-image"],
+}
 _CHUNK = 250  # images
 
 
-@dataclass(frozen=True)
-class Preprocessing:
-    """The choice of what is done to images; as the flags of `train.train`, which have the same names.
-
-    Attributes:
-        denoise: A name in DENOISE.
-        denoise_strength: Above 0, its unit is in DENOISE; None takes the default there.
-        segment: A name in SEGMENT. The background, or each superpixel, gets its mean colour.
-        normalize: A name in NORMALIZE. "dataset" and "none" leave the pixels as they are.
-        corrupt: A name in CORRUPT.
-        severity: 1 to 5; None takes DEFAULT_SEVERITY.
-        corrupt_on: "test" or "both".
-
-    Raises:
-        ValueError: A value is out of its range or does nothing beside the others; the text starts with its name.
-    """
-
-    denoise: str = "none"
-    denoise_strength: float | None = None
-    segment: str = "none"
-    normalize: str = "dataset"
-    corrupt: str = "none"
-    severity: int | None = None
-    corrupt_on: str = "test"
-
-    def __post_init__(self) -> None:
-        names = {"denoise": DENOISE, "segment": SEGMENT, "normalize": NORMALIZE, "corrupt": CORRUPT}
-        for name, known in (names | {"corrupt_on": ("test", "both")}).items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} {getattr(self, name)}: must be one of {', '.join(known)}")
-        if self.denoise_strength is not None:
-            given = f"denoise_strength {self.denoise_strength:g}"
-            if self.denoise == "none":
-                raise ValueError(f"{given}: needs --denoise")
-            largest = DENOISE[self.denoise][1]
-            if not 0 < self.denoise_strength <= largest:
-                raise ValueError(f"{given}: must be above 0 and at most {largest:g} for {self.denoise}")
-            if self.denoise == "median" and self.denoise_strength % 2 != 1:
-                raise ValueError(f"{given}: must be an odd number of pixels for median")
-        if self.severity is not None and self.corrupt == "none":
-            raise ValueError(f"severity {self.severity}: needs --corrupt")
-        if self.severity not in (None, 1, 2, 3, 4, 5):
-            raise ValueError(f"severity {self.severity}: must be from 1 to 5")
-        if self.corrupt_on == "both" and self.corrupt == "none":
-            raise ValueError("corrupt_on both: needs --corrupt")
-
-    def changed(self, given: dict[str, Any]) -> Preprocessing:
-        """With other fields; another method does not keep the strength or severity of the one before."""
-        forget: dict[str, Any] = {"denoise_strength": None} if "denoise" in given else {}
-        forget |= {"severity": None, "corrupt_on": "test"} if "corrupt" in given else {}
-        return replace(self, **(forget | given))
-
-    def steps(self, corrupted: bool) -> dict[str, Step]:
-        """What is to be done, by a name that tells method and parameters, in order; without zca, which is fitted."""
-        steps: dict[str, Step] = {}
-        if corrupted and self.corrupt != "none":
-            severity = self.severity or DEFAULT_SEVERITY
-            level = CORRUPT[self.corrupt][severity - 1]
-            steps[f"corrupt-{self.corrupt}-{severity}"] = partial(corrupt, self.corrupt, level)
-        if self.denoise != "none":
-            strength = self.denoise_strength or DENOISE[self.denoise][0]
-            steps[f"denoise-{self.denoise}-{strength:g}"] = partial(denoise, self.denoise, strength)
-        if self.segment != "none":
-            steps[f"segment-{self.segment}"] = partial(segment, self.segment)
-        if self.normalize == "image":
-            steps["normalize-image"] = standardize
-        if self.normalize == "contrast":
-            steps["normalize-contrast"] = equalize
-        return steps
+def steps(settings: Preprocessing, corrupted: bool) -> dict[str, Step]:
+    """What is to be done, by a name that tells method and parameters, in order; without zca, which is fitted."""
+    steps: dict[str, Step] = {}
+    if corrupted and settings.corrupt != "none":
+        severity = settings.severity or DEFAULT_SEVERITY
+        level = CORRUPT[settings.corrupt][severity - 1]
+        steps[f"corrupt-{settings.corrupt}-{severity}"] = partial(corrupt, settings.corrupt, level)
+    if settings.denoise != "none":
+        strength = settings.denoise_strength or DENOISE[settings.denoise][0]
+        steps[f"denoise-{settings.denoise}-{strength:g}"] = partial(denoise, settings.denoise, strength)
+    if settings.segment != "none":
+        steps[f"segment-{settings.segment}"] = partial(segment, settings.segment)
+    if settings.normalize == "image":
+        steps["normalize-image"] = standardize
+    if settings.normalize == "contrast":
+        steps["normalize-contrast"] = equalize
+    return steps
 
 
 def preprocess(
@@ -149,7 +104,7 @@ def preprocess_lazily(
     folder: Path | None = None,
 ) -> Lazy:
     """As `preprocess`; what is kept in `folder` is found by the identity of `images`, which need not be loaded then."""
-    for name, step in settings.steps(corrupted).items():
+    for name, step in steps(settings, corrupted).items():
         images = _mapped(images, name, partial(_each, step), folder)
     if whitening is not None:
         kernels = whitening[:, :-1].reshape(3, 3, ZCA_SIDE, ZCA_SIDE)
@@ -164,7 +119,10 @@ def from_state(state: Mapping[str, Any]) -> tuple[Preprocessing, np.ndarray | No
     Raises:
         TypeError, ValueError: They are not what a data module writes.
     """
-    settings = Preprocessing(**state.get("preprocessing", {}))
+    stored = state.get("preprocessing", {})
+    if unknown := sorted(stored.keys() - names(Preprocessing).keys()):
+        raise ValueError(f"preprocessing has {unknown[0]}, which this version does not know")
+    settings = Preprocessing.read(stored, format=1)
     whitening = state["whitening"].numpy() if "whitening" in state else None
     if (settings.normalize == "zca") != (whitening is not None):
         raise ValueError("whitening belongs to normalize zca")
@@ -195,7 +153,7 @@ def before_and_after(
         uint8 [N, 3, 32, 32] by what was done.
     """
     rows = {"as it is": images}
-    if whitening is not None or settings.steps(corrupted=False):
+    if whitening is not None or steps(settings, corrupted=False):
         rows["preprocessed"] = preprocess(images, settings, whitening)
     if settings.corrupt != "none":
         damage = Preprocessing(corrupt=settings.corrupt, severity=settings.severity)
@@ -243,8 +201,14 @@ def fit_whitening(images: np.ndarray | Lazy, indices: np.ndarray, folder: Path |
 
     size = 3 * ZCA_SIDE**2
     source = _lazy(images, folder)
-    inputs = (source.identity, digest(indices), *_versions())
+    inputs = (source.identity, digest(indices), *_versions("fit"))
     return kept(folder, f"fit-zca-{ZCA_SIDE}", inputs, (3, size + 1), np.float32, fit)
+
+
+def method_versions(settings: Preprocessing) -> tuple[str, ...]:
+    """Of the methods in `settings` and of the libraries that they call, for the key of what is computed with them."""
+    methods = {settings.corrupt, settings.denoise, settings.segment, settings.normalize} - {"none", "dataset"}
+    return tuple(sorted({_REVISION}.union(*map(_versions, methods))))
 
 
 def whiten(images: np.ndarray, whitening: np.ndarray) -> np.ndarray:
@@ -280,7 +244,7 @@ def _mapped(images: Lazy, name: str, run: Callable[[np.ndarray, int], np.ndarray
         return done
 
     count, channels, *size = images.shape
-    inputs = (images.identity, *_versions())
+    inputs = (images.identity, *_versions(name.split("-")[1]))
 
     def make() -> np.ndarray:
         return kept(folder, name, inputs, (count, *size, channels), np.uint8, compute).transpose(0, 3, 1, 2)
@@ -293,9 +257,21 @@ def _each(step: Step, chunk: np.ndarray, start: int) -> np.ndarray:
 
 
 @cache
-def _versions() -> tuple[str, ...]:
-    """Of the methods and of the libraries that they call, which are not imported for it."""
-    return _REVISION, *(version(name) for name in ("opencv-python-headless", "scikit-image", "numpy"))
+def _versions(method: str) -> tuple[str, ...]:
+    """Of a method, by its name in `filters`, and of the libraries that it calls."""
+    return (
+        _REVISION,
+        f"numpy {np.__version__}",
+        *(f"{name} {_version(name)}" for name in LIBRARIES.get(method, ["cv2"])),
+    )
+
+
+def _version(library: str) -> str:
+    """Of a library, by its module. That is not imported for it, which takes a second from a cold disk."""
+    for distribution in DISTRIBUTIONS[library]:
+        with suppress(PackageNotFoundError):
+            return version(distribution)
+    return import_module(library).__version__  # from another kind of package, such as Conda's
 
 
 def _pixels(images: np.ndarray) -> np.ndarray:

@@ -32,6 +32,7 @@ def setting(
     identity: bool = True,
     resumable: bool | None = None,
     compared: bool = False,
+    named: str | None = None,
     since: int = 1,
     before: Any = None,
     **ends: Any,
@@ -44,12 +45,14 @@ def setting(
         identity: Whether another value makes a run another run.
         resumable: Whether it may change when a run is resumed; None is: where it is no part of the identity.
         compared: Whether it is among the first columns where runs are compared.
+        named: What stands before it in the name of a run's folder; None is not in it.
         since: The first FORMAT in which it is always there.
         before: What runs that do not have it were like.
         ends: Of its `Range`, if it is a number.
     """
     resumable = not identity if resumable is None else resumable
     known = {"help": help, "identity": identity, "resumable": resumable, "compared": compared}
+    known |= {"named": named}
     return field(default=default, metadata=known | {"since": since, "before": before, "range": Range(**ends)})
 
 
@@ -63,11 +66,12 @@ class Settings:
     """
 
     def __post_init__(self) -> None:
+        hints = types_of(type(self))  # type: ignore[arg-type]
         for name, each in settings(type(self)).items():
-            object.__setattr__(self, name, checked(each, types_of(self.__class__)[name], getattr(self, name)))
+            object.__setattr__(self, name, checked(each, hints[name], getattr(self, name)))
         for base in type(self).__mro__:
             if "check" in vars(base):
-                base.check(self)
+                base.check(self)  # type: ignore[attr-defined]
 
     def check(self) -> None:
         """Raise UsageError if values contradict each other; each group checks its own."""
@@ -99,12 +103,16 @@ def settings(kind: type[Settings]) -> dict[str, Field]:
 
 
 def complete(kind: type[Settings], values: Mapping[str, Any], format: int) -> dict[str, Any]:
-    """The values of a group, those that were no setting yet in this format as runs then were; see `Settings.read`."""
+    """The values of a group, those that were no setting yet in this format as runs then were; see `Settings.read`.
+
+    What is no part of a run's identity, such as a folder, need not be there.
+    """
     complete = {}
     for name, each in settings(kind).items():
-        if name not in values and each.metadata["since"] <= format:
+        known = each.metadata
+        if name not in values and known["identity"] and known["since"] <= format:
             raise UsageError(f"lacks {name}")
-        complete[name] = values.get(name, each.metadata["before"])
+        complete[name] = values.get(name, known["before"] if known["identity"] else each.default)
     return complete
 
 
