@@ -8,6 +8,7 @@ gives (float images [B, 3, 32, 32], int64 labels [B]):
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytorch_lightning as pl
@@ -15,15 +16,16 @@ import torch
 import torch.nn.functional as F
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from models.networks import NETWORKS, LeNet5
-from models.optimizers import OPTIMIZERS, make_optimizer, make_schedule
+from models.config import ModelConfig
+from models.distillation import distillation
+from models.networks import LeNet5
+from models.optimizers import make_optimizer, make_schedule
+from models.registry import make_network
 
 __all__ = ["LeNet5", "LeNetModule"]
-
-TEMPERATURE = 4.0  # of `distillation`
 
 
 class LeNetModule(pl.LightningModule):
@@ -31,46 +33,25 @@ class LeNetModule(pl.LightningModule):
 
     Logged once an epoch, over the epoch's number (counted from 1): `train/loss`, `train/acc`, `val/loss`, `val/acc`,
     and in a test `test/loss`, `test/acc`; while training, over steps: `train/loss_step`. Accuracies are fractions
-    in [0, 1]. Label smoothing and distillation are in the training loss alone, so that the others compare across runs.
+    in [0, 1]. Label smoothing and distillation are in the training loss alone, so that the others compare across runs;
+    for the same reason the Trainer's `precision` is that of training steps, and evaluation is in float32.
 
     Args:
-        width: Factor on the classic layer widths.
-        optimizer: A name of `optimizers.OPTIMIZERS`.
-        lr: Peak learning rate; None takes the optimizer's default.
-        weight_decay: None takes the optimizer's default.
-        momentum: SGD's.
-        nesterov: SGD's.
-        schedule: A name of `optimizers.SCHEDULES`.
-        label_smoothing: Share of the target that is spread evenly over all classes.
-        network: A name of `networks.NETWORKS`.
-        teacher_weight: Share of `distillation` in the training loss, for batches with a teacher's logits, [B, 10], as
-            third part.
+        config: What learns and how, such as a run's configuration; None takes the defaults.
         val_name: What the metrics of the validation loader are called; "test" where it holds the test set.
+        flags: Single settings of `ModelConfig`, such as `optimizer="adam"`, instead of those of `config`. In a batch
+            with a teacher's logits, [B, 10], as third part, `teacher_weight` is their share of the training loss.
 
     Raises:
+        SettingError: A setting is out of its range.
         FloatingPointError: While training, the loss is no longer finite.
     """
 
-    def __init__(
-        self,
-        width: int = 3,
-        optimizer: str = "sgd",
-        lr: float | None = None,
-        weight_decay: float | None = None,
-        momentum: float = 0.9,
-        nesterov: bool = True,
-        schedule: str = "onecycle",
-        label_smoothing: float = 0.0,
-        network: str = "lenet5",
-        teacher_weight: float = 0.9,
-        val_name: str = "val",
-    ) -> None:
+    def __init__(self, config: ModelConfig | None = None, *, val_name: str = "val", **flags: Any) -> None:
         super().__init__()
-        defaults = OPTIMIZERS[optimizer]
-        lr = defaults.lr if lr is None else lr
-        weight_decay = defaults.weight_decay if weight_decay is None else weight_decay
-        self.save_hyperparameters(logger=False)
-        self.model = NETWORKS[network](width)
+        self.config = replace(config or ModelConfig(), **flags).group(ModelConfig).resolved()
+        self.save_hyperparameters(self.config.plain() | {"val_name": val_name}, logger=False)
+        self.model: Any = make_network(self.config.network, self.config.width, self.config.network_sha256)
         self.train_metrics = _metrics("train/")
         self.val_metrics = _metrics(f"{val_name}/")
         self.test_metrics = _metrics("test/")
@@ -82,15 +63,15 @@ class LeNetModule(pl.LightningModule):
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> dict[str, Tensor]:
         images, labels, *teacher_logits = batch
         logits = self(images)
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.hparams["label_smoothing"])
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
         if teacher_logits:
-            loss = torch.lerp(loss, distillation(logits, teacher_logits[0]), self.hparams["teacher_weight"])
+            loss = torch.lerp(loss, distillation(logits, teacher_logits[0]), self.config.teacher_weight)
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"the training loss is {loss.item()} in epoch {self.current_epoch + 1}, step {self.global_step}, at "
                 f"learning rate {self._current_lr():.3g}: try a lower one"
             )
-        self.train_metrics.update(value=loss.detach(), weight=len(labels), preds=logits.detach(), target=labels)
+        self.train_metrics.update(loss=loss.detach(), images=len(labels), preds=logits.detach(), target=labels)
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and (self.global_step + 1) % every == 0:  # asked in each step, `log` takes as long as the metrics
             self.log("train/loss_step", loss, prog_bar=True, logger=False)
@@ -115,24 +96,20 @@ class LeNetModule(pl.LightningModule):
         self._log_epoch(self.test_metrics)
 
     def configure_optimizers(self) -> Any:
-        hparams = self.hparams
-        optimizer = make_optimizer(
-            self.parameters(),
-            hparams["optimizer"],
-            hparams["lr"],
-            hparams["weight_decay"],
-            hparams["momentum"],
-            hparams["nesterov"],
-        )
-        schedule = make_schedule(optimizer, hparams["schedule"], int(self.trainer.estimated_stepping_batches))
+        optimizer = make_optimizer(self.parameters(), self.config)
+        schedule = make_schedule(optimizer, self.config.schedule, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], metrics: MetricCollection) -> Tensor:
-        """Update `metrics` and return the logits [B, 10]."""
+        """Update `metrics` and return the logits [B, 10].
+
+        In float32 under mixed precision too; weights that the Trainer keeps in another format ("bf16-true") stay in it.
+        """
         images, labels = batch
-        logits = self(images)
+        with torch.autocast(self.device.type, enabled=False):
+            logits = self(images.to(next(self.parameters()).dtype))
         loss = F.cross_entropy(logits, labels)
-        metrics.update(value=loss, weight=len(labels), preds=logits, target=labels)
+        metrics.update(loss=loss, images=len(labels), preds=logits, target=labels)
         return logits
 
     def _log_epoch(self, metrics: MetricCollection) -> None:
@@ -151,25 +128,33 @@ class LeNetModule(pl.LightningModule):
         return self.trainer.optimizers[0].param_groups[0]["lr"]
 
 
-def distillation(logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """The loss of Hinton et al. (2015), Distilling the Knowledge in a Neural Network: the divergence from the teacher's
-    softened probabilities, times the temperature squared, which keeps gradients as large as those of cross-entropy.
+class MeanLoss(Metric):
+    """The mean loss of all images, from the mean of each batch, whatever the sizes of the batches.
 
-    Args:
-        logits, teacher_logits: float [B, C].
+    torchmetrics' MeanMetric takes no weights unless it looks for NaN in each step, which takes as long as the rest.
     """
-    targets = (teacher_logits / TEMPERATURE).softmax(1)
-    predictions = (logits / TEMPERATURE).log_softmax(1)
-    return F.kl_div(predictions, targets, reduction="batchmean") * TEMPERATURE**2
+
+    full_state_update = False
+    total: Tensor
+    images: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("images", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, loss: Tensor, images: int) -> None:
+        self.total += loss * images
+        self.images += images
+
+    def compute(self) -> Tensor:
+        return self.total / self.images
 
 
 def _metrics(prefix: str) -> MetricCollection:
-    """Mean loss and accuracy of a stage, fed with value and weight, preds and target."""
+    """Mean loss and accuracy of a stage, fed with loss and images, preds and target."""
     return MetricCollection(
-        {
-            "loss": MeanMetric(nan_strategy="disable"),
-            "acc": MulticlassAccuracy(10, average="micro", validate_args=False),
-        },
+        {"loss": MeanLoss(), "acc": MulticlassAccuracy(10, average="micro", validate_args=False)},
         prefix=prefix,
         compute_groups=False,
     )

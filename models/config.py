@@ -56,8 +56,10 @@ class Network(Settings):
 class Optimization(Settings):
     """Optimization: how weights are updated."""
 
-    optimizer: OptimizerName = setting("sgd", "How the weights are updated.", compared=True)
-    lr: float | None = setting(None, "Peak learning rate; null takes the optimizer's default.", compared=True, above=0)
+    optimizer: OptimizerName = setting("sgd", "How the weights are updated.", compared=True, named="")
+    lr: float | None = setting(
+        None, "Peak learning rate; null takes the optimizer's default.", compared=True, named="lr", above=0
+    )
     weight_decay: float | None = setting(None, "Weight decay; null takes the optimizer's default.", at_least=0)
     momentum: float = setting(0.9, "Momentum of sgd.", at_least=0, below=1)
     nesterov: bool = setting(True, "Whether sgd's momentum is Nesterov's.")

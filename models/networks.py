@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -77,8 +74,8 @@ def _convolution(channels_in: int, channels_out: int, pool: bool = False) -> nn.
     return nn.Sequential(*layers, nn.BatchNorm2d(channels_out), nn.ReLU())
 
 
-class Mirrored(nn.Module):
-    """Any network from images to logits, asked twice: the mean of the logits of each image and of its mirror."""
+class HorizontalFlipAverage(nn.Module):
+    """Test-time augmentation of any network: the mean of the logits of each image and of its horizontal flip."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -87,7 +84,3 @@ class Mirrored(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Float images [B, 3, H, W] to logits [B, classes]."""
         return (self.network(images) + self.network(images.flip(3))) / 2
-
-
-# By name, made for a `width`, which is of lenet5 alone.
-NETWORKS: dict[str, Callable[[int], Any]] = {"lenet5": LeNet5, "resnet": lambda width: ResNet()}

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+    from models.config import Optimization
+
 
 @dataclass(frozen=True)
 class Defaults:
@@ -57,26 +59,20 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 }
 
 
-def make_optimizer(
-    parameters: Iterable[torch.nn.Parameter],
-    name: str,
-    lr: float,
-    weight_decay: float,
-    momentum: float = 0.9,
-    nesterov: bool = True,
-) -> torch.optim.Optimizer:
-    """The optimizer `name`, in PyTorch's fused form where it has one.
+def make_optimizer(parameters: Iterable[torch.nn.Parameter], settings: Optimization) -> torch.optim.Optimizer:
+    """The optimizer of these settings, in PyTorch's fused form where it has one.
 
-    `momentum` and `nesterov` reach SGD alone.
+    Args:
+        settings: With a learning rate and a weight decay; `momentum` and `nesterov` reach SGD alone.
     """
     import inspect
 
     import torch
 
-    optimizer_class = getattr(torch.optim, OPTIMIZERS[name].class_name)
-    options: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}
-    if name == "sgd":
-        options |= {"momentum": momentum, "nesterov": nesterov and momentum > 0}
+    optimizer_class = getattr(torch.optim, OPTIMIZERS[settings.optimizer].class_name)
+    options: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
+    if settings.optimizer == "sgd":
+        options |= {"momentum": settings.momentum, "nesterov": settings.nesterov and settings.momentum > 0}
     if "fused" in inspect.signature(optimizer_class).parameters:
         options["fused"] = True
     return optimizer_class(parameters, **options)

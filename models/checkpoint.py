@@ -1,0 +1,195 @@
+"""Checkpoints: the one reader of a run's file or folder, which gives one typed thing.
+
+    checkpoint = load_checkpoint(Path("checkpoints/lenet5-cifar10.ckpt"))
+    network = checkpoint.make_network()  # float images [B, 3, 32, 32] to logits [B, 10]
+
+Nothing in a file can run code, and no file that only a checkpoint names is run. Imports no Lightning.
+"""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cifar10.config import Data, Preprocessing
+from cifar10.errors import UsageError
+from cifar10.preprocessing import ZCA_SIDE
+from cifar10.records import CLASS_NAMES
+from cifar10.settings import Group, refuse_newer, settings
+from models import registry
+from models.config import Network
+
+LAST = "last.ckpt"  # of the last whole epoch of a run, in its folder
+
+# Entries of a file. Lightning chose the first three; the third is the name of the data module's class.
+STATE_DICT, EPOCH, DATA_STATE = "state_dict", "epoch", "CIFAR10DataModule"
+FLAGS, FORMAT, NAMES = "flags", "format", "class_names"  # without FORMAT it is of format 1
+MODEL = "model."  # before the names of the network's weights, which are an attribute of `LeNetModule`
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """What a run left.
+
+    Attributes:
+        path: The file.
+        format: Of what is written in it.
+        flags: The run's settings by name, as they were written.
+        epoch: The last one trained, counted from 0.
+        network, data: The run's settings of these groups.
+        preprocessing: What images have to go through before the network.
+        whitening: float32 [3, 3 * ZCA_SIDE**2 + 1] of `fit_whitening`; None unless the preprocessing has it.
+        mean, std: float32 [3], per channel, in [0, 255].
+        class_names: By label.
+        state_dict: Of `LeNetModule`.
+    """
+
+    path: Path
+    format: int
+    flags: dict[str, Any]
+    epoch: int
+    network: Network
+    data: Data
+    preprocessing: Preprocessing
+    whitening: np.ndarray | None
+    mean: Tensor
+    std: Tensor
+    class_names: tuple[str, ...]
+    state_dict: dict[str, Tensor]
+
+    def make_network(self) -> nn.Module:
+        """The trained network; UsageError if the weights are of another one."""
+        chosen = self.network
+        network = registry.make_network(chosen.network, chosen.width, chosen.network_sha256)
+        with _fitting(self.path):
+            network.load_state_dict({name.removeprefix(MODEL): value for name, value in self.state_dict.items()})
+        return network
+
+    def data_state(self) -> dict[str, Any]:
+        """The state of the data module, as `CIFAR10DataModule.load_state_dict` takes it."""
+        state = {"mean": self.mean, "std": self.std, "preprocessing": self.preprocessing.plain()}
+        return state | ({} if self.whitening is None else {"whitening": torch.from_numpy(self.whitening)})
+
+    def entries(self) -> dict[str, Any]:
+        """Tensors and plain values, from which `load_checkpoint` makes the same checkpoint."""
+        run = {FORMAT: self.format, FLAGS: self.flags, EPOCH: self.epoch, NAMES: list(self.class_names)}
+        return run | {DATA_STATE: self.data_state(), STATE_DICT: self.state_dict}
+
+
+def load_checkpoint(path: Path, network: str | None = None) -> Checkpoint:
+    """Read a checkpoint of train.py.
+
+    Args:
+        path: The file, or the folder of its run, whose LAST is read.
+        network: For a network of someone's own, its "file.py:Class": a checkpoint brings no code.
+
+    Raises:
+        UsageError: It is not there, damaged, of another program or of a newer version, or would have run code; its
+            entries contradict each other; or `network` is not the network of the run, or is missing.
+    """
+    if path.is_dir():
+        if not (path / LAST).exists():
+            raise UsageError(f"{path}: a folder without {LAST}")
+        path = path / LAST
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of files that are refused right after
+            entries = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or 'damaged, or no PyTorch checkpoint'}") from error
+    except pickle.UnpicklingError as error:
+        raise UsageError(f"{path}: refused, it holds more than tensors and plain values, or is damaged") from error
+    except Exception as error:  # PyTorch's reader raises whatever it trips over
+        raise UsageError(f"{path}: damaged, or no PyTorch checkpoint") from error
+    if not isinstance(entries, dict) or not entries.keys() >= {STATE_DICT, EPOCH, DATA_STATE, FLAGS}:
+        raise UsageError(f"{path}: no checkpoint of train.py")
+    checkpoint = _checkpoint(path, entries)
+    return replace(checkpoint, **_named(checkpoint, network))
+
+
+def _checkpoint(path: Path, entries: Mapping[str, Any]) -> Checkpoint:
+    format = entries.get(FORMAT, 1)
+    try:
+        refuse_newer(format)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
+    with _fitting(path):
+        flags, state = dict(entries[FLAGS]), entries[DATA_STATE]
+        flags.pop(FORMAT, None)
+        preprocessing = _preprocessing(state.get("preprocessing", {}), format)
+        return Checkpoint(
+            path=path,
+            format=format,
+            flags=flags,
+            epoch=int(entries[EPOCH]),
+            network=Network.read(flags, format),
+            data=_released(Data, flags, format),
+            preprocessing=preprocessing,
+            whitening=_whitening(state, preprocessing),
+            mean=state["mean"].view(3),
+            std=state["std"].view(3),
+            class_names=_class_names(entries.get(NAMES, CLASS_NAMES)),
+            state_dict=dict(entries[STATE_DICT]),
+        )
+
+
+def _released(kind: type[Group], flags: Mapping[str, Any], format: int) -> Group:
+    """`kind.read`; released weights lack what is no part of a run's identity, such as folders."""
+    apart = {name: each.default for name, each in settings(kind).items() if not each.metadata["identity"]}
+    return kind.read(apart | dict(flags), format)
+
+
+def _preprocessing(values: Mapping[str, Any], format: int) -> Preprocessing:
+    """Of a data module's state; that of the first runs has none."""
+    if unknown := sorted(values.keys() - settings(Preprocessing).keys()):
+        raise UsageError(f"has {unknown[0]}, which this version does not know")
+    return Preprocessing.read(values, format)
+
+
+def _class_names(names: Sequence[str]) -> tuple[str, ...]:
+    if len(names) != len(CLASS_NAMES) or not all(isinstance(name, str) for name in names):
+        raise UsageError(f"has no names of {len(CLASS_NAMES)} classes")
+    return tuple(names)
+
+
+def _whitening(state: Mapping[str, Any], preprocessing: Preprocessing) -> np.ndarray | None:
+    whitening = state["whitening"].numpy() if "whitening" in state else None
+    if (preprocessing.normalize == "zca") != (whitening is not None):
+        raise UsageError("whitening belongs to normalize zca")
+    if whitening is not None and (whitening.shape, whitening.dtype) != ((3, 3 * ZCA_SIDE**2 + 1), np.float32):
+        raise UsageError(f"whitening {whitening.dtype} of shape {whitening.shape}")
+    return whitening
+
+
+def _named(checkpoint: Checkpoint, name: str | None) -> dict[str, Any]:
+    """The fields that say where the network's code is, by what the caller named."""
+    network, flags = checkpoint.network, checkpoint.flags
+    own = network.network not in registry.NETWORKS
+    if own and name is None:
+        raise UsageError(
+            f"{checkpoint.path}: its network is {network.network}, and a checkpoint brings no code: "
+            "name the class again, as network file.py:Class"
+        )
+    if name is None or name == network.network:
+        return {}
+    if not own or name in registry.NETWORKS or name.rpartition(":")[2] != network.network.rpartition(":")[2]:
+        raise UsageError(f"{checkpoint.path}: its network is {network.network}, not {name}")
+    return {"network": replace(network, network=name), "flags": flags | {"network": name}}
+
+
+@contextmanager
+def _fitting(path: Path) -> Iterator[None]:
+    """Turns what goes wrong with the content of a checkpoint into one line."""
+    try:
+        yield
+    except (UsageError, TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
+        raise UsageError(f"{path}: does not fit this network: {reason}") from error

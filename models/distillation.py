@@ -1,0 +1,145 @@
+"""Knowledge distillation: a network learns the soft targets of a trained one, its teacher, beside the labels.
+
+Hinton, Vinyals, Dean (2015), Distilling the Knowledge in a Neural Network. The teacher's logits for all training images
+are computed once, before training, and kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from cifar10.cache import digest, kept
+from cifar10.config import Data
+from cifar10.errors import SettingError, UsageError
+from cifar10.preprocessing import method_versions, preprocess
+from cifar10.settings import settings
+from models.checkpoint import Checkpoint, load_checkpoint
+from models.classifier import Classifier, make_classifier
+from models.config import Teacher
+
+TEMPERATURE = 4.0  # Hinton et al. report 2.5 to 4 as best for a small network
+BATCH_SIZE = 500  # images that the teacher is asked at once, which bounds the memory
+
+
+def distillation(logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """The divergence from the teacher's soft targets (Hinton et al. 2015), a scalar.
+
+    Both distributions are softened by TEMPERATURE; the factor of its square keeps gradients as large as those of
+    cross-entropy.
+
+    Args:
+        logits, teacher_logits: float [B, C].
+    """
+    targets = (teacher_logits / TEMPERATURE).softmax(1)
+    predictions = (logits / TEMPERATURE).log_softmax(1)
+    return F.kl_div(predictions, targets, reduction="batchmean") * TEMPERATURE**2
+
+
+@dataclass(frozen=True)
+class TeacherLogits:
+    """What `CIFAR10DataModule` asks for the teacher's logits: each is the mean over the image and its horizontal flip.
+
+    Attributes:
+        classifier: The teacher.
+        sha256: Its `teacher_sha256`.
+        folder: Where logits are kept.
+    """
+
+    classifier: Classifier
+    sha256: str
+    folder: Path
+
+    def __call__(self, images: np.ndarray) -> Tensor:
+        """Images as they are in the data set, uint8 [N, 3, 32, 32], to logits, float32 [N, C].
+
+        Raises:
+            DataError: `folder` cannot be written.
+        """
+        inputs = (digest(images), self.sha256, *method_versions(self.classifier.preprocessing), torch.__version__)
+        shape = (len(images), len(self.classifier.class_names))
+        return torch.from_numpy(kept(self.folder, "teacher", inputs, shape, np.float32, lambda: self._compute(images)))
+
+    @torch.no_grad()
+    def _compute(self, images: np.ndarray) -> np.ndarray:
+        pixels = torch.from_numpy(preprocess(images, self.classifier.preprocessing, self.classifier.whitening))
+        batches = tqdm(pixels.split(BATCH_SIZE), "teacher", leave=False, disable=None)
+        return torch.cat([self.classifier.logits(batch) for batch in batches]).numpy()
+
+
+def load_teacher(teacher: Teacher, data: Data, folder: Path) -> TeacherLogits:
+    """The teacher of a run.
+
+    Args:
+        teacher, data: Settings of the run that is to be taught; it has a teacher.
+        folder: Where logits are kept.
+
+    Raises:
+        UsageError: It is not there or cannot be loaded, is another one than `teacher_sha256` says, or was trained on
+            validation images of the run.
+    """
+    path = teacher.teacher
+    assert path is not None
+    checkpoint = _load(path)
+    sha256 = _sha256(checkpoint)
+    if teacher.teacher_sha256 not in (None, sha256):
+        raise UsageError(
+            f"the teacher is another one than that of the run: {path} has SHA-256 {sha256}, not "
+            f"{teacher.teacher_sha256}"
+        )
+    if seen_validation_images(checkpoint.data, data):
+        split = f"val_size {checkpoint.data.val_size} and split_seed {checkpoint.data.split_seed}"
+        raise SettingError("teacher", path, f"was trained with {split}, so it has seen validation images of this run")
+    return TeacherLogits(make_classifier(checkpoint, tta=True), sha256, folder)
+
+
+def seen_validation_images(trained: Data, taught: Data) -> bool:
+    """Whether a network trained on `trained` has seen validation images of `taught`."""
+    # Of one split seed, a smaller validation split is within a larger one.
+    unseen = trained.split_seed == taught.split_seed and trained.val_size >= taught.val_size
+    return taught.val_size > 0 and not unseen
+
+
+def teacher_sha256(path: Path) -> str:
+    """The SHA-256 of all that a teacher answers by: network, weights, statistics, preprocessing and whitening.
+
+    It is the same for a copy elsewhere, and for another checkpoint file of the same weights.
+
+    Args:
+        path: As `load_checkpoint` takes it.
+
+    Raises:
+        UsageError: It is not there or cannot be loaded.
+    """
+    return _sha256(_load(path))
+
+
+def _load(path: Path) -> Checkpoint:
+    if not path.exists():
+        raise SettingError("teacher", path, "not there; python train.py --config recipes/teacher.yaml trains one")
+    return load_checkpoint(path)
+
+
+def _sha256(checkpoint: Checkpoint) -> str:
+    tensors = dict(sorted(checkpoint.state_dict.items()))
+    tensors |= {"mean": checkpoint.mean, "std": checkpoint.std}
+    if checkpoint.whitening is not None:
+        tensors["whitening"] = torch.from_numpy(checkpoint.whitening)
+    fields = settings(type(checkpoint.preprocessing))
+    values = checkpoint.preprocessing.plain()
+    # A setting that is added later counts only where it does something.
+    chosen = {name: value for name, value in values.items() if value != fields[name].metadata["before"]}
+    shapes = [[name, str(value.dtype), list(value.shape)] for name, value in tensors.items()]
+    what = {"network": checkpoint.network.network, "preprocessing": chosen, "tensors": shapes}
+    found = hashlib.sha256(json.dumps(what, sort_keys=True).encode())
+    for value in tensors.values():
+        found.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()

@@ -1,0 +1,66 @@
+"""Classifiers as ONNX, for programs without Python."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cifar10.errors import UsageError
+from cifar10.filters import BYTES_A_DEVIATION
+from cifar10.preprocessing import ZCA_SIDE, steps
+from cifar10.storage import write_bytes
+from models.classifier import Classifier
+
+
+def export(classifier: Classifier, path: Path) -> None:
+    """Write the classifier as ONNX: `images`, uint8 [N, 3, 32, 32], to `probabilities`, float32 [N, C].
+
+    Its metadata has `class_names`, a JSON list.
+
+    Raises:
+        UsageError: Its preprocessing does more than whiten, or the file cannot be written.
+    """
+    if left := steps(classifier.preprocessing, corrupted=False):
+        raise UsageError(f"the checkpoint's preprocessing has no ONNX form: {', '.join(left)}")
+
+    program = torch.onnx.export(
+        classifier if classifier.whitening is None else Whitened(classifier).eval(),
+        (torch.zeros(2, 3, 32, 32, dtype=torch.uint8),),
+        input_names=["images"],
+        output_names=["probabilities"],
+        dynamic_shapes=({0: "N"},),
+        verbose=False,
+        dynamo=True,
+    )
+    assert program is not None
+    program.model.metadata_props["class_names"] = json.dumps(classifier.class_names)
+    try:
+        write_bytes(path, program.model_proto.SerializeToString())
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from error
+
+
+class Whitened(nn.Module):
+    """A classifier of images that are not whitened yet: what `preprocessing.whiten` does, as part of the network.
+
+    Args:
+        classifier: Whose preprocessing is its whitening alone.
+    """
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        assert classifier.whitening is not None
+        self.classifier = classifier
+        whitening = torch.from_numpy(classifier.whitening)
+        self.kernels = nn.Buffer(whitening[:, :-1].reshape(3, 3, ZCA_SIDE, ZCA_SIDE))
+        self.offsets = nn.Buffer(whitening[:, -1])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images, uint8 [N, 3, 32, 32], to probabilities, float32 [N, C]."""
+        padded = F.pad(images.float(), [ZCA_SIDE // 2] * 4, mode="reflect")
+        values = F.conv2d(padded, self.kernels, self.offsets)
+        return self.classifier((values * BYTES_A_DEVIATION + 127.5).round().clamp(0, 255).to(torch.uint8))
