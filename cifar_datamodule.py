@@ -10,9 +10,9 @@ batches have a third part, its logits, float32 [B, 10].
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -23,8 +23,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from cifar10 import download, records
 from cifar10.augmentation import Plan, crop_and_flip, cutout, draw_plan
 from cifar10.cache import Lazy
+from cifar10.config import DataConfig, Preprocessing
 from cifar10.preprocessing import (
-    Preprocessing,
     before_and_after,
     fit_whitening,
     from_state,
@@ -44,62 +44,26 @@ class CIFAR10DataModule(pl.LightningDataModule):
     its share of the images. Give the Trainer `use_distributed_sampler=False`.
 
     Args:
-        data_dir: Folder that holds, or will hold, the data set.
-        batch_size: Training images per step, over all processes.
-        val_size: Validation images, taken from the 50,000: a multiple of 10, the same number of each class. With 0
-            all of them train.
-        split_seed: Chooses the validation images; nothing else does, so runs with other seeds share them.
-        seed: Chooses the order of each epoch and the augmentation.
-        crop: Largest random shift of a training image in pixels; the edge is reflected. 0 is off.
-        flip: Whether half of the training images, at random, are mirrored.
-        cutout: Side in pixels of a square erased from each training image. 0 is off.
-        augmented_epochs: How many have crop and cutout; in later ones images are mirrored at most. None is all.
-        validate_on: "test" makes the test set the validation loader: only to reproduce results that were chosen on it.
-        mirror: URL to download an official archive from, instead of the known sources.
-        preprocessing: What is done once to every image; computed in `setup`, and kept in `data_dir`.
+        config: What the loaders give, such as a run's configuration; None takes the defaults.
         teacher: Gives logits, float32 [N, 10], for all 50,000 images as they are, uint8 [N, 3, 32, 32]; asked in
             `setup`.
+        flags: Single settings of `DataConfig`, such as `batch_size=64`, instead of those of `config`.
 
     Raises:
-        ValueError: An argument is out of its range.
-        DataError: From `prepare_data`, no source gives the data set; later, `data_dir` cannot be written.
+        SettingError: A setting is out of its range.
+        DataError: From `prepare_data`, no source gives the data set; later, the data folder cannot be written.
     """
 
     def __init__(
         self,
-        data_dir: str | Path = "data",
-        batch_size: int = 128,
-        val_size: int = 5000,
-        split_seed: int = 0,
-        seed: int = 0,
-        crop: int = 2,
-        flip: bool = True,
-        cutout: int = 0,
-        augmented_epochs: int | None = None,
-        validate_on: Literal["val", "test"] = "val",
-        mirror: str | None = None,
-        preprocessing: Preprocessing = Preprocessing(),  # noqa: B008, it is immutable
+        config: DataConfig | None = None,
+        *,
         teacher: Callable[[np.ndarray], Tensor] | None = None,
+        **flags: Any,
     ) -> None:
         super().__init__()
-        if val_size % 10 or not 0 <= val_size < 50_000:
-            raise ValueError(f"val_size {val_size}: a multiple of 10, from 0 to 49,990")
-        if not 0 <= crop < 32 or not 0 <= cutout <= 32:
-            raise ValueError(f"crop {crop}, cutout {cutout}: pixels, crop from 0 to 31, cutout from 0 to 32")
-        if not 0 < batch_size <= 50_000 - val_size:
-            raise ValueError(f"batch_size {batch_size}: from 1 to the {50_000 - val_size} training images")
-        self.data_dir = Path(data_dir)
-        self.batch_size = batch_size
-        self.val_size = val_size
-        self.split_seed = split_seed
-        self.seed = seed
-        self.crop = crop
-        self.flip = flip
-        self.cutout = cutout
-        self.augmented_epochs = augmented_epochs
-        self.validate_on = validate_on
-        self.mirror = mirror
-        self.preprocessing = preprocessing
+        self.config = replace(config or DataConfig(), **flags).group(DataConfig)
+        self.preprocessing = self.config.group(Preprocessing)
         self.teacher = teacher
         self.mean: Tensor | None = None  # float32 [3], of the training part's pixels, in [0, 255]
         self.std: Tensor | None = None
@@ -110,7 +74,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
 
     def prepare_data(self) -> None:
         if not self._verified:  # hashing takes a tenth of a second, and each stage asks for it
-            download.prepare(self.data_dir, self.mirror)
+            download.prepare(self.config.data_dir, self.config.mirror)
             self._verified = True
 
     def setup(self, stage: str | None = None) -> None:
@@ -119,7 +83,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
         images, labels = self._images(train=True), self._labels(train=True)
         if self.teacher is not None:
             self._teacher_logits = self.teacher(images.array)
-        self.train_indices, self.val_indices = stratified_split(labels, self.val_size, self.split_seed)
+        self.train_indices, self.val_indices = stratified_split(labels, self.config.val_size, self.config.split_seed)
         firsts = [int(self.train_indices[labels[self.train_indices] == label][0]) for label in labels.unique()]
         self._examples = records.pick(self._folder, train=True, indices=np.array(firsts))
         corrupted = self.preprocessing.corrupt_on == "both"
@@ -134,19 +98,19 @@ class CIFAR10DataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         rank, world_size = self._process()
-        if self.batch_size % world_size:
-            raise ValueError(f"batch_size {self.batch_size} does not divide by the {world_size} processes")
+        if self.config.batch_size % world_size:
+            raise ValueError(f"batch_size {self.config.batch_size} does not divide by the {world_size} processes")
         assert self._train is not None and self.mean is not None and self.std is not None
         data = (*self._train, self.mean, self.std)
-        augmentation = self.crop, self.flip, self.cutout, self.augmented_epochs
-        dataset = AugmentedBatches(*data, self.seed, *augmentation, self._teacher_logits)
-        sampler = ShuffledBatches(self.train_indices, self.batch_size, self.seed, rank, world_size)
+        augmentation = self.config.crop, self.config.flip, self.config.cutout, self._augmented_epochs()
+        dataset = AugmentedBatches(*data, self.config.seed, *augmentation, self._teacher_logits)
+        sampler = ShuffledBatches(self.train_indices, self.config.batch_size, self.config.seed, rank, world_size)
         return DataLoader(dataset, sampler=sampler, batch_size=None)
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
-        if self.validate_on == "test":
+        if self.config.select_on == "test":
             return self.test_dataloader()
-        if self.val_size == 0:
+        if self.config.val_size == 0:
             return []
         assert self._train is not None
         return self._evaluation_loader(*self._train, self.val_indices)
@@ -158,7 +122,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """The preprocessing and the statistics: later images have to be treated by the same."""
-        state = {"mean": self.mean, "std": self.std, "preprocessing": asdict(self.preprocessing)}
+        state = {"mean": self.mean, "std": self.std, "preprocessing": self.preprocessing.plain()}
         return state | ({} if self.whitening is None else {"whitening": torch.from_numpy(self.whitening)})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -174,7 +138,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
 
         Those of the first process come first, as where the predictions of several are gathered.
         """
-        train = self.validate_on != "test"
+        train = self.config.select_on != "test"
         indices = self.val_indices if train else torch.arange(len(self._labels(train)))
         _, world_size = self._process()
         order = torch.cat([indices[rank::world_size] for rank in range(world_size)])
@@ -182,11 +146,11 @@ class CIFAR10DataModule(pl.LightningDataModule):
 
     @property
     def _kept(self) -> Path:
-        return self.data_dir / PREPROCESSED
+        return self.config.data_dir / PREPROCESSED
 
     @property
     def _folder(self) -> Path:
-        return self.data_dir / records.FOLDER
+        return self.config.data_dir / records.FOLDER
 
     def _images(self, train: bool) -> Lazy:
         """uint8 [N, 3, 32, 32]; what is made of them may be found without them."""
@@ -199,6 +163,12 @@ class CIFAR10DataModule(pl.LightningDataModule):
 
     def _process(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _augmented_epochs(self) -> int | None:
+        """How many epochs have crop and cutout; None is all, as in a loop that does not say how many there are."""
+        epochs = self.trainer.max_epochs if self.trainer else None
+        plain = self.config.plain_epochs
+        return epochs - plain if plain and epochs is not None and epochs >= 0 else None
 
     def _evaluation_loader(self, images: Tensor, labels: Tensor, indices: Tensor) -> DataLoader:
         assert self.mean is not None and self.std is not None

@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import sys
 import time
-import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
-from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
@@ -27,10 +25,8 @@ from tqdm import tqdm
 
 from cifar10.records import CLASS_NAMES
 from training import figures
-from training.diagnosis import said_of
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+from training.diagnosis import TRAINING
+from training.tensorboard import add_graph, add_layout, writer_of
 
 
 class EpochLines(Callback):
@@ -40,18 +36,39 @@ class EpochLines(Callback):
     beside the `loss`), and the time left of the whole run. The line's seconds and images/s are those of the whole
     epoch: validation, logging and checkpoint too.
 
+    Images and seconds are part of the checkpoint, so that a resumed run adds up its legs; one that was killed counts
+    up to its last checkpoint.
+
     Args:
         quiet: Shows neither.
+        started: When the command started, as `time.time()` gives it; None is now.
     """
 
-    def __init__(self, quiet: bool = False) -> None:
+    def __init__(self, quiet: bool = False, started: float | None = None) -> None:
         self.quiet = quiet
+        self.started = time.time() if started is None else started
         self.images = 0  # trained on in all epochs
-        self.seconds = 0.0  # that they took
+        self.seconds = 0.0  # that all epochs took but the one that goes on
+        self._seconds_of_earlier_legs = 0.0
+        self._epoch_start: float | None = None  # while an epoch goes on
 
     @property
     def images_per_second(self) -> float:
         return self.images / self.seconds if self.images else 0.0
+
+    @property
+    def seconds_elapsed(self) -> float:
+        """Of the whole run, with its start and its end: of all its legs."""
+        return self._seconds_of_earlier_legs + time.time() - self.started
+
+    def state_dict(self) -> dict[str, Any]:
+        # Checkpoints are written while the epoch ends: its images are counted already, its seconds are not.
+        seconds = self.seconds + self._epoch_seconds()
+        return {"images": self.images, "seconds": seconds, "seconds_elapsed": self.seconds_elapsed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.images, self.seconds = state_dict["images"], state_dict["seconds"]
+        self._seconds_of_earlier_legs = state_dict["seconds_elapsed"]
 
     @rank_zero_only
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -59,8 +76,7 @@ class EpochLines(Callback):
 
     @rank_zero_only
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.images:
-            self._end_epoch(trainer)
+        self._end_epoch(trainer)
         self._epoch_images = 0
         self._epoch_start = time.perf_counter()
         self._sums: dict[str, float | Tensor] = {}  # over this process's images of the epoch
@@ -99,16 +115,23 @@ class EpochLines(Callback):
     def _progress(self, trainer: pl.Trainer, batches: int) -> str:
         images = self._epoch_images / trainer.world_size
         parts = [f"{name} {float(value) / images:.3f}" for name, value in self._sums.items()]
-        epoch_seconds = time.perf_counter() - self._epoch_start
+        epoch_seconds = self._epoch_seconds()
         parts.append(f"{self._epoch_images / epoch_seconds:,.0f} images/s")
         batches_left = trainer.num_training_batches * ((trainer.max_epochs or 0) - trainer.current_epoch) - batches
         images_left = batches_left * self._epoch_images / batches
         seconds_left = images_left * (self.seconds + epoch_seconds) / self.images
         return ", ".join([*parts, f"{tqdm.format_interval(seconds_left)} left"])
 
+    def _epoch_seconds(self) -> float:
+        """Of the epoch that goes on, so far."""
+        return 0.0 if self._epoch_start is None else time.perf_counter() - self._epoch_start
+
     def _end_epoch(self, trainer: pl.Trainer) -> None:
         """Called when the next epoch starts: before, the metrics are not complete and the checkpoint not written."""
-        seconds = time.perf_counter() - self._epoch_start
+        if self._epoch_start is None:
+            return
+        seconds = self._epoch_seconds()
+        self._epoch_start = None
         self.seconds += seconds
         values = trainer.callback_metrics
         parts = [f"epoch {trainer.current_epoch:>{len(str(trainer.max_epochs))}}/{trainer.max_epochs}"]
@@ -130,26 +153,15 @@ class ChartLayout(Callback):
 
     Args:
         stage: What the metrics of the validation are called.
+        train_loss_name: What the training loss is called, if it is not what the validation loss is.
     """
 
-    def __init__(self, stage: str = "val") -> None:
-        self.stage = stage
+    def __init__(self, stage: str = "val", train_loss_name: str = TRAINING) -> None:
+        self.stage, self.train_loss_name = stage, train_loss_name
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if writer := tensorboard(trainer):
-            # TensorBoard reads the names as regular expressions that match from their start.
-            pair = {name: [f"train/{name}$", f"{self.stage}/{name}$"] for name in ("loss", "acc")}
-            writer.add_custom_scalars(
-                {
-                    said_of(self.stage, "Training and validation, over epochs"): {
-                        "loss": ["Multiline", pair["loss"]],
-                        "accuracy": ["Multiline", pair["acc"]],
-                    },
-                    said_of(self.stage, "Validation accuracy of each class, over epochs"): {
-                        "all classes": ["Multiline", [f"{self.stage}_acc_by_class/"]]
-                    },
-                }
-            )
+        if writer := writer_of(trainer):
+            add_layout(writer, self.stage, self.train_loss_name)
 
 
 class ClassAccuracy(Callback):
@@ -224,7 +236,7 @@ class TrainingBatch(Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step == 0 and (writer := tensorboard(trainer)):
+        if trainer.global_step == 0 and (writer := writer_of(trainer)):
             images, labels = figures.pixels(batch[0]), batch[1].tolist()
             captions = [self.class_names[label] for label in labels]
             title = "What the network sees: augmented images, and their labels"
@@ -239,7 +251,7 @@ class BeforeAndAfter(Callback):
         self.class_names = class_names
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        writer = tensorboard(trainer)
+        writer = writer_of(trainer)
         if writer and trainer.global_step == 0 and hasattr(trainer.datamodule, "examples"):  # type: ignore[attr-defined]
             rows = trainer.datamodule.examples()  # type: ignore[attr-defined]
             if len(rows) > 1:
@@ -254,14 +266,12 @@ class Graph(Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step == 0 and (writer := tensorboard(trainer)):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # PyTorch deprecates the tracer that TensorBoard needs
-                writer.add_graph(pl_module, batch[0][:1])
+        if trainer.global_step == 0 and (writer := writer_of(trainer)):
+            add_graph(writer, pl_module, batch[0][:1])
 
 
 class ConvFilters(Callback):
-    """A picture of the first convolution's filters before training and after each epoch."""
+    """A picture of the first convolution's filters before training and after each epoch, if there is a convolution."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.current_epoch == 0:
@@ -271,8 +281,9 @@ class ConvFilters(Callback):
         self._draw(trainer, pl_module, epochs=trainer.current_epoch + 1)
 
     def _draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epochs: int) -> None:
-        if writer := tensorboard(trainer):
-            name, layer = next(item for item in pl_module.named_modules() if isinstance(item[1], nn.Conv2d))
+        layers = [(name, layer) for name, layer in pl_module.named_modules() if isinstance(layer, nn.Conv2d)]
+        if layers and (writer := writer_of(trainer)):
+            name, layer = layers[0]
             picture = figures.filters(layer.weight)
             writer.add_image(f"what_it_learned/filters_{name.split('.')[-1]}", picture, epochs, dataformats="HWC")
 
@@ -281,12 +292,6 @@ def log_epoch(trainer: pl.Trainer, values: dict[str, float]) -> None:
     """Log values of the epoch that is ending over the number of epochs done."""
     for logger in trainer.loggers:
         logger.log_metrics(values, step=trainer.current_epoch + 1)
-
-
-def tensorboard(trainer: pl.Trainer) -> SummaryWriter | None:
-    """The writer of the run's event file; None if there is none, and in processes beyond the first."""
-    loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-    return loggers[0].experiment if loggers and trainer.is_global_zero else None
 
 
 def best_checkpoint(trainer: pl.Trainer) -> str:

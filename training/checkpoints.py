@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import shlex
-import signal
-import threading
+from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytorch_lightning as pl
@@ -18,13 +15,13 @@ from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
 from cifar10.errors import UsageError
-from cifar10.preprocessing import from_state
-from cifar10.records import CLASS_NAMES
+from cifar10.settings import FORMAT
 from cifar10.storage import write_bytes
-from experiments.runs import NO_PART
 from lenet_module import LeNetModule
-from models.classifier import EXPECTED, LAST, load_checkpoint
-from training.cli import Stopped
+from models.checkpoint import LAST, Checkpoint
+from training.cli import in_yaml
+from training.config import SETTINGS, RunConfig, read_config
+from training.signals import Stopped, StopSignals
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -48,11 +45,11 @@ class RunCheckpoint(ModelCheckpoint):
 
     Args:
         filename: Without ending; may name metrics in braces.
-        flags: Of the run, primitives by name; written into the checkpoint as `flags`.
+        config: Of the run; written into the checkpoint.
         monitor: Name of a logged metric.
     """
 
-    def __init__(self, filename: str, flags: dict[str, Any], monitor: str | None = None) -> None:
+    def __init__(self, filename: str, config: RunConfig, monitor: str | None = None) -> None:
         super().__init__(
             filename=filename,
             auto_insert_metric_name=False,
@@ -61,12 +58,12 @@ class RunCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=True,
             enable_version_counter=False,
         )
-        self.flags = flags
+        self.config = config
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        checkpoint["flags"] = self.flags
+        checkpoint |= {"format": FORMAT, "flags": self.config.plain()}
 
     _PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
 
@@ -84,30 +81,11 @@ class RunCheckpoint(ModelCheckpoint):
         super().load_state_dict(state | {"dirpath": self.dirpath, "best_k_models": best})
 
 
-class StopOnSignal(Callback):
+class StopOnSignal(StopSignals, Callback):
     """Ctrl-C and SIGTERM raise `Stopped` at the end of the running step; a second signal acts at once.
 
     Nothing is written then: the checkpoint of the last whole epoch is what a run goes on from.
-    Handlers can be set in the main thread only; elsewhere this does nothing. Use as a context manager.
     """
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._handlers: dict[int, Any] = {}
-
-    def __enter__(self) -> StopOnSignal:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._handlers[number] = signal.signal(number, self._receive)
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        signal.signal(number, signal.SIG_DFL)
 
     def _stop(self, trainer: pl.Trainer, *hook_arguments: Any) -> None:
         if self.received is not None:
@@ -117,45 +95,44 @@ class StopOnSignal(Callback):
     on_train_batch_end = on_validation_batch_end = on_test_batch_end = _stop  # type: ignore[assignment]
 
 
-def load_module(path: Path) -> tuple[LeNetModule, dict[str, Any]]:
-    """The trained module of a checkpoint, and the checkpoint itself; UsageError if it does not fit `LeNetModule`."""
-    checkpoint = load_checkpoint(path)
+def config_of(checkpoint: Checkpoint) -> RunConfig:
+    """The configuration of the run that a checkpoint is of; UsageError, which names the file, if it is none."""
     try:
-        module = LeNetModule(**checkpoint["hyper_parameters"])
-        module.load_state_dict(checkpoint["state_dict"])
-        from_state(checkpoint["CIFAR10DataModule"])  # raises if the data module could not take it
-    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise UsageError(f"{path}: does not fit this network: {reason}") from error
-    return module, checkpoint
+        return read_config(checkpoint.flags, checkpoint.format)
+    except UsageError as error:
+        raise UsageError(f"{checkpoint.path}: {error}") from error
 
 
-def release(source: Path, target: Path, test_acc: float) -> None:
+def load_module(checkpoint: Checkpoint) -> LeNetModule:
+    """The trained module of a checkpoint; UsageError if it is none of this program."""
+    config = replace(config_of(checkpoint), network=checkpoint.network.network)
+    module = LeNetModule(config, val_name=config.select_on)
+    module.model = checkpoint.make_network()
+    return module
+
+
+def release(checkpoint: Checkpoint, target: Path, test_acc: float) -> None:
     """Write a checkpoint without what only training needs, and with what a user of its weights should know.
 
-    Beside the entries that `load_checkpoint` expects it has `class_names`, `test_acc`, `measured_on`, and `command`,
-    which makes the run again; of the run's flags, those in NO_PART are left out.
+    `load_checkpoint` reads it; beside its entries it has `test_acc`, `measured_on`, and `command`, which makes the run
+    again. Of the run's settings it has those that are part of its identity.
 
     Args:
-        source: As `load_checkpoint` takes it.
         target: The file to write; its folder is made.
         test_acc: A fraction, on the test set.
 
     Raises:
-        UsageError: `source` is no checkpoint of this program, or `target` cannot be written.
+        UsageError: `target` cannot be written.
     """
-    checkpoint = load_checkpoint(source)
-    flags = {name: value for name, value in checkpoint["flags"].items() if name not in NO_PART}
-    # All of them, since defaults change.
-    words = [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in flags.items()]
+    values = config_of(checkpoint).plain()
+    flags = {name: values[name] for name, each in SETTINGS.items() if each.metadata["identity"] or name == "teacher"}
+    words = [f"--{name}={in_yaml(value)}" for name, value in flags.items()]  # all of them, since defaults change
     facts = {
-        "flags": flags,
-        "class_names": list(CLASS_NAMES),
         "test_acc": round(test_acc, 6),  # float32 counts no further
         "measured_on": "the 10,000 test images of CIFAR-10, preprocessed as the flags say, one forward pass",
         "command": shlex.join(["python", "train.py", *words]),
     }
     try:
-        AtomicCheckpointIO().save_checkpoint({name: checkpoint[name] for name in EXPECTED} | facts, target)
+        AtomicCheckpointIO().save_checkpoint(replace(checkpoint, flags=flags, format=FORMAT).entries() | facts, target)
     except OSError as error:
         raise UsageError(f"{target}: {error.strerror}") from error

@@ -1,130 +1,162 @@
-"""The command line: what a flag may be, the line that refuses it, and how a program ends.
+"""The command line of all doors: settings as flags, files of flags, the line that refuses, and how a program ends.
 
 Light to import, so that a bad flag is refused at once.
 """
 
+from __future__ import annotations
+
+import argparse
+import difflib
 import errno
-import math
 import os
-import re
 import signal
 import sys
-from collections.abc import Callable
-from dataclasses import fields
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import Field
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeAlias
+from typing import Any, NoReturn
 
+import shtab
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser
 
-from cifar10.errors import DataError, UsageError
-from cifar10.filters import CORRUPT, DENOISE, NORMALIZE, SEGMENT
-from cifar10.preprocessing import Preprocessing
-from models.optimizers import OPTIMIZERS, SCHEDULES
+from cifar10.errors import DataError, SettingError, UsageError
+from cifar10.settings import Settings, checked, choices, kinds, settings, types_of
+from training.config import read_config
+from training.signals import Stopped
 
-OptimizerName: TypeAlias = Literal[tuple(OPTIMIZERS)]  # type: ignore[valid-type]
-NetworkName: TypeAlias = Literal["lenet5", "resnet"]  # networks.NETWORKS, without its import of PyTorch
-ScheduleName: TypeAlias = Literal[tuple(SCHEDULES)]  # type: ignore[valid-type]
-DenoiseName: TypeAlias = Literal[tuple(DENOISE)]  # type: ignore[valid-type]
-SegmentName: TypeAlias = Literal[SEGMENT]  # type: ignore[valid-type]
-NormalizeName: TypeAlias = Literal[NORMALIZE]  # type: ignore[valid-type]
-CorruptName: TypeAlias = Literal[tuple(CORRUPT)]  # type: ignore[valid-type]
-
-_POSITIVE = "above 0", lambda value: 0 < value < math.inf
-_SHARE = "from 0 to below 1", lambda value: 0 <= value < 1
-_SEED = "from 0 to 4294967295", lambda value: 0 <= value < 2**32
-ALLOWED: dict[str, tuple[str, Callable[[Any], bool]]] = {  # beyond what the types say
-    "lr": _POSITIVE,
-    "weight_decay": ("0 or above", lambda value: 0 <= value < math.inf),
-    "momentum": _SHARE,
-    "epochs": _POSITIVE,
-    "batch_size": _POSITIVE,
-    "label_smoothing": _SHARE,
-    "width": _POSITIVE,
-    "teacher_weight": ("from 0 to 1", lambda value: 0 <= value <= 1),
-    "crop": ("from 0 to 31", lambda value: 0 <= value <= 31),
-    "cutout": ("from 0 to 32", lambda value: 0 <= value <= 32),
-    "plain_epochs": ("0 or above", lambda value: value >= 0),
-    "val_size": ("a multiple of 10 from 0 to 49990", lambda value: 0 <= value < 50_000 and value % 10 == 0),
-    "split_seed": _SEED,
-    "seed": _SEED,
-    "threads": _POSITIVE,
-    "num_nodes": _POSITIVE,
-}
+RECIPES = Path(__file__).parent.parent / "recipes"
 
 
-class Stopped(Exception):
-    """A signal asked the run to stop.
+class Parser(argparse.ArgumentParser):
+    """argparse's parser, that says what is wrong in one line.
 
-    Attributes:
-        signal: Its number.
-        folder: Of a run, with the checkpoint of its last whole epoch; None if there is none.
-        advice: How it goes on.
+    Hyphens and underscores are the same in a flag's name; a flag that is not known names the nearest one; a flag beside
+    `--config` wins wherever it stands. `--print_completion SHELL` prints what completes the flags in a shell.
     """
 
-    def __init__(self, signal: int, folder: Path | None = None, advice: str = "no epoch was complete yet") -> None:
-        super().__init__(signal, folder, advice)
-        self.signal = signal
-        self.folder = folder
-        self.advice = f"go on with: python train.py --resume {folder}" if folder else advice
+    def __init__(self, description: str, **options: Any) -> None:
+        super().__init__(description=description, allow_abbrev=False, **options)
+        shtab.add_argument_to(self, "--print_completion", help="Print what completes these flags in a shell.")
+
+    def add_settings(self, kind: type[Settings], names: Iterable[str] | None = None) -> None:
+        """A flag for each setting of a group, or for some; `parse_args` returns those that are given."""
+        title, _, what = (kind.__doc__ or "").splitlines()[0].partition(": ")
+        group = self.add_argument_group(title, what)
+        for name in settings(kind) if names is None else names:
+            each, hint = settings(kind)[name], types_of(kind)[name]  # type: ignore[arg-type]
+            listed = [str(value) for part in kinds(hint) for value in choices(part)]
+            is_switch = hint is bool
+            group.add_argument(
+                f"--{name}",
+                type=taken(each, hint),
+                metavar=f"{{{','.join(listed)}}}" if listed else "{true,false}" if is_switch else metavar(hint),
+                nargs="?" if is_switch else None,
+                const=True if is_switch else None,
+                default=argparse.SUPPRESS,
+                help=f"{each.metadata['help']} (default: {in_yaml(each.default)})".replace("%", "%%"),
+            )
+
+    def parse_args(self, arguments: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        words = [self._tidied(word) for word in (sys.argv[1:] if arguments is None else arguments)]
+        parsed = super().parse_args(_config_first(words), namespace)
+        del parsed.print_completion
+        return parsed
+
+    def _tidied(self, word: str) -> str:
+        """A flag with underscores; an unknown one is refused."""
+        if not word.startswith("--") or word == "--":
+            return word
+        flag, equals, value = word.partition("=")
+        flag = "--" + flag[2:].replace("-", "_")
+        known = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
+        if flag not in known:
+            nearest = [option for option in known if option.startswith(flag)]
+            nearest = nearest or difflib.get_close_matches(flag, known, n=1)
+            self.error(f"{flag}: no such flag" + (f"; did you mean {nearest[0]}?" if nearest else ""))
+        return flag + equals + value
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {' '.join(message.split())}; see --help\n")
 
 
-def preprocessing(flags: dict[str, Any], before: Preprocessing = Preprocessing()) -> Preprocessing:  # noqa: B008
-    """What the flags make of the preprocessing; UsageError if they contradict each other."""
+class RecipeFile(argparse.Action):
+    """`--config FILE`: a YAML file of flags; a bare name is looked for in recipes/. The flags are taken from it."""
+
+    def __call__(self, parser: Any, namespace: Any, value: Any, option: str | None = None) -> None:
+        known = {action.dest: action for action in parser._actions}
+        for name, given in read_recipe(value).items():
+            if name not in known or name == self.dest:
+                nearest = difflib.get_close_matches(name, known, n=1)
+                raise UsageError(f"{value}: {name} is no flag" + (f"; did you mean {nearest[0]}?" if nearest else ""))
+            action = known[name]
+            many = isinstance(given, list) and action.nargs == "+"
+            take: Callable[[Any], Any] = action.type or (lambda text: text)
+            setattr(namespace, name, [take(each) for each in given] if many else take(given))
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """The flags in a YAML file: a recipe, or the configuration that a run wrote.
+
+    Raises:
+        UsageError: It is not there, or no YAML of flags. Aliases are refused, since a few lines of them can stand for
+            terabytes.
+    """
+    path = recipe_path(name)
     try:
-        return before.changed({field.name: flags[field.name] for field in fields(Preprocessing) if field.name in flags})
-    except ValueError as error:
-        raise UsageError(f"--{error}") from error
+        text = path.read_text(encoding="utf-8-sig")
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, yaml.SafeLoader)):
+            raise UsageError(f"{path}: YAML aliases are not taken")
+        values = yaml.safe_load(text) or {}
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from error
+    except (UnicodeDecodeError, yaml.YAMLError, ValueError) as error:
+        raise UsageError(f"{path}: no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise UsageError(f"{path}: must have lines of the form flag: value")
+    if "format" not in values:
+        return values
+    try:
+        return read_config({key: value for key, value in values.items() if key != "format"}, values["format"]).plain()
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
 
 
-def check(flags: dict[str, Any]) -> None:
-    """Raise UsageError if a flag of `train` is out of range or contradicts another."""
-    for name, (allowed, holds) in ALLOWED.items():
-        if flags[name] is not None and not holds(flags[name]):
-            raise UsageError(f"--{name} {flags[name]}: must be {allowed}")
-    if flags["tag"] and not re.fullmatch(r"[\w.=+-]+", flags["tag"]):
-        raise UsageError(f"--tag {flags['tag']}: must be letters, digits and _ . = + - only")
-    if flags["batch_size"] > 50_000 - flags["val_size"]:
-        raise UsageError(f"--batch_size {flags['batch_size']}: more than the training images")
-    if flags["plain_epochs"] > flags["epochs"]:
-        raise UsageError(f"--plain_epochs {flags['plain_epochs']}: more than the run's {flags['epochs']} epochs")
-    if flags["select_on"] == "test" and flags["val_size"]:
-        raise UsageError("--select_on test: validates on the test set, so it needs --val_size 0")
-    if flags["network"] != "lenet5" and flags["width"] != 3:
-        raise UsageError(f"--width {flags['width']}: is of --network lenet5 alone")
-    preprocessing(flags)
+def recipe_path(name: str) -> Path:
+    """The file that a recipe's name or path stands for."""
+    path, known = Path(name).expanduser(), RECIPES / f"{name}.yaml"
+    return known if not path.exists() and known.exists() else path
 
 
-class Parser(ArgumentParser):
-    """jsonargparse's parser, which says what is wrong in one line; in a UsageError, if it is not to exit on errors."""
+def taken(each: Field, hint: Any) -> Callable[[Any], Any]:
+    """Turns the text of a flag into its value; UsageError, which argparse passes on, if it is none."""
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        message = " ".join(message.split())
-        flag = re.search(r'^Parser key "(\w+)": ', message)
-        value = re.search(r"(?:Given|Got) value: (.*)$", message)
-        expected = re.search(r"Literal\[(.+?)\]|<class '(\w+)'>", message)
-        if flag and value and expected:
-            words = {"int": "a whole number", "float": "a number", "bool": "true or false"}
-            must = f"one of {expected[1]}" if expected[1] else words.get(expected[2], expected[2])
-            message = f"--{flag[1]} {value[1]}: must be {must}"
-        if not self.exit_on_error:
-            raise UsageError(message)
-        self.exit(2, f"{self.prog}: {message}; see --help\n")
-
-
-class RecipeFile(ActionConfigFile):
-    """`--config FILE`: YAML of flags. Aliases are refused, since a few lines of them can stand for terabytes."""
-
-    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+    def take(value: Any) -> Any:
         try:
-            with open(values, encoding="utf-8") as file:
-                if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(file, yaml.SafeLoader)):
-                    parser.error(f"{values}: YAML aliases are not taken")
-        except OSError as error:
-            parser.error(f"{values}: {error.strerror}")
-        except (UnicodeDecodeError, yaml.YAMLError) as error:
-            parser.error(f"{values}: no YAML: {error}")
-        super().__call__(parser, cfg, values, option_string)
+            return checked(each, hint, value)
+        except SettingError as error:
+            raise UsageError(f"--{error}") from error
+
+    return take
+
+
+def metavar(hint: Any) -> str:
+    words = {int: "N", float: "X", Path: "PATH", str: "TEXT"}
+    return "|".join(words[kind] for kind in kinds(hint) if kind in words)
+
+
+def in_yaml(value: Any) -> str:
+    """A value as a flag or a file of flags has it."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _config_first(words: list[str]) -> list[str]:
+    """The command line with `--config FILE` at its start, so that the other flags win."""
+    for place, word in enumerate(words):
+        if word == "--config":
+            return [*words[place : place + 2], *words[:place], *words[place + 2 :]]
+        if word.startswith("--config="):
+            return [word, *words[:place], *words[place + 1 :]]
+    return words
 
 
 def exit_status(program: Callable[[], None]) -> int:
@@ -133,6 +165,8 @@ def exit_status(program: Callable[[], None]) -> int:
     try:
         program()
         return 0
+    except SettingError as error:
+        status, reason = 2, f"--{error}"
     except (UsageError, DataError) as error:
         status, reason = 2, str(error)
     except FloatingPointError as error:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,14 @@ from cifar10.config import Augmentation, Data, DataConfig, Preprocessing
 from cifar10.errors import SettingError, UsageError
 from cifar10.settings import FORMAT, Settings, refuse_newer, setting, settings
 from models.config import ModelConfig, Network, Optimization, Teacher
+from models.registry import network_sha256
+
+UNKNOWN = "unknown"  # the SHA-256 of a teacher, of a run that did not write it down
 
 
 @dataclass(frozen=True, kw_only=True)
 class Length(Settings):
-    """Length of the run."""
+    """Length: how long a run is."""
 
     epochs: int = setting(10, "Passes over the training images.", at_least=1, at_most=1_000_000)
 
@@ -83,8 +86,9 @@ class RunConfig(DataConfig, ModelConfig, Length, Hardware, Output):
     @property
     def name(self) -> str:
         """Of the run's folder."""
-        name = f"{self.optimizer}-lr{self.group(Optimization).resolved().lr:g}-bs{self.batch_size}-seed{self.seed}"
-        return f"{name}-{self.tag}" if self.tag else name
+        values = self.plain() | self.group(Optimization).resolved().plain()
+        parts = [f"{each.metadata['named']}{in_short(values[name])}" for name, each in NAMED.items()]
+        return "-".join([*parts, self.tag] if self.tag else parts)
 
     def identity(self) -> str:
         """Equal for runs that are the same run. Files count by what is in them, which a `resolved` run says."""
@@ -92,7 +96,7 @@ class RunConfig(DataConfig, ModelConfig, Length, Hardware, Output):
         defaults = self.group(Optimization).resolved()
         parts |= {"lr": defaults.lr, "weight_decay": defaults.weight_decay}
         if self.teacher and not self.teacher_sha256:
-            parts["teacher_sha256"] = "unknown"
+            parts["teacher_sha256"] = UNKNOWN
         return json.dumps(parts, sort_keys=True)
 
 
@@ -100,7 +104,30 @@ GROUPS: tuple[type[Settings], ...] = (
     *(Optimization, Length, Network, Teacher),
     *(Augmentation, Preprocessing, Data, Output, Hardware),
 )  # in the order in which people want to know
-SETTINGS = settings(RunConfig)
+SETTINGS = {name: each for group in GROUPS for name, each in settings(group).items()}
+NAMED = {name: each for name, each in SETTINGS.items() if each.metadata["named"] is not None}
+
+
+def in_short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def with_contents(config: RunConfig) -> RunConfig:
+    """With what is in the files that the run is given, and the defaults by optimizer: what its identity needs.
+
+    Raises:
+        UsageError: A file is not there, or holds something else than the configuration says.
+    """
+    known: dict[str, Any] = {"network_sha256": network_sha256(config.network), "teacher_sha256": None}
+    if config.teacher:
+        from models.distillation import teacher_sha256  # takes PyTorch
+
+        known["teacher_sha256"] = teacher_sha256(config.teacher)
+    for name, found in known.items():
+        asked = getattr(config, name)
+        if asked and asked != found:
+            raise SettingError(name, asked, f"the {name.partition('_')[0]} that is there is another one")
+    return replace(config.resolved(), **known)
 
 
 def read_config(values: Mapping[str, Any], format: int) -> RunConfig:

@@ -23,6 +23,9 @@ The advice is that of the first rule that holds:
 6. noise above 1.5 points                            lower learning rate
 7. gap above 5 points                                more augmentation or weight decay
 8. none of these                                     wider network: this one has learned what it can
+
+Flags that follow the advice are named where the run's own are known: those that would change this run, and that it may
+have.
 """
 
 from __future__ import annotations
@@ -33,12 +36,14 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
+from tabulate import tabulate
 
 Curve: TypeAlias = Sequence[float] | np.ndarray  # a value an epoch
 Ending: TypeAlias = Literal["improve", "level", "worsen", "unknown"]
 
 MIN_EPOCHS = 4
 POINT = 0.01
+TRAINING = "training"  # what a training loss is called that is the plain cross-entropy, as the validation loss is
 
 MORE_EPOCHS = "more epochs"
 LOWER_LR = "lower learning rate"
@@ -64,6 +69,7 @@ class Trend:
             and of the second taken for the first.
         advice: MORE_EPOCHS, LOWER_LR, REGULARISE or WIDER.
         reason: Why.
+        flags: That follow the advice, in words; empty if there are none, or the run's own are not known.
     """
 
     epochs: int
@@ -80,6 +86,7 @@ class Trend:
     confused: list[tuple[str, str, int, int]]
     advice: str
     reason: str
+    flags: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; `Trend(**values)` is the way back."""
@@ -94,6 +101,7 @@ def analyse(
     class_names: Sequence[str],
     confusion: np.ndarray | None = None,
     first_epoch: int = 1,
+    config: Mapping[str, Any] | None = None,
 ) -> Trend:
     """Read the trend off the curves of a run.
 
@@ -102,6 +110,7 @@ def analyse(
         class_names: Of all C classes.
         confusion: int [C, C], rows true, of the best epoch.
         first_epoch: The number of the curves' first.
+        config: The flags of the run, plain values by name; without them the advice names none.
 
     Raises:
         ValueError: The curves have no epoch, or not the same number.
@@ -134,6 +143,7 @@ def analyse(
         confused=[] if confusion is None else confused_pairs(confusion, class_names),
         advice=advice,
         reason=reason,
+        flags=flags_to_try(advice, config or {}),
     )
 
 
@@ -210,12 +220,40 @@ def _advise(epochs: int, by_chance: bool, onset: int | None, last: str, noise: f
     return WIDER, "it has levelled off without overfitting, so the network has learned what it can"
 
 
-FLAGS = {  # what the advice is called on the command line
-    MORE_EPOCHS: "--epochs {twice}",
-    LOWER_LR: "a third of --lr, or --schedule onecycle if it was constant; --find_lr tests the range",
-    REGULARISE: "--crop 4, --cutout 8 or a higher --weight_decay",
-    WIDER: "--width 4",
-}
+def flags_to_try(advice: str, config: Mapping[str, Any]) -> str:
+    """The flags of `train` that follow an advice and that a run does not have yet, in words; empty if there are none.
+
+    Args:
+        advice: MORE_EPOCHS, LOWER_LR, REGULARISE or WIDER.
+        config: The flags of the run, plain values by name; of those that are missing nothing is said.
+    """
+    if not config:
+        return ""
+    plain = config.get("plain_epochs", 0)  # they have no crop and no cutout
+    augmented = plain < config.get("epochs", math.inf)
+    options = {
+        MORE_EPOCHS: (("epochs" in config, f"--epochs {2 * config.get('epochs', 0)}"),),
+        LOWER_LR: (
+            ("lr" in config, f"--lr {config.get('lr', 0) / 3:.2g} (--find_lr tests the range)"),
+            (config.get("schedule") == "constant", "--schedule onecycle"),
+        ),
+        REGULARISE: (
+            (augmented and config.get("crop", math.inf) < 4, "--crop 4"),
+            (augmented and config.get("cutout", math.inf) < 8, "--cutout 8"),
+            (not config.get("flip", True), "--flip true"),
+            (plain > 0, "fewer --plain_epochs"),
+            ("weight_decay" in config, "a higher --weight_decay"),
+        ),
+        WIDER: ((config.get("network") == "lenet5", f"--width {max(4, config.get('width', 0) + 1)}"),),
+    }
+    return " or ".join(words for holds, words in options[advice] if holds)
+
+
+def train_loss_name(config: Mapping[str, Any]) -> str:
+    """What the training loss of a run with these flags is called beside its validation loss."""
+    parts = ["soft targets"] if config.get("teacher") and config.get("teacher_weight", 1) else []
+    parts += ["smoothed labels"] if config.get("label_smoothing") else []
+    return f"{TRAINING} (with {' and '.join(parts)})" if parts else TRAINING
 
 
 def sentences(trend: Trend, judged_on: str = "val") -> dict[str, str]:
@@ -245,8 +283,7 @@ def sentences(trend: Trend, judged_on: str = "val") -> dict[str, str]:
     if trend.confused:
         pairs = (f"{one} {a} as {b} and {other} {b} as {a}" for a, b, one, other in trend.confused)
         words["confused"] = "; ".join(pairs)
-    flags = FLAGS[trend.advice].format(twice=2 * trend.epochs)
-    words["advice"] = f"{trend.advice}, because {trend.reason}; try {flags}"
+    words["advice"] = f"{trend.advice}, because {trend.reason}" + (f"; try {trend.flags}" if trend.flags else "")
     return {name: said_of(judged_on, text) for name, text in words.items()}
 
 
@@ -257,10 +294,4 @@ def said_of(judged_on: str, text: str) -> str:
 
 def markdown(trend: Trend, judged_on: str = "val") -> str:
     """The trend as a table for people."""
-    return table(("trend", ""), sentences(trend, judged_on))
-
-
-def table(head: tuple[str, str], rows: Mapping[str, Any]) -> str:
-    """A table in Markdown, for TensorBoard's texts and for files."""
-    lines = [head, ("---", "---"), *rows.items()]
-    return "".join(f"| {name} | {value} |\n" for name, value in lines)
+    return tabulate(sentences(trend, judged_on).items(), ("trend", ""), "github", disable_numparse=True) + "\n"

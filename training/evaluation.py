@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,9 +23,9 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 from cifar10.records import CLASS_NAMES
 from cifar10.storage import write_bytes
-from experiments.runs import read_curves
 from training import diagnosis, figures
-from training.callbacks import best_checkpoint, tensorboard
+from training.callbacks import best_checkpoint
+from training.tensorboard import add_projector, read_curves, writer_of
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -33,29 +33,11 @@ if TYPE_CHECKING:
 TREND = "trend.md"  # in the log folder of a finished run
 PROJECTED = 1000  # images in the projector
 MISTAKES = 30  # shown
-# The HParams tab: these first, then the other flags that make a run what it is.
-COMPARED = ("optimizer", "lr", "batch_size", "schedule", "augmentation", "width", "seed", "select_on")
-NOT_COMPARED = {"crop", "flip", "cutout"} | {
-    "data_dir",
-    "mirror",
-    "log_dir",
-    "checkpoint_dir",
-    "tag",
-    "pictures",
-    "quiet",
-}
-NOT_COMPARED |= {"threads", "accelerator", "devices", "num_nodes", "strategy", "fast_dev_run"}
-SCORES = {  # of a run, by the names of its result: scalar and title
-    "val_acc": ("whole_run/best_acc", "best validation accuracy"),
-    "best_epoch": ("whole_run/best_epoch", "best epoch"),
-    "test_acc": ("whole_run/test_acc", "test accuracy"),
-    "seconds": ("whole_run/seconds", "seconds"),
-}
 GUIDE = """
 - **Scalars** and **Time Series**: loss, accuracy and images/s over epochs (the axis says Step); `lr`,
   `train/loss_step` and `train/grad_norm` over training steps. What is in `whole_run` has one value a run. Set
   *Smoothing* to 0: a curve of few epochs, smoothed, lags behind its values.
-- **Custom Scalars**: training and validation in one chart; the accuracy of each class. *Matches* tells the lines.
+- **Custom Scalars**: training and validation in one chart; the accuracy of each class. *Matches* tells the lines.{loss}
 - **Images**: `what_it_sees`, a training batch as the network gets it, and an image of each class before and after
   preprocessing; `what_it_learned`, the first layer's filters after each epoch (grey is 0; move the slider) and what
   each layer makes of one image; `where_it_fails`, the best epoch's mistakes on the validation images; `whole_run`,
@@ -65,26 +47,31 @@ GUIDE = """
   is that on the images named by `select_on`. Parallel coordinates leave out runs without a value in a ticked column.
 - **Projector**: 1,000 validation images, placed by what the last layer gets of them. Colour by class, and try T-SNE.
 - **Text**: results, settings, and the trend of the run with its advice.
+
+All that is shown of the best epoch is computed in float32, also where training steps were not.
 """
+OTHER_LOSS = """
+  The loss named {name} is more than the cross-entropy of the labels, which the validation loss is: compare when they
+  fall and rise, not how high they are."""
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a network makes of N labelled images; all on the CPU.
+    """What a network makes of N labelled images, in float32; all on the CPU.
 
     Attributes:
         images: float32 [N, 3, H, W], as the network gets them.
         labels: int64 [N].
         logits: float32 [N, C].
-        features: float32 [N, F], what the last linear layer gets.
+        features: float32 [N, F], what the last linear layer gets; None of a network without one.
     """
 
     images: Tensor
     labels: Tensor
     logits: Tensor
-    features: Tensor
+    features: Tensor | None
 
-    def confusion(self) -> Tensor:
+    def confusion_matrix(self) -> Tensor:
         """int64 [C, C], rows true, columns predicted."""
         return multiclass_confusion_matrix(self.logits, self.labels, self.logits.shape[1])
 
@@ -101,25 +88,50 @@ class BestModel(Callback):
         stage: What the metrics of the validation are called.
         class_names: Of all classes, by label.
         draw: Whether there are pictures, or the trend alone.
+        config: The flags of the run, plain values by name, from which the trend's advice names others to try.
+        train_loss_name: What the training loss is called, if it is not what the validation loss is.
 
     Attributes:
         trend: After the run, in the first process; None without validation.
     """
 
-    def __init__(self, stage: str = "val", class_names: Sequence[str] = CLASS_NAMES, draw: bool = True) -> None:
+    def __init__(
+        self,
+        stage: str = "val",
+        class_names: Sequence[str] = CLASS_NAMES,
+        draw: bool = True,
+        config: Mapping[str, Any] | None = None,
+        train_loss_name: str = diagnosis.TRAINING,
+    ) -> None:
         self.stage, self.class_names, self.draw = stage, class_names, draw
+        self.config, self.train_loss_name = config, train_loss_name
         self.trend: diagnosis.Trend | None = None
+        self._shown = False
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
+        self.show(trainer, pl_module, trainer.val_dataloaders)
+
+    def show(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loaders: Any) -> None:
+        """Do what is due when training ends, unless it is done; all processes have to call this.
+
+        To be called after `fit`: Lightning leaves out the end of a training whose checkpoint is of the last epoch.
+
+        Args:
+            loaders: The validation's, or a list of them, of which the first is taken; None or an empty list if there is
+                no validation.
+        """
+        if self._shown or not any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
             return
+        self._shown = True
         predictions, maps = None, {}
-        if loaders := trainer.val_dataloaders:
-            loader = loaders[0] if isinstance(loaders, list | tuple) else loaders
+        if isinstance(loaders, list | tuple):
+            loaders = loaders[0] if loaders else None
+        if loaders is not None:
+            pl_module.to(trainer.strategy.root_device)  # after `fit` it is on the CPU, where not all processes exchange
             with best_weights(trainer, pl_module):
-                predictions = gather(predict(pl_module, loader), pl_module.device)  # all processes take part
+                predictions = gather(predict(pl_module, loaders), pl_module.device)
                 maps = layer_outputs(pl_module, predictions.images[:1])
-        if writer := tensorboard(trainer):
+        if writer := writer_of(trainer):
             writer.flush()
             curves = read_curves(Path(writer.log_dir))
             if predictions:
@@ -140,9 +152,9 @@ class BestModel(Callback):
         epochs = sorted(set.intersection(*(set(curves.get(name, ())) for name in names)))
         if epochs:
             train_loss, train_acc, val_loss, val_acc = ([curves[name][epoch] for epoch in epochs] for name in names)
-            confusion = predictions.confusion().numpy()
+            confusion = predictions.confusion_matrix().numpy()
             self.trend = diagnosis.analyse(
-                train_loss, train_acc, val_loss, val_acc, self.class_names, confusion, epochs[0]
+                train_loss, train_acc, val_loss, val_acc, self.class_names, confusion, epochs[0], self.config
             )
             text = diagnosis.markdown(self.trend, self.stage)
             write_bytes(Path(writer.log_dir) / TREND, text.encode())
@@ -155,9 +167,11 @@ class BestModel(Callback):
         )
         if train or val:
             best = self.trend.best_epoch if self.trend else None
-            figure = figures.curves(train, val, best, diagnosis.said_of(self.stage, "validation"))
+            val_name = diagnosis.said_of(self.stage, "validation")
+            figure = figures.curves(train, val, best, val_name, self.train_loss_name)
             writer.add_image("whole_run/curves", figures.rgb(figure), epoch, dataformats="HWC")
-        writer.add_text("what_is_where", diagnosis.said_of(self.stage, GUIDE), epoch)
+        other = "" if self.train_loss_name == diagnosis.TRAINING else OTHER_LOSS.format(name=self.train_loss_name)
+        writer.add_text("what_is_where", diagnosis.said_of(self.stage, GUIDE.format(loss=other)), epoch)
 
     def _draw_predictions(
         self,
@@ -179,7 +193,7 @@ class BestModel(Callback):
         arrow = "\N{RIGHTWARDS ARROW}"
         captions = [f"{names[i][0]} {arrow}\n{names[i][1]} {confidence[i]:.0%}" for i in wrong.tolist()]
         title = diagnosis.said_of(self.stage, f"Most confident validation mistakes: truth {arrow} prediction")
-        counts = predictions.confusion()
+        counts = predictions.confusion_matrix()
         drawn = {
             "where_it_fails/confusion_matrix": figures.confusion(counts, self.class_names),
             "where_it_fails/confusion_matrix_shares": figures.confusion(counts, self.class_names, normalised=True),
@@ -191,91 +205,52 @@ class BestModel(Callback):
         }
         for tag, figure in drawn.items():
             writer.add_image(tag, figures.rgb(figure), epoch, dataformats="HWC")
-        writer.add_embedding(
-            # Three decimals are plenty to place a point, and the file is a quarter as large.
-            predictions.features[first].double().numpy().round(3),
-            names[: len(first)],
-            torch.from_numpy(shown[: len(first)]).permute(0, 3, 1, 2) / 255,
-            epoch,
-            "features",
-            metadata_header=["class", "prediction"],
-        )
-
-
-def log_result(writer: SummaryWriter, flags: Mapping[str, Any], result: Mapping[str, Any], epoch: int) -> None:
-    """Write a finished run's flags and results into TensorBoard: as text, and as its row in the HParams tab.
-
-    Args:
-        flags: What `train.train` takes, plain values by name.
-        result: What it returns.
-        epoch: The x value.
-    """
-    from tensorboard.compat.proto.summary_pb2 import Summary
-    from tensorboard.plugins.hparams.api_pb2 import (
-        DATA_TYPE_FLOAT64,
-        DATA_TYPE_STRING,
-        Experiment,
-        HParamInfo,
-        MetricInfo,
-        MetricName,
-    )
-    from tensorboard.plugins.hparams.metadata import EXPERIMENT_TAG, create_summary_metadata
-    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
-    from torch.utils.tensorboard.summary import hparams
-
-    scores = {name: result[name] for name in SCORES if result[name] is not None}
-    titled = {diagnosis.said_of(flags["select_on"], SCORES[name][1]): f"{value:.4g}" for name, value in scores.items()}
-    writer.add_text("result", diagnosis.table(("result", ""), titled), epoch)
-    writer.add_text("settings", diagnosis.table(("flag", ""), flags), epoch)
-    for name, value in scores.items():
-        writer.add_scalar(SCORES[name][0], value, epoch)
-
-    given = {name: value for name, value in flags.items() if name not in NOT_COMPARED and value is not None}
-    augmentation = [f"{name} {flags[name]}" for name in ("crop", "cutout") if flags[name]] + ["flip"] * flags["flip"]
-    given["augmentation"] = ", ".join(augmentation) or "none"
-    columns = [
-        HParamInfo(
-            name=name,
-            type=DATA_TYPE_STRING if isinstance(value, str) else DATA_TYPE_FLOAT64,
-            differs=name in COMPARED,  # these come first, and are the ones ticked from the start
-        )
-        for name, value in given.items()
-    ]
-    # TensorBoard takes the columns from any one run, so each names all scores, also those that it does not have.
-    # The title has to hold for runs whose epoch was chosen on the test set too; a longer one covers its neighbours.
-    titles = {tag: title.replace("validation accuracy", "accuracy (select_on)") for tag, title in SCORES.values()}
-    metrics = [MetricInfo(name=MetricName(tag=tag), display_name=title) for tag, title in titles.items()]
-    data = HParamsPluginData(experiment=Experiment(hparam_infos=columns, metric_infos=metrics))
-    experiment = Summary.Value(tag=EXPERIMENT_TAG, metadata=create_summary_metadata(data))
-    _, start, end = hparams(given, {})
-    for part in (Summary(value=[experiment]), start, end):
-        writer.file_writer.add_summary(part, epoch)  # type: ignore[attr-defined]
-    writer.flush()
+        if predictions.features is not None:
+            add_projector(writer, predictions.features[first], names[: len(first)], shown[: len(first)], epoch)
 
 
 @torch.no_grad()
 def predict(module: pl.LightningModule, loader: Iterable[Any]) -> Predictions:
     """Classify all batches (images, labels) of `loader` with the module as it is, in evaluation mode."""
     features: list[Tensor] = []
-    last = [layer for layer in module.modules() if isinstance(layer, nn.Linear)][-1]
-    handle = last.register_forward_pre_hook(lambda layer, inputs: features.append(inputs[0].cpu()))
+    handles = [
+        layer.register_forward_pre_hook(lambda layer, inputs: features.append(inputs[0].float().cpu()))
+        for layer in [layer for layer in module.modules() if isinstance(layer, nn.Linear)][-1:]
+    ]
     training = module.training
     try:
         module.eval()
-        batches = [(images, labels, module(images.to(module.device)).cpu()) for images, labels in loader]
+        batches = [(images, labels, exactly(module, images)) for images, labels in loader]
     finally:
         module.train(training)
-        handle.remove()
+        for handle in handles:
+            handle.remove()
     images, labels, logits = (torch.cat(parts) for parts in zip(*batches, strict=True))
-    return Predictions(images, labels, logits, torch.cat(features))
+    return Predictions(images, labels, logits, torch.cat(features) if features else None)
+
+
+def exactly(module: pl.LightningModule, images: Tensor) -> Tensor:
+    """The module's logits, float32 [N, C] on the CPU, without the lower precision that its training may have had.
+
+    Weights that the Trainer keeps in another format are taken as they are.
+
+    Args:
+        images: float [N, 3, H, W].
+    """
+    with torch.autocast(module.device.type, enabled=False):
+        return module(images.to(module.device, next(module.parameters()).dtype)).float().cpu()
 
 
 def gather(predictions: Predictions, device: torch.device) -> Predictions:
     """The predictions of all processes together, exchanged through `device`; each process has to call this."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return predictions
-    parts = (getattr(predictions, field.name).to(device) for field in fields(predictions))
-    return Predictions(*(torch.cat(gather_all_tensors(part)).cpu() for part in parts))
+
+    def of_all(part: Tensor) -> Tensor:
+        return torch.cat(gather_all_tensors(part.to(device))).cpu()
+
+    features = None if predictions.features is None else of_all(predictions.features)
+    return Predictions(of_all(predictions.images), of_all(predictions.labels), of_all(predictions.logits), features)
 
 
 @torch.no_grad()
@@ -291,12 +266,12 @@ def layer_outputs(module: pl.LightningModule, image: Tensor) -> dict[str, Tensor
     outputs: dict[str, Tensor] = {}
 
     def keep(name: str, layer: nn.Module, inputs: Any, output: Tensor) -> None:
-        outputs[name.removeprefix("model.")] = output[0].cpu()
+        outputs[name.removeprefix("model.")] = output[0].float().cpu()
 
     layers = [(name, layer) for name, layer in module.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     handles = [layer.register_forward_hook(partial(keep, name)) for name, layer in layers[:-1]]
     try:
-        module(image.to(module.device))
+        exactly(module, image)
     finally:
         for handle in handles:
             handle.remove()

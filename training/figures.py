@@ -161,6 +161,7 @@ def curves(
     val: Mapping[str, Mapping[int, float]],
     best: int | None = None,
     val_name: str = "validation",
+    train_loss_name: str = "training",
 ) -> Figure:
     """Loss and accuracy of a run over its epochs.
 
@@ -168,10 +169,12 @@ def curves(
         train, val: `loss` and `acc`, each value by epoch; `val` may be empty.
         best: The epoch to mark.
         val_name: What `val` is called.
+        train_loss_name: What the training loss is called; not all training losses are what the validation loss is.
     """
     figure = _figure(9.6, 4.0, "")
-    for axes, name, label in zip(figure.subplots(1, 2), ("loss", "acc"), ("loss", "accuracy"), strict=True):
-        for part, values, colour in (("training", train, TRAIN_COLOUR), (val_name, val, VAL_COLOUR)):
+    charts = ("loss", "loss", train_loss_name), ("acc", "accuracy", "training")
+    for axes, (name, label, train_name) in zip(figure.subplots(1, 2), charts, strict=True):
+        for part, values, colour in ((train_name, train, TRAIN_COLOUR), (val_name, val, VAL_COLOUR)):
             if name in values:
                 axes.plot(*zip(*sorted(values[name].items()), strict=True), "o-", ms=3, color=colour, label=part)
         if best is not None:
@@ -245,7 +248,8 @@ def feature_maps(
 
     Args:
         image: uint8 [H, W, 3].
-        maps: By the layers' names, in order: float [channels, h, w] of a convolution, [units] of a linear layer.
+        maps: By the layers' names, in order: float [channels, h, w] of a convolution, [units] of a linear layer, whose
+            positive part is shown. They may be none.
         probabilities: float [C].
         label: The true class.
     """
@@ -260,7 +264,8 @@ def feature_maps(
     answer.invert_yaxis()
     answer.set_xlim(0, 1)
     answer.set_title("what comes out: probability", fontsize=9)
-    rows = right.subplots(len(maps), 1, height_ratios=[values.ndim for values in maps.values()], squeeze=False)[:, 0]
+    heights = [values.ndim for values in maps.values()]
+    rows = right.subplots(len(maps), 1, height_ratios=heights, squeeze=False)[:, 0] if maps else ()
     for axes, (name, values) in zip(rows, maps.items(), strict=True):
         tiles = values.clamp(min=0).cpu().float().numpy()
         if tiles.ndim == 1:
@@ -269,7 +274,7 @@ def feature_maps(
             count, height, width = tiles.shape
             size, picture = f"{count} maps of {height} x {width}", _mosaic(tiles, -(-count // 3), gap=1)
         axes.imshow(picture, cmap="viridis", interpolation="nearest")
-        axes.set_title(f"{name}: {size}, after ReLU", fontsize=9)
+        axes.set_title(f"{name}: {size}, positive part", fontsize=9)
         axes.set_axis_off()
     return figure
 

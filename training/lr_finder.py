@@ -15,8 +15,10 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -26,6 +28,8 @@ from torch import Tensor
 
 from lenet_module import LeNetModule
 from training import figures
+from training.config import RunConfig
+from training.run import make_halves, make_trainer, resolved
 
 STEPS = 300
 LOWEST, HIGHEST = 1e-3, 30.0  # rates at the start and the end, in units of the module's own
@@ -77,6 +81,25 @@ class RecordedModule(LeNetModule):
         return outputs
 
 
+def find_lr(config: RunConfig) -> tuple[float, Path]:
+    """Run the test for a run's configuration; the suggested rate, and the picture of the test."""
+    config = resolved(config)
+    datamodule, module = make_halves(config)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(
+            accelerator=config.accelerator,
+            devices=1,
+            precision=config.precision,
+            max_epochs=STEPS,
+            limit_val_batches=0,
+            enable_checkpointing=False,
+            default_root_dir=folder,
+        )
+        found = lr_range(module, datamodule, trainer)
+    name = f"{config.optimizer}-bs{config.batch_size}-seed{config.seed}"
+    return found.suggestion, save(found, config.log_dir, name)
+
+
 def lr_range(module: LeNetModule, datamodule: pl.LightningDataModule, trainer: pl.Trainer) -> LRRange:
     """Run the test on a new network of the kind of `module`, with a constant schedule.
 
@@ -88,9 +111,10 @@ def lr_range(module: LeNetModule, datamodule: pl.LightningDataModule, trainer: p
     Raises:
         FloatingPointError: The loss was not finite after the first few steps.
     """
-    recorded = RecordedModule(**dict(module.hparams) | {"schedule": "constant"})
-    lr = module.hparams["lr"]
-    options = {"min_lr": lr * LOWEST, "max_lr": lr * HIGHEST, "num_training": STEPS, "update_attr": False}
+    recorded = RecordedModule(module.config, schedule="constant")
+    lr = module.config.lr
+    assert lr is not None
+    options: Any = {"min_lr": lr * LOWEST, "max_lr": lr * HIGHEST, "num_training": STEPS, "update_attr": False}
     with contextlib.ExitStack() as stack:
         if not sys.stderr.isatty():  # where Lightning's progress bar would be a line a step
             stack.enter_context(contextlib.redirect_stderr(io.StringIO()))

@@ -1,0 +1,326 @@
+"""One run, from its configuration to its result: build, fit, test, write down.
+
+result = train(optimizer="adam", epochs=3)
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import LearningRateMonitor
+from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+
+from cifar10.config import Data
+from cifar10.errors import SettingError, UsageError
+from cifar_datamodule import PREPROCESSED, CIFAR10DataModule
+from lenet_module import LeNetModule
+from models.checkpoint import LAST, Checkpoint, load_checkpoint
+from models.config import Teacher
+from models.distillation import load_teacher
+from models.networks import HorizontalFlipAverage
+from training import callbacks as visible
+from training.checkpoints import AtomicCheckpointIO, RunCheckpoint, StopOnSignal, config_of, load_module
+from training.config import SETTINGS, RunConfig, with_contents
+from training.diagnosis import train_loss_name
+from training.evaluation import BestModel
+from training.files import read_result, reserve_version, write_config, write_result
+from training.memory import keep_freed_memory
+from training.tensorboard import log_result
+
+
+def train(
+    config: RunConfig | None = None, *, resume: Path | None = None, started: float | None = None, **flags: Any
+) -> dict[str, Any]:
+    """Train LeNet-5 on CIFAR-10, then test the checkpoint that was best on the validation split, once.
+
+    Args:
+        config: What the run is; None takes the defaults.
+        resume: The checkpoint to go on from, in the folder of its run, whose configuration `config` is.
+        started: `time.time()` when the command started; None is now.
+        flags: Single settings of `RunConfig`, such as `epochs=3`, instead of those of `config`.
+
+    Returns:
+        What the summary shows: `epochs`, `select_on`, `best_epoch`, `val_acc`, `test_acc`, `test_loss` (accuracies are
+        fractions; None where there is none; with `select_on` "test" both are of the test set), `seconds`,
+        `images_per_second`, `log_dir`, `checkpoint`, and `trend`, the fields of `diagnosis.Trend`. In processes beyond
+        the first, nothing.
+
+    Raises:
+        UsageError: The settings contradict each other.
+        DataError: No source gives the data set.
+        FloatingPointError: The training loss is no longer finite.
+        Stopped: Ctrl-C or SIGTERM.
+    """
+    run = build(replace(config or RunConfig(), **flags), resume, started)
+    with run.watch.stop:
+        fit(run)
+        result = test(run)
+    return write(run, result) if run.trainer.is_global_zero else {}
+
+
+@dataclass(frozen=True)
+class Watch:
+    """The callbacks of a run that others of its steps ask.
+
+    Attributes:
+        best: None if no epoch is chosen.
+    """
+
+    stop: StopOnSignal
+    lines: visible.EpochLines
+    best_model: BestModel
+    best: RunCheckpoint | None
+    last: RunCheckpoint
+
+    def callbacks(self, config: RunConfig) -> list[pl.Callback]:
+        """All that watches a run, in the order in which it acts: checkpoints come last."""
+        parts: list[pl.Callback] = [self.lines, self.stop]
+        if config.fast_dev_run:
+            return parts
+        stage = config.select_on
+        parts += [LearningRateMonitor("step"), visible.GradientNorm(), visible.TrainingSpeed()]
+        parts += [visible.ChartLayout(stage, self.best_model.train_loss_name), visible.ClassAccuracy(stage)]
+        parts += [self.best_model]
+        if config.pictures:
+            parts += [visible.TrainingBatch(), visible.ConvFilters(), visible.Graph(), visible.BeforeAndAfter()]
+        return [*parts, *filter(None, [self.best]), self.last]
+
+
+@dataclass
+class Run:
+    """The parts of a run; `logger` is None if nothing is kept."""
+
+    config: RunConfig
+    resume: Path | None
+    datamodule: CIFAR10DataModule
+    module: LeNetModule
+    trainer: pl.Trainer
+    watch: Watch
+    logger: TensorBoardLogger | None = None
+
+
+def build(config: RunConfig, resume: Path | None = None, started: float | None = None) -> Run:
+    """All parts of a run, and its folders; those come last, so that neither bad flags nor missing data leave any."""
+    config = resolved(config)
+    datamodule, module = make_halves(config)
+    monitor = f"{config.select_on}/acc" if config.val_size or config.select_on == "test" else None
+    watch = Watch(
+        stop=StopOnSignal(),
+        lines=visible.EpochLines(config.quiet, started),
+        best_model=BestModel(
+            config.select_on,
+            draw=config.pictures,
+            config=config.plain(),
+            train_loss_name=train_loss_name(config.plain()),
+        ),
+        best=RunCheckpoint(f"best-epoch={{epoch:02d}}-{config.select_on}_acc={{{monitor}:.4f}}", config, monitor)
+        if monitor
+        else None,
+        last=RunCheckpoint(Path(LAST).stem, config),
+    )
+    trainer = make_trainer(
+        accelerator=config.accelerator,
+        devices=config.devices,
+        num_nodes=config.num_nodes,
+        strategy=config.strategy,
+        precision=config.precision,
+        max_epochs=config.epochs,
+        callbacks=watch.callbacks(config),
+        limit_val_batches=None if monitor else 0,
+        log_every_n_steps=20,
+        enable_checkpointing=not config.fast_dev_run,
+        fast_dev_run=config.fast_dev_run,
+    )
+    if config.batch_size % trainer.world_size:
+        raise SettingError("batch_size", config.batch_size, f"does not divide by the {trainer.world_size} processes")
+    run = Run(config, resume, datamodule, module, trainer, watch)
+    if not config.fast_dev_run:
+        make_folders(run)
+    return run
+
+
+def fit(run: Run) -> None:
+    """Train all epochs, or those that a stopped run still lacks, and look at what the best epoch's network does."""
+    run.trainer.fit(run.module, datamodule=run.datamodule, ckpt_path=run.resume, weights_only=True)
+    run.watch.best_model.show(
+        run.trainer, run.module, run.datamodule.val_dataloader()
+    )  # a run stopped after its last epoch
+
+
+def test(run: Run) -> dict[str, Any]:
+    """Test the best epoch's weights, or the last ones if none was chosen, in float32."""
+    result: dict[str, Any] = {"best_epoch": None, "val_acc": None}
+    if run.watch.best and run.watch.best.best_model_path:
+        best = torch.load(run.watch.best.best_model_path, weights_only=True)
+        run.module.load_state_dict(best["state_dict"])
+        result = {"best_epoch": best["epoch"] + 1, "val_acc": float(run.watch.best.best_model_score or 0)}
+    tester, module = run.trainer, run.module
+    if next(module.parameters()).dtype != torch.float32 and tester.world_size == 1:  # as with "bf16-true"
+        tester = make_trainer(accelerator=run.config.accelerator, devices=1)
+        tester.loggers = run.trainer.loggers
+        module = LeNetModule(run.config, val_name=run.config.select_on)
+        module.load_state_dict(run.module.state_dict())
+    tester.test(module, datamodule=run.datamodule, verbose=False)
+    return result | {f"test_{name}": tester.callback_metrics[f"test/{name}"].item() for name in ("acc", "loss")}
+
+
+def write(run: Run, result: dict[str, Any]) -> dict[str, Any]:
+    """Complete the result, and write it down for TensorBoard and for programs."""
+    config, trend = run.config, run.watch.best_model.trend
+    result |= {
+        "epochs": config.epochs,
+        "select_on": config.select_on,
+        "seconds": run.watch.lines.seconds_elapsed,
+        "images_per_second": run.watch.lines.images_per_second,
+        "log_dir": run.logger.log_dir if run.logger else None,
+        "checkpoint": (run.watch.best and run.watch.best.best_model_path) or run.watch.last.best_model_path or None,
+        "trend": trend and trend.as_dict(),
+    }
+    if run.logger:
+        columns, first = compared(config)
+        log_result(run.logger.experiment, columns, result, config.epochs, first)
+        run.logger.finalize("success")
+        write_result(Path(run.logger.log_dir), config, result)
+    return result
+
+
+def resolved(config: RunConfig) -> RunConfig:
+    """Set the process up; the configuration with all that a run decides once, at its start, and keeps."""
+    keep_freed_memory()
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    pl.seed_everything(config.seed, verbose=False)
+    return replace(with_contents(config), threads=torch.get_num_threads())
+
+
+def make_halves(config: RunConfig) -> tuple[CIFAR10DataModule, LeNetModule]:
+    """The two halves that Lightning puts together."""
+    teacher: Callable[[np.ndarray], Tensor] | None = None
+    if config.teacher:
+        teacher = load_teacher(config.group(Teacher), config.group(Data), config.data_dir / PREPROCESSED)
+    return CIFAR10DataModule(config, teacher=teacher), LeNetModule(config, val_name=config.select_on)
+
+
+def make_folders(run: Run) -> None:
+    """The run's folders for logs and checkpoints, new ones or those of the run to go on with, and its configuration."""
+    config, trainer = run.config, run.trainer
+    name, version = config.name, ""  # in processes beyond the first, which write nothing
+    if run.resume:
+        name, version = run.resume.absolute().parent.parent.name, run.resume.absolute().parent.name
+    elif trainer.is_global_zero:
+        run.datamodule.prepare_data()
+        run.datamodule.setup()
+        version = reserve_version(config.log_dir / name, config.checkpoint_dir / name)
+    for checkpoint in filter(None, [run.watch.best, run.watch.last]):
+        checkpoint.dirpath = str(config.checkpoint_dir / name / version)
+    run.logger = trainer.logger = RunLogger(config.log_dir, name, version, default_hp_metric=False)
+    if trainer.is_global_zero:
+        Path(run.logger.log_dir).mkdir(parents=True, exist_ok=True)
+        write_config(Path(run.logger.log_dir), config)
+
+
+def compared(config: RunConfig) -> tuple[dict[str, Any], list[str]]:
+    """The settings by which runs are compared, plain values by name, and the names of those that come first."""
+    values = config.plain()
+    columns = {name: values[name] for name, each in SETTINGS.items() if each.metadata["identity"]}
+    return columns, [name for name in columns if SETTINGS[name].metadata["compared"]]
+
+
+class RunLogger(TensorBoardLogger):
+    """Lightning's, without its hparams.yaml: a run has written its config.yaml."""
+
+    @rank_zero_only
+    def save(self) -> None:
+        self.experiment.flush()
+
+
+def make_trainer(**options: Any) -> pl.Trainer:
+    """Lightning's Trainer with what all runs of this project share; UsageError if it refuses an option."""
+    # What Lightning would say here is either in our own lines or does not hold for data in memory.
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # a resumed run's
+    warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning 2.6 on newer PyTorch
+    try:
+        return pl.Trainer(
+            deterministic=True,
+            use_distributed_sampler=False,  # the data module shares out the images itself
+            num_sanity_val_steps=0,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            logger=False,
+            plugins=[AtomicCheckpointIO()],
+            **options,
+        )
+    except (MisconfigurationException, ValueError) as error:
+        raise UsageError(str(error).splitlines()[0]) from error
+
+
+def to_resume(path: Path, given: dict[str, Any]) -> tuple[RunConfig, Path]:
+    """The configuration to go on with from a checkpoint, its own but for what a resumed run may change, and the file.
+
+    Raises:
+        UsageError: `path` is no checkpoint in the folder of its run, or `given` changes what the run is.
+    """
+    checkpoint = load_checkpoint(path, given.get("network"))
+    config = config_of(checkpoint)
+    path = checkpoint.path.absolute()
+    if not path.parent.name.startswith("version_"):
+        raise UsageError(f"{path}: must be in its run's folder, checkpoints/<run>/version_N")
+    changed = replace(config, **given)
+    for name in given:
+        before, after = getattr(config, name), getattr(changed, name)
+        # More epochs are as if there had been more from the start, if nothing depends on how many there are.
+        endless = name == "epochs" and config.schedule == "constant" and not config.plain_epochs
+        if before != after and not SETTINGS[name].metadata["resumable"] and not (endless and after > before):
+            raise SettingError(name, after, f"the run to resume has {before}, which must stay")
+    return replace(changed, checkpoint_dir=path.parent.parent.parent), path
+
+
+def finished(config: RunConfig, resume: Path) -> dict[str, Any] | None:
+    """The result of the run to resume, if it has trained all its epochs and was tested."""
+    found = read_result(config.log_dir / resume.parent.parent.name / resume.parent.name)
+    return found[1] if found and found[1]["epochs"] >= config.epochs else None
+
+
+def evaluate(
+    checkpoint: Checkpoint,
+    data_dir: Path | None = None,
+    mirror: str | None = None,
+    tta: bool = False,
+    **changes: Any,
+) -> dict[str, float]:
+    """Evaluate a checkpoint of `train` on the official test set in float32, preprocessed as in its run.
+
+    Args:
+        data_dir, mirror: As in `Data`; None takes the defaults.
+        tta: Test-time augmentation: whether each image is classified together with its horizontal flip.
+        changes: Settings of `Preprocessing`, instead of those of the run.
+
+    Returns:
+        `test/loss` and `test/acc`, a fraction.
+
+    Raises:
+        UsageError: The checkpoint's weights are of another network, or the changes contradict its run.
+        DataError: No source gives the data set.
+    """
+    module = load_module(checkpoint)
+    if tta:
+        module.model = HorizontalFlipAverage(module.model)  # type: ignore[assignment]
+    datamodule = CIFAR10DataModule(data_dir=data_dir or Data.data_dir, mirror=mirror)
+    datamodule.load_state_dict(checkpoint.data_state())
+    datamodule.preprocessing = checkpoint.preprocessing.changed(changes)
+    trainer = make_trainer(accelerator="cpu", devices=1)
+    trainer.test(module, datamodule=datamodule, verbose=False)
+    return {name: trainer.callback_metrics[name].item() for name in ("test/loss", "test/acc")}

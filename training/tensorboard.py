@@ -1,0 +1,131 @@
+"""What is particular to TensorBoard's files: the tabs beyond curves and pictures, and reading the curves back.
+
+Light to import: TensorBoard itself and Lightning are loaded where they are needed.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tabulate import tabulate
+
+from training.diagnosis import TRAINING, said_of
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
+    from torch import Tensor
+    from torch.utils.tensorboard import SummaryWriter
+
+RESULT_SCALARS = {  # of a finished run, by the names of its result: tag and title
+    "val_acc": ("whole_run/best_acc", "best validation accuracy"),
+    "best_epoch": ("whole_run/best_epoch", "best epoch"),
+    "test_acc": ("whole_run/test_acc", "test accuracy"),
+    "seconds": ("whole_run/seconds", "seconds"),
+}
+
+
+def writer_of(trainer: pl.Trainer) -> SummaryWriter | None:
+    """The writer of the run's event file; None if there is none, and in processes beyond the first."""
+    from pytorch_lightning.loggers import TensorBoardLogger
+
+    loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+    return loggers[0].experiment if loggers and trainer.is_global_zero else None
+
+
+def read_curves(folder: Path) -> dict[str, dict[int, float]]:
+    """All scalars in a run's event files: by tag, value by step; of rows that a resumed run wrote twice the later."""
+    from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
+
+    events = EventAccumulator(str(folder), {SCALARS: 0}).Reload()
+    return {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
+
+
+def add_layout(writer: SummaryWriter, stage: str, train_loss_name: str = TRAINING) -> None:
+    """The Custom Scalars tab: training and validation in one chart, and the accuracy of each class.
+
+    Args:
+        stage: What the metrics of the validation are called.
+        train_loss_name: What the training loss is called beside the validation loss.
+    """
+    # TensorBoard reads the names as regular expressions that match from their start.
+    pair = {name: ["Multiline", [f"train/{name}$", f"{stage}/{name}$"]] for name in ("loss", "acc")}
+    loss = "loss" if train_loss_name == TRAINING else said_of(stage, f"loss: {train_loss_name}, and validation")
+    classes = ["Multiline", [f"{stage}_acc_by_class/"]]
+    writer.add_custom_scalars(
+        {
+            said_of(stage, "Training and validation, over epochs"): {loss: pair["loss"], "accuracy": pair["acc"]},
+            said_of(stage, "Validation accuracy of each class, over epochs"): {"all classes": classes},
+        }
+    )
+
+
+def add_graph(writer: SummaryWriter, module: pl.LightningModule, images: Tensor) -> None:
+    """The Graphs tab: the network, traced with `images`, float [B, 3, H, W]."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch deprecates the tracer that TensorBoard needs
+        writer.add_graph(module, images)
+
+
+def add_projector(
+    writer: SummaryWriter, features: Tensor, names: Sequence[tuple[str, str]], pictures: np.ndarray, epoch: int
+) -> None:
+    """The Projector tab.
+
+    Args:
+        features: float [N, F], where the images lie.
+        names: Of the N images, class and prediction.
+        pictures: uint8 [N, H, W, 3].
+        epoch: The x value.
+    """
+    import torch
+
+    writer.add_embedding(
+        # Three decimals are plenty to place a point, and the file is a quarter as large.
+        features.double().numpy().round(3),
+        list(names),
+        torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255,
+        epoch,
+        "features",
+        metadata_header=["class", "prediction"],
+    )
+
+
+def log_result(
+    writer: SummaryWriter, columns: Mapping[str, Any], result: Mapping[str, Any], epoch: int, first: Sequence[str] = ()
+) -> None:
+    """Write a finished run's flags and results: as text, as scalars, and as its row in the HParams tab.
+
+    Args:
+        columns: The flags to show, plain values by name; None is left out of the HParams tab.
+        result: What `train.train` returns.
+        epoch: The x value.
+        first: Names of the columns that come first, and are the ones ticked from the start.
+    """
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+    from torch.utils.tensorboard.summary import hparams
+
+    values = {name: result[name] for name in RESULT_SCALARS if result[name] is not None}
+    titled = [(said_of(result["select_on"], RESULT_SCALARS[name][1]), f"{value:.4g}") for name, value in values.items()]
+    for name, rows in (("result", titled), ("settings", columns.items())):
+        writer.add_text(name, tabulate(rows, (name, ""), "github", disable_numparse=True), epoch)
+    for name, value in values.items():
+        writer.add_scalar(RESULT_SCALARS[name][0], value, epoch)
+
+    given = {name: columns[name] for name in (*first, *columns) if columns.get(name) is not None}
+    # TensorBoard takes the columns from any one run, so each names all scalars, also those that it does not have.
+    experiment, start, end = hparams(given, {tag: None for tag, _ in RESULT_SCALARS.values()})
+    plugin = experiment.value[0].metadata.plugin_data
+    data = HParamsPluginData.FromString(plugin.content)
+    for column in data.experiment.hparam_infos:
+        column.differs = column.name in first
+    for metric, (_, title) in zip(data.experiment.metric_infos, RESULT_SCALARS.values(), strict=True):
+        # It has to hold for runs whose epoch was chosen on the test set too; a longer one covers its neighbours.
+        metric.display_name = title.replace("validation accuracy", "accuracy (select_on)")
+    plugin.content = data.SerializeToString()
+    for part in (experiment, start, end):
+        writer.file_writer.add_summary(part, epoch)  # type: ignore[attr-defined]
+    writer.flush()
