@@ -5,25 +5,20 @@
 
 from __future__ import annotations
 
-import csv
-import inspect
 import itertools
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import train
-from cifar10.errors import UsageError
-from experiments.runs import NO_PART, read_runs, result_of_row
-from models.optimizers import OPTIMIZERS
-from training.cli import check
+from cifar10.errors import SettingError, UsageError
+from experiments.runs import read_cells, read_runs, result_of_row
+from training.cli import read_recipe, recipe_path
+from training.config import SETTINGS, RunConfig, with_contents
 
-ROOT = Path(__file__).parent.parent
-DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(train.train).parameters.items()}
-NAMED = {"optimizer", "lr", "batch_size", "seed"}  # what train.py names its folders by
+FOLDERS = ("data_dir", "log_dir", "checkpoint_dir")  # which the sweep sets
 
 
 @dataclass(frozen=True)
@@ -48,7 +43,8 @@ class Plan:
         recipe: YAML file of flags; a bare name is looked for in recipes/.
         base: Flags on top of it, "epochs=5 pictures=false".
         name: Of the sweep and its folders; null takes the recipe's.
-        log_dir, checkpoint_dir, results_dir: In which these folders are.
+        log_dir, checkpoint_dir: In which these folders are.
+        reuse: A `cells.csv`, whose results count as if they were of this sweep.
 
     Raises:
         UsageError: As all methods do: train.py would refuse these flags.
@@ -62,27 +58,27 @@ class Plan:
         data_dir: Path,
         log_dir: Path,
         checkpoint_dir: Path,
-        results_dir: Path,
+        reuse: Path | None = None,
     ) -> None:
-        known = ROOT / "recipes" / f"{recipe}.yaml"
-        self.recipe = str(known) if known.exists() else recipe
+        self.recipe = recipe and str(recipe_path(recipe))
         self.name = name or Path(recipe or "sweep").stem
         if not re.fullmatch(r"\w[\w.-]*", self.name):
             raise UsageError(f"--name {self.name}: must be letters, digits and _ . - only")
         self.log_dir, self.checkpoint_dir = log_dir / self.name, checkpoint_dir / self.name
-        self.data_dir, self.csv = data_dir, results_dir / self.name / "cells.csv"
+        self.data_dir = data_dir
+        self.reused = read_results(reuse) if reuse else {}
         self.base = parse(base)
-        # Read once, before there are threads: to read a file of flags, jsonargparse changes the working directory.
-        given = read_flags(["--config", self.recipe], defaults=False) if self.recipe else {}
-        given.pop("config", None)
-        self.recipe_texts = {flag: "null" if value is None else str(value) for flag, value in given.items()}
+        self.recipe_flags = read_recipe(recipe) if recipe else {}
+        self._configs: dict[str, RunConfig] = {}  # by what is assigned
+        if unknown := sorted(self.recipe_flags.keys() - SETTINGS.keys()):
+            raise UsageError(f"{self.recipe}: {unknown[0]} is no flag")
 
     def grid(self, text: str, start: dict[str, str] | None = None) -> list[Cell]:
         """All combinations of the values in `text`, on top of the flags `start`."""
         lists = {flag: values.split(",") for flag, values in parse(text).items()}
         combinations = (dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values()))
         cells = [(start or {}) | values for values in combinations]
-        return [Cell(identity(self.flags(assigned)), assigned) for assigned in cells]
+        return [Cell(self.config(assigned).identity(), assigned) for assigned in cells]
 
     def search(self, text: str, trials: int) -> list[Cell]:
         """`trials` cells in the space of `text`."""
@@ -93,14 +89,17 @@ class Plan:
         assigned = {flag: value for flag, value in texts.items() if flag not in space}
         for flag, value in space.items():
             for end in ends(value):
-                if not self.flags(assigned | {flag: end})["val_size"]:
+                if not self.config(assigned | {flag: end}).val_size:
                     raise UsageError("--search: chooses by validation, so it needs --val_size above 0")
-        key = json.dumps([assigned, space, identity(self.flags(assigned))])
+        key = json.dumps([assigned, space, self.config(assigned).identity()])
         return [Cell(f"{key} {number}", assigned, space) for number in range(trials)]
 
-    def flags(self, assigned: dict[str, str]) -> dict[str, Any]:
-        """All flags of a run."""
-        return all_flags(tuple(arguments(self.recipe_texts | self._texts(assigned))))
+    def config(self, assigned: dict[str, str]) -> RunConfig:
+        """What a run is; the sweep's own texts are on top of the recipe."""
+        key = json.dumps(assigned, sort_keys=True)
+        if key not in self._configs:
+            self._configs[key] = config_of(self.recipe_flags | self._texts(assigned))
+        return self._configs[key]
 
     def arguments(self, assigned: dict[str, str], threads: int) -> list[str]:
         """The command line of a run, which gets `threads` unless the sweep's texts say otherwise."""
@@ -109,52 +108,39 @@ class Plan:
 
     def _texts(self, assigned: dict[str, str]) -> dict[str, str]:
         """All flags on top of the recipe's."""
-        folders = {"data_dir": self.data_dir, "log_dir": self.log_dir, "checkpoint_dir": self.checkpoint_dir}
-        texts = {flag: str(folder) for flag, folder in folders.items()} | self.base | assigned
-        tag = "-".join(f"{flag}-{value}" for flag, value in assigned.items() if flag not in NAMED)
+        folders = zip(FOLDERS, (self.data_dir, self.log_dir, self.checkpoint_dir), strict=True)
+        texts = {flag: str(folder) for flag, folder in folders} | self.base | assigned
+        tag = "-".join(
+            f"{flag}-{value}" for flag, value in assigned.items() if SETTINGS[flag].metadata["named"] is None
+        )
         return ({"tag": re.sub(r"[^\w.=+-]+", "-", tag)} if tag else {}) | texts  # of a path its slashes go
 
     def finished(self) -> dict[str, dict[str, Any]]:
-        """Results by `identity`: of the runs in the log folder, and of those that results/ has from elsewhere."""
-        results = {}
-        if self.csv.exists():
-            with self.csv.open(encoding="utf-8", newline="") as file:
-                for number, row in enumerate(csv.DictReader(file), 2):
-                    assigned = {flag: text or "null" for flag, text in row.items() if flag in DEFAULTS}
-                    try:
-                        if None in row.values():
-                            raise ValueError("the line ends early")
-                        results[identity(self.flags(assigned))] = result_of_row(row)
-                    except (ValueError, KeyError) as error:
-                        raise UsageError(f"{self.csv}, line {number}: not as report.py writes it") from error
-        return results | {identity(run.flags): run.result for run in read_runs(self.log_dir) if run.result}
+        """Results by identity: of the runs in the log folder, and of those in the table to reuse."""
+        return self.reused | {run.config.identity(): run.result for run in read_runs(self.log_dir) if run.result}
 
-    def unfinished(self, flags: dict[str, Any]) -> Path | None:
-        """The checkpoints of a run with these flags that goes on from there; the latest."""
+    def unfinished(self, config: RunConfig) -> Path | None:
+        """The checkpoints of a run of this configuration that goes on from there; the latest."""
+        from models.checkpoint import LAST  # takes PyTorch
+
         for run in reversed(read_runs(self.log_dir)):
             folder = self.checkpoint_dir / run.name / run.version
-            if run.result is None and identity(run.flags) == identity(flags) and (folder / "last.ckpt").exists():
+            if run.result is None and run.config.identity() == config.identity() and (folder / LAST).exists():
                 return folder
         return None
 
 
-@cache
-def all_flags(command_line: tuple[str, ...]) -> dict[str, Any]:
-    """The flags of train.py with their defaults, those that depend on the optimizer too."""
-    flags = read_flags(list(command_line))
-    flags = {name: flags[name] for name in DEFAULTS if name in flags}
-    flags["teacher"] = flags["teacher"] and str(flags["teacher"])  # as a run writes it
-    check(flags)
-    defaults = OPTIMIZERS[flags["optimizer"]]
-    own = {"lr": defaults.lr, "weight_decay": defaults.weight_decay}
-    return flags | {name: value for name, value in own.items() if flags[name] is None}
+def read_results(path: Path) -> dict[str, dict[str, Any]]:
+    """The results in a `cells.csv` by identity, each with the file that it is `reused` from; UsageError if damaged."""
+    return {config.identity(): result_of_row(row) | {"reused": path.as_posix()} for row, config in read_cells(path)}
 
 
-def read_flags(command_line: list[str], defaults: bool = True) -> dict[str, Any]:
-    """What train.py reads from its command line; UsageError if it refuses it."""
-    parser = train.parser()
-    parser.exit_on_error = False
-    return parser.parse_args(command_line, defaults=defaults).as_dict()
+def config_of(flags: Mapping[str, Any]) -> RunConfig:
+    """A run's configuration from its flags or their texts, with what is in the files that they name."""
+    try:
+        return with_contents(RunConfig(**flags))
+    except SettingError as error:
+        raise UsageError(f"--{error}") from error
 
 
 def arguments(texts: dict[str, str]) -> list[str]:
@@ -168,16 +154,10 @@ def parse(text: str) -> dict[str, str]:
         flag, _, value = word.partition("=")
         if not all(value.split(",")):
             raise UsageError(f"{word}: must be flag=value or flag=value,value")
-        if flag not in DEFAULTS or flag in NO_PART - {"threads", "pictures", "tag"}:
+        if flag not in SETTINGS or flag in FOLDERS:
             raise UsageError(f"{word}: no flag of train.py that a sweep can set")
         pairs[flag] = value
     return pairs
-
-
-def identity(flags: dict[str, Any]) -> str:
-    """What makes a run another one; flags that did not exist when it was made have their defaults."""
-    part = {name: flags.get(name, default) for name, default in DEFAULTS.items() if name not in NO_PART}
-    return json.dumps(part, sort_keys=True)
 
 
 def ends(text: str) -> list[str]:

@@ -1,38 +1,26 @@
-"""What runs leave in their log folders, read back: flags, results, curves.
+"""What runs leave in their log folders, read back: configuration, result, curves.
 
 Light to import, and knows nothing of training: sweeps and reports read any number of runs with it.
 """
 
 from __future__ import annotations
 
-import json
+import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import yaml
-
-from cifar10.errors import UsageError
+from cifar10.errors import SettingError, UsageError
+from cifar10.settings import FORMAT, checked, types_of
+from training.config import SETTINGS, UNKNOWN, RunConfig, read_config
+from training.files import CONFIG, OLD_CONFIG, read_result, read_run_config
 
 Curves: TypeAlias = dict[str, dict[int, float]]  # by TensorBoard's tag, value by step or epoch
 
-SUMMARY = "summary.json"  # in the log folder of a finished run
-FLAGS = "hparams.yaml"  # Lightning's, in the log folder of any run
-# Flags that are no part of what makes a run another one: where it is kept, how it is shown.
-NO_PART = {
-    "data_dir",
-    "mirror",
-    "log_dir",
-    "checkpoint_dir",
-    "tag",
-    "threads",
-    "pictures",
-    "quiet",
-    "fast_dev_run",
-    "resume",
-}
-SCORES = ("best_epoch", "best_val_acc", "test_acc_at_best_val", "best_test_acc", "last_test_acc", "seconds")
+RESULTS = ("best_epoch", "best_val_acc", "test_acc_at_best_val", "best_test_acc", "last_test_acc", "seconds")
+# The settings in a `cells.csv`: all that make a run another one, and where its teacher was.
+COLUMNS = [name for name, each in SETTINGS.items() if each.metadata["identity"] or name == "teacher"]
 
 
 @dataclass(frozen=True)
@@ -41,12 +29,12 @@ class Run:
 
     Attributes:
         folder: Its logs, `.../<name>/version_N`.
-        flags: What `train.train` got, plain values.
-        result: What it returned; None while the run is not finished.
+        config: What it is.
+        result: What `train` returned; None while the run is not finished.
     """
 
     folder: Path
-    flags: dict[str, Any]
+    config: RunConfig
     result: dict[str, Any] | None
 
     @property
@@ -58,46 +46,32 @@ class Run:
         return self.folder.name
 
     def curves(self) -> Curves:
+        from training.tensorboard import read_curves
+
         return read_curves(self.folder)
 
 
 def read_runs(folder: Path) -> list[Run]:
     """All runs of train.py in and below a folder, by path.
 
-    A run that was killed before it had written all its flags is left out: it has no checkpoint either.
-
     Raises:
-        UsageError: A summary is damaged.
+        UsageError: A file of a run is damaged, or a newer version wrote it.
     """
     runs = []
-    for path in sorted(folder.rglob(FLAGS), key=_numbered):
-        summary = path.parent / SUMMARY
-        if summary.exists():
-            try:
-                result = json.loads(summary.read_text(encoding="utf-8"))
-                runs.append(Run(path.parent, result.pop("flags"), result))
-            except (ValueError, KeyError, AttributeError) as error:
-                raise UsageError(f"{summary}: damaged, or not of train.py; move the run's folder away") from error
-        elif flags := _whole_flags(path):
-            runs.append(Run(path.parent, flags, None))
+    for path in sorted({file.parent for name in (CONFIG, OLD_CONFIG) for file in folder.rglob(name)}, key=_numbered):
+        if finished := read_result(path):
+            runs.append(Run(path, *finished))
+        elif config := read_run_config(path):
+            runs.append(Run(path, config, None))
     return runs
 
 
-def read_curves(folder: Path) -> Curves:
-    """All scalars in a run's event files: by tag, value by step; of rows that a resumed run wrote twice the later."""
-    from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
-
-    events = EventAccumulator(str(folder), {SCALARS: 0}).Reload()
-    return {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
-
-
 def row_of_run(run: Run, curves: Curves) -> dict[str, Any]:
-    """A finished run as a row of `cells.csv`: name, flags, and the `SCORES` that it has, accuracies in percent."""
+    """A finished run as a row of `cells.csv`: its settings as texts, and the RESULTS it has, accuracies in percent."""
     assert run.result
     score, test = run.result["val_acc"], run.result["test_acc"] * 100
-    row = {"run": f"{run.name}/{run.version}"} | {name: run.flags[name] for name in run.flags if name not in NO_PART}
-    row["best_epoch"] = run.result["best_epoch"]
-    if run.flags["select_on"] == "test":
+    row: dict[str, Any] = texts_of(run.config) | {"best_epoch": run.result["best_epoch"]}
+    if run.config.select_on == "test":
         row["best_test_acc"] = score * 100
         row["last_test_acc"] = curves["test_acc"][run.result["epochs"]] * 100
     elif score is None:
@@ -107,9 +81,67 @@ def row_of_run(run: Run, curves: Curves) -> dict[str, Any]:
     return row | {"seconds": run.result["seconds"]}
 
 
+def texts_of(config: RunConfig) -> dict[str, str]:
+    """A configuration as `cells.csv` has it: texts, empty where a setting is null, and their format."""
+    values = config.resolved().plain()
+    if config.teacher and not config.teacher_sha256:
+        values["teacher_sha256"] = UNKNOWN
+    return {"format": str(FORMAT)} | {name: in_text(values[name]) for name in COLUMNS}
+
+
+def in_text(value: Any) -> str:
+    return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def canonical(name: str, text: str) -> str:
+    """The text of a setting as `texts_of` writes it: "5e-2" and "0.05" are one. UsageError if it is no such value."""
+    try:
+        value = checked(SETTINGS[name], types_of(RunConfig)[name], text or None)  # type: ignore[arg-type]
+    except SettingError as error:
+        raise UsageError(str(error)) from error
+    return in_text(value.as_posix() if isinstance(value, Path) else value)
+
+
+def read_cells(path: Path) -> list[tuple[dict[str, str], RunConfig]]:
+    """The rows of a `cells.csv` as texts, and what the run of each was.
+
+    Raises:
+        UsageError: There is no such file, it is damaged, or a row lacks a setting that makes a run another one: what is
+            missing is not guessed.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            rows, columns = list(reader), reader.fieldnames or []
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"{path}: damaged: {error}") from error
+    if not columns:
+        raise UsageError(f"{path}: damaged: it is empty")
+    if "run" not in columns:
+        raise UsageError(f"{path}: has no column run")
+    cells = []
+    for number, row in enumerate(rows, 2):
+        try:
+            if None in row.values() or None in row:
+                raise ValueError("the line ends early or late")
+            result_of_row(row)
+            cells.append((row, config_of_row(row)))
+        except (ValueError, KeyError, TypeError, UsageError) as error:
+            raise UsageError(f"{path}, line {number}: not as report.py writes it: {error}") from error
+    return cells
+
+
+def config_of_row(row: Mapping[str, str]) -> RunConfig:
+    """What the run of a row of `cells.csv` was."""
+    values: dict[str, Any] = {name: row[name] or None for name in COLUMNS if name in row}
+    return read_config(values, int(row.get("format") or 1))
+
+
 def result_of_row(row: Mapping[str, str]) -> dict[str, Any]:
-    """The way back: what `train.train` returned, as far as a row of `cells.csv` has it."""
-    number = {name: float(row[name]) for name in SCORES if row.get(name)}
+    """The way back from `row_of_run`: what `train` returned, as far as the row has it."""
+    number = {name: float(row[name]) for name in RESULTS if row.get(name)}
     score = number.get("best_val_acc", number.get("best_test_acc"))
     test = number.get("test_acc_at_best_val", number.get("best_test_acc", number.get("last_test_acc")))
     epoch = number.get("best_epoch")
@@ -122,17 +154,7 @@ def result_of_row(row: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def _whole_flags(path: Path) -> dict[str, Any] | None:
-    """Of `hparams.yaml`, which Lightning does not write at one stroke; its names are sorted, so the last is `width`."""
-    try:
-        flags = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, yaml.YAMLError):
-        return None
-    return flags if isinstance(flags, dict) and flags.get("width") else None
-
-
 def _numbered(path: Path) -> tuple[str, int]:
     """A key that puts version_10 after version_9."""
-    name, version = path.parent.parent, path.parent.name
-    number = version.rpartition("_")[2]
-    return str(name), int(number) if number.isdigit() else -1
+    number = path.name.rpartition("_")[2]
+    return str(path.parent), int(number) if number.isdigit() else -1

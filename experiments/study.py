@@ -1,0 +1,346 @@
+"""The engine of sweeps: runs of train.py in processes of their own, as trials of an Optuna study.
+
+Each cell is a trial, enqueued once. Workers are threads, each of which waits for one process at a time; a study lies in
+a journal in the log folder, or in a database that several machines share.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import runpy
+import sys
+import threading
+import time
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from signal import SIGINT, SIGTERM
+from statistics import mean
+from typing import Any
+
+import optuna
+import psutil
+from filelock import FileLock, Timeout
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.study import Study
+from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
+from tqdm import tqdm
+
+from cifar10.errors import UsageError
+from cifar10.storage import write_bytes
+from experiments.grid import Cell, Plan, ends
+from training.config import RunConfig
+
+TRAIN = Path(__file__).parent.parent / "train.py"
+RUN_MEMORY = 1.5e9  # bytes; results/throughput.md has the peak of a run
+HEARTBEAT, GRACE = 20, 90  # seconds; a machine that is silent for longer has died, and others take over its cells
+POLL = 1.0  # seconds
+# Reasons of trials that did not fail.
+STOPPED = "stopped"
+NOT_ASKED = "not among the cells of this command"
+BY_SIGNAL = {128 + SIGINT, 128 + SIGTERM, -SIGINT, -SIGTERM}  # exit statuses
+
+
+class Failed(RuntimeError):
+    """A run, or a sweep, ended without a result."""
+
+
+class SeededByTrial(optuna.samplers.BaseSampler):
+    """TPE whose draws are a function of the trial's number and the finished trials.
+
+    So a search that is stopped and goes on, or that several machines share, proposes what one that was not would.
+    """
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, Any]:
+        return {}
+
+    def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, Any]) -> dict[str, Any]:
+        return {}
+
+    def sample_independent(self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: Any) -> Any:
+        seed = zlib.crc32(f"{trial.number} {param_name}".encode())
+        sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+        return sampler.sample_independent(study, trial, param_name, param_distribution)
+
+
+class Engine:
+    """Runs cells in processes of their own, and keeps the study."""
+
+    def __init__(self, study: Study, plan: Plan, workers: int) -> None:
+        self.study, self.plan, self.workers = study, plan, workers
+        self.asked: set[str] = set()  # keys
+        self.children: set[BaseProcess] = set()
+        self.stopping = threading.Event()
+        self.error: Exception | None = None  # that ended a worker
+
+    def run(self, cells: list[Cell], retry: bool) -> None:
+        """Enqueue what the study does not have yet, and work until nothing is left to do, here or elsewhere."""
+        self.asked = {cell.key for cell in cells}
+        trials = self.trials(cells)
+        for cell in cells:
+            trial = trials.get(cell.key)
+            if trial is None:
+                attributes = {"key": cell.key, "assigned": cell.assigned, "space": cell.space}
+                self.study.enqueue_trial({}, user_attrs=attributes)
+            elif trial.state == TrialState.FAIL and (retry or trial.user_attrs.get("reason") == NOT_ASKED):
+                again(self.study, trial)
+        threads = [threading.Thread(target=self._work) for _ in range(self.workers)]
+        for thread in threads:
+            thread.start()
+        try:
+            show(self, cells, threads)
+        finally:
+            self.stopping.set()
+            for child in list(self.children):
+                child.terminate()  # it stops after its running step; its last whole epoch is on disk
+            for thread in threads:
+                thread.join()
+            self.stopping.clear()
+        if self.error:
+            raise self.error
+
+    def trials(self, cells: list[Cell]) -> dict[str, FrozenTrial]:
+        """By the key of the cell, the trial that counts: the one with a result, else the last."""
+        found: dict[str, FrozenTrial] = {}
+        for trial in self.study.get_trials(deepcopy=False):
+            key = trial.user_attrs.get("key")
+            finished = key in found and found[key].state == TrialState.COMPLETE
+            if key and not finished and trial.state != TrialState.PRUNED and self._counts(trial):
+                found[key] = trial
+        return {cell.key: found[cell.key] for cell in cells if cell.key in found}
+
+    def _counts(self, trial: FrozenTrial) -> bool:
+        """Not, if its result was taken from a table that an earlier command named and this one does not."""
+        source = trial.user_attrs.get("result", {}).get("reused")
+        return source is None or any(source == result["reused"] for result in self.plan.reused.values())
+
+    def best(self, cells: list[Cell], flag: str) -> list[dict[str, str]]:
+        """For each value of `flag`, what is assigned to the cell with the highest validation accuracy."""
+        best: dict[Any, tuple[float, dict[str, str]]] = {}
+        for trial in self.trials(cells).values():
+            if trial.state == TrialState.COMPLETE:
+                values = assigned(trial)
+                value, accuracy = getattr(self.plan.config(values), flag), trial.user_attrs["result"]["val_acc"]
+                if value not in best or accuracy > best[value][0]:
+                    best[value] = accuracy, values
+        return [values for accuracy, values in best.values()]
+
+    def _work(self) -> None:
+        try:
+            self._run_cells()
+        except Exception as error:  # the study cannot be written, say; the main thread tells
+            self.error = error
+            self.stopping.set()
+
+    def _run_cells(self) -> None:
+        while not self.stopping.is_set():
+            states = {trial.state for trial in self.study.get_trials(deepcopy=False)}
+            if TrialState.WAITING in states:
+                self.study.optimize(self._objective, n_trials=1, catch=Failed, callbacks=[enqueue_stopped])
+            elif TrialState.RUNNING in states:  # another worker's; if that dies, its cell comes back
+                optuna.storages.fail_stale_trials(self.study)
+                self.stopping.wait(POLL)
+            else:
+                return
+
+    def _objective(self, trial: Trial) -> float:
+        """One run; its value is the accuracy that chose the best epoch."""
+        attributes = trial.user_attrs
+        if not attributes:
+            raise optuna.TrialPruned  # another worker took the last cell in the same moment
+        earlier = self.study.get_trials(deepcopy=False)[: trial.number]
+        if any(
+            other.user_attrs.get("key") == attributes["key"] and other.state != TrialState.FAIL and self._counts(other)
+            for other in earlier
+        ):
+            raise optuna.TrialPruned  # two machines enqueued it in the same moment
+        trial.set_user_attr("chosen", {flag: suggest(trial, flag, text) for flag, text in attributes["space"].items()})
+        try:
+            if attributes["key"] not in self.asked:
+                raise Failed(NOT_ASKED)
+            result = self._result(trial.number, assigned(trial))
+        except Failed as failed:
+            trial.set_user_attr("reason", str(failed))
+            raise
+        trial.set_user_attr("result", result)
+        return result["test_acc"] if result["val_acc"] is None else result["val_acc"]
+
+    def _result(self, number: int, values: dict[str, str]) -> dict[str, Any]:
+        """The result of a run, which is trained only if, and as far as, that was not done before."""
+        config = self.plan.config(values)
+        if result := self.plan.finished().get(config.identity()):
+            return result
+        if folder := self.plan.unfinished(config):
+            arguments = [f"--resume={folder}", f"--data_dir={self.plan.data_dir}", f"--log_dir={self.plan.log_dir}"]
+        else:
+            threads = max(1, (os.cpu_count() or 1) // self.workers)
+            arguments = self.plan.arguments(values, threads)
+        output = self.plan.log_dir / "output" / f"{number}.txt"
+        output.parent.mkdir(exist_ok=True)
+        child = multiprocessing.get_context("spawn").Process(target=run_train, args=(arguments, output))
+        self.children.add(child)
+        if not self.stopping.is_set():
+            child.start()
+            child.join()
+        self.children.discard(child)
+        result = self.plan.finished().get(config.identity())
+        if result and child.exitcode == 0:
+            return result
+        if self.stopping.is_set() or child.exitcode in BY_SIGNAL:
+            raise Failed(STOPPED)
+        lines = output.read_text(encoding="utf-8", errors="replace").splitlines()
+        raise Failed(lines[-1] if lines else f"exit status {child.exitcode}")
+
+
+def assigned(trial: Trial | FrozenTrial) -> dict[str, str]:
+    """The flags of a trial's cell on top of the plan's, those that were searched too."""
+    return trial.user_attrs["assigned"] | trial.user_attrs.get("chosen", {})
+
+
+def suggest(trial: Trial, flag: str, text: str) -> str:
+    """One of the choices "sgd,adam", or a number in a range "0.001..0.1", on a logarithmic scale if it is above 0."""
+    if ".." not in text:
+        return trial.suggest_categorical(flag, text.split(","))
+    low, high = map(float, ends(text))
+    if isinstance(getattr(RunConfig, flag), int):
+        return str(trial.suggest_int(flag, int(low), int(high), log=low >= 1))
+    return f"{trial.suggest_float(flag, low, high, log=low > 0):.3g}"
+
+
+def again(study: Study, trial: FrozenTrial) -> None:
+    """Enqueue a failed trial anew, with the parameters that it had."""
+    attributes = {name: value for name, value in trial.user_attrs.items() if name != "reason"}
+    study.add_trial(
+        optuna.create_trial(
+            state=TrialState.WAITING,
+            params=trial.params,
+            distributions=trial.distributions,
+            user_attrs=attributes,
+            system_attrs=trial.system_attrs,
+        )
+    )
+
+
+def enqueue_stopped(study: Study, trial: FrozenTrial) -> None:
+    if trial.state == TrialState.FAIL and trial.user_attrs.get("reason") == STOPPED:
+        again(study, trial)
+
+
+def run_train(arguments: list[str], output: Path) -> None:
+    """train.py as a script in this process, its output in a file; ends when the parent does."""
+
+    def end_with_parent() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent
+        parent.join()
+        os._exit(1)
+
+    with output.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    sys.argv = ["train.py", *arguments]
+    runpy.run_path(str(TRAIN), run_name="__main__")
+
+
+@contextmanager
+def open_study(plan: Plan, storage: str | None) -> Iterator[Study]:
+    """The study of a sweep, which without a database one process at a time can have.
+
+    Raises:
+        UsageError: Another process has it, or the database cannot be reached.
+    """
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    plan.log_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        with nullcontext() if storage else FileLock(plan.log_dir / "sweep.lock", timeout=0):
+            study = optuna.create_study(
+                study_name=plan.name,
+                storage=database(storage) if storage else journal(plan.log_dir / "study.log"),
+                sampler=SeededByTrial(),
+                direction="maximize",
+                load_if_exists=True,
+            )
+            if not storage:  # a journal has no heartbeat, but whoever ran these is gone
+                for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                    again(study, study.tell(trial.number, state=TrialState.FAIL))
+            yield study
+    except Timeout as error:
+        raise UsageError(f"{plan.log_dir}: another sweep.py is at it") from error
+
+
+def journal(path: Path) -> optuna.storages.JournalStorage:
+    """A study in a file, without what a process that was killed while it wrote has left."""
+    path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
+    if path.exists() and not (text := path.read_bytes()).endswith(b"\n"):
+        write_bytes(path, text[: text.rfind(b"\n") + 1])  # behind half a line, Optuna could read nothing
+    return optuna.storages.JournalStorage(JournalFileBackend(str(path), JournalFileOpenLock(str(path))))
+
+
+def database(url: str) -> optuna.storages.RDBStorage:
+    for attempt in range(3):
+        try:
+            return optuna.storages.RDBStorage(
+                url, heartbeat_interval=HEARTBEAT, grace_period=GRACE, heartbeat_stale_trial_callback=again
+            )
+        except (IntegrityError, ProgrammingError) as error:
+            if attempt == 2:
+                raise UsageError(f"--storage: {str(error).splitlines()[0]}") from error
+            time.sleep(POLL)  # another machine made the tables in the same moment
+        except (SQLAlchemyError, ImportError) as error:
+            raise UsageError(f"--storage: {str(error).splitlines()[0]}") from error
+    raise AssertionError
+
+
+def default_workers() -> int:
+    """As many as cores and memory hold: two runs of one thread are faster than one of two after the other."""
+    cores = psutil.cpu_count(logical=False) or 1
+    return max(1, min(cores, int(psutil.virtual_memory().available / RUN_MEMORY)))
+
+
+def show(engine: Engine, cells: list[Cell], threads: list[threading.Thread]) -> None:
+    """Print a line for each cell that ends, and on a terminal how far the sweep is, until the threads end."""
+    shown: set[int] = set()
+    total, best = len({cell.key for cell in cells}), 0.0
+    with tqdm(total=total, bar_format="{desc}", leave=False, disable=None) as bar:
+        working = True
+        while working:
+            # Asked first, so that the last line is not missed.
+            working = any(thread.is_alive() for thread in threads) and not engine.stopping.is_set()
+            trials = engine.trials(cells).values()
+            done = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.FAIL)]
+            for trial in done:
+                if trial.number not in shown and trial.user_attrs.get("reason") != STOPPED:
+                    shown.add(trial.number)
+                    mark = ""
+                    if trial.value is not None and trial.value > best:
+                        best, mark = trial.value, "  best so far"
+                    bar.write(f"{len(shown):>{len(str(total))}}/{total}  {outcome(trial)}{mark}", file=sys.stdout)
+            seconds = [trial.user_attrs["result"]["seconds"] for trial in done if trial.state == TrialState.COMPLETE]
+            running = sum(trial.state == TrialState.RUNNING for trial in trials)
+            left = tqdm.format_interval(mean(seconds) * (total - len(done)) / engine.workers) if seconds else "?"
+            bar.set_description_str(f"{len(done)} of {total} cells, {running} running, best {best:.2%}, {left} left")
+            if working:
+                time.sleep(POLL)
+
+
+def outcome(trial: FrozenTrial) -> str:
+    """A cell's flags, and its accuracies or the reason why it has none."""
+    cell = " ".join(f"{flag}={value}" for flag, value in assigned(trial).items())
+    if trial.state == TrialState.FAIL:
+        return f"{cell}  failed: {trial.user_attrs.get('reason')}"
+    result = trial.user_attrs["result"]
+    parts = [cell, "" if result["best_epoch"] is None else f"best epoch {result['best_epoch']}"]
+    if result.get("select_on") == "test":
+        parts.append(f"test {result['test_acc']:.2%}, chosen on it")
+    else:
+        scores = {name: result[f"{name}_acc"] for name in ("val", "test")}
+        parts += [f"{name} {accuracy:.2%}" for name, accuracy in scores.items() if accuracy is not None]
+    parts.append(f"from {result['reused']}" if "reused" in result else f"{result['seconds']:.0f} s")
+    return "  ".join(filter(None, parts))

@@ -1,0 +1,356 @@
+"""Runs made into a page: tables in Markdown and CSV, curves, and what was found, from what runs left."""
+
+from __future__ import annotations
+
+import io
+import math
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from tabulate import tabulate
+
+from cifar10.errors import UsageError
+from cifar10.storage import write_bytes
+from experiments.runs import COLUMNS, RESULTS, Run, canonical, read_cells, read_runs, row_of_run, texts_of
+from experiments.statistics import PLAIN, SIGNED, compared, interval, paired_differences, plain, scored, select
+from training import figures
+
+TITLES = {
+    "batch_size": "batch size",
+    "lr": "learning rate",
+    "weight_decay": "weight decay",
+    "best_val_acc": "best validation accuracy, %",
+    "test_acc_at_best_val": "test accuracy, %, epoch chosen on validation",
+    "best_test_acc": "test accuracy, %, epoch chosen on the test set",
+    "last_test_acc": "test accuracy, %, last epoch",
+}
+REFERENCE = {"best_epoch": "report: best epoch", "accuracy": "report: accuracy, %"}  # of reference.csv
+DESCENDING = ("optimizer", "lr", "batch_size")  # columns that come first, in the order of the report's table
+
+
+def write_page(
+    folders: Sequence[Path],
+    folder: Path,
+    seeds: str | None,
+    compare: Sequence[str],
+    baseline: str | None,
+    origin: str,
+) -> Path:
+    """Write the page of a set of runs into `folder`; `origin` are the lines that say how it was made."""
+    runs = find_runs(folders)
+    cells, curves = collect(runs, folder)
+    if cells.empty:
+        raise UsageError(f"{', '.join(map(str, folders))}: none of {len(runs)} runs is finished")
+    varying = varying_settings(cells)
+    cells = in_order(cells, varying)
+    shown = cells[cells["seed"].isin(seeds.split(","))] if seeds else cells
+    if shown.empty:
+        raise UsageError(f"--seeds {seeds}: no run has one of these")
+    settings = by_setting(shown, varying)
+    answer, comparison = compared(shown, compare) if compare else ("", "")
+    reference = read_reference(folder / "reference.csv")
+    result_table = table(settings, varying, reference, baseline)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("curve-*.png"):
+        old.unlink()
+    notes = folder / "notes.md"
+    parts = [
+        f"# {folder.name}",
+        answer,
+        notes.read_text(encoding="utf-8").strip() if notes.exists() else "",
+        origin,
+        result_table,
+        optimism(shown),
+        comparison,
+        "![Accuracy over epochs](curves.png)",
+        unfinished(runs),
+    ]
+    draw(settings, curves, folder)
+    write_cells(folder / "cells.csv", cells, varying)
+    write(folder / "curves.csv", curves.to_csv(index=False, lineterminator="\n"))
+    write(folder / "README.md", "\n\n".join(filter(None, parts)) + "\n")
+    return folder / "README.md"
+
+
+def find_runs(folders: Sequence[Path]) -> dict[str, Run]:
+    """All runs in and below some folders, each once, by its path below its folder.
+
+    Where runs of two folders would have the same key, each has its folder before it, so that no order of the folders
+    makes another key.
+    """
+    found: dict[Path, tuple[str, Path, Run]] = {}
+    for root in folders:
+        for run in read_runs(root):
+            key = run.folder.relative_to(root).as_posix()
+            key = f"{run.name}/{run.version}" if key in (".", run.version) else key
+            found.setdefault(run.folder.resolve(), (key, root, run))
+    times = Counter(key for key, _, _ in found.values())
+    return {key if times[key] == 1 else f"{root.as_posix()}/{key}": run for key, root, run in found.values()}
+
+
+def collect(runs: dict[str, Run], folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Finished runs, a row each, and their curves, a row an epoch; those that only the CSV files know come first.
+
+    Settings are texts, as `runs.texts_of` writes them; results are numbers.
+    """
+    cells, curves = [], []
+    for key, run in runs.items():
+        if run.result:
+            scalars = {
+                tag.replace("/", "_"): values
+                for tag, values in run.curves().items()
+                if tag.split("/")[0] in ("train", "val", "test") and tag.split("/")[1] in ("loss", "acc")
+            }
+            cells.append({"run": key} | row_of_run(run, scalars))
+            of_run = pd.DataFrame(scalars).rename_axis("epoch").reset_index().round(5)
+            curves.append(of_run.assign(run=key))
+    known = {row["run"] for row in cells}
+    earlier = [row for row in read_table(folder / "cells.csv") if row["run"] not in known]
+    old = read_curves(folder / "curves.csv")
+    if not old.empty:
+        curves.insert(0, old[~old["run"].isin(known)])
+    table = pd.DataFrame([*earlier, *cells], columns=["run", "format", *COLUMNS, *RESULTS])
+    table[list(RESULTS)] = table[list(RESULTS)].astype(float)
+    points = pd.concat([part for part in curves if not part.empty], ignore_index=True) if curves else pd.DataFrame()
+    return (
+        table.round({score: 1 if score == "seconds" else 2 for score in RESULTS}),
+        points[["run", *points.columns.drop("run")]] if len(points) else points,
+    )
+
+
+def read_table(path: Path) -> list[dict[str, Any]]:
+    """The rows of a `cells.csv`, as `collect` has them; none if there is no such file."""
+    if not path.exists():
+        return []
+    rows = []
+    for row, config in read_cells(path):
+        results = {name: float(row[name]) for name in RESULTS if row.get(name)}
+        rows.append({"run": row["run"]} | texts_of(config) | results)
+    return rows
+
+
+def write_cells(path: Path, cells: pd.DataFrame, varying: Sequence[str] = ()) -> None:
+    """What `read_table` reads back."""
+    first = dict.fromkeys([*varying, "seed", "epochs"])
+    columns = ["run", *first, *RESULTS, "format", *(name for name in COLUMNS if name not in first)]
+    cells = cells.assign(best_epoch=cells["best_epoch"].astype("Int64"))
+    write(path, cells[columns].to_csv(index=False, lineterminator="\n"))
+
+
+def varying_settings(cells: pd.DataFrame) -> list[str]:
+    """The settings in which the runs differ but for the seed, at least the optimizer, in the order of the columns."""
+    varying = [flag for flag in COLUMNS if cells[flag].nunique() > 1 and flag != "seed"] or ["optimizer"]
+    return sorted(varying, key=lambda flag: (DESCENDING.index(flag) if flag in DESCENDING else len(DESCENDING), flag))
+
+
+def in_order(cells: pd.DataFrame, varying: Sequence[str]) -> pd.DataFrame:
+    """Sorted by what varies, numbers as numbers."""
+
+    def sortable(column: pd.Series) -> pd.Series:
+        numbers = pd.to_numeric(column, errors="coerce")
+        return column if numbers.isna().any() else numbers
+
+    ascending = [*(flag not in DESCENDING for flag in varying), True]
+    return cells.sort_values([*varying, "seed"], ascending=ascending, key=sortable)
+
+
+def by_setting(cells: pd.DataFrame, varying: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """The runs of each setting, by its label; a flag that follows from the optimizer needs no name."""
+    own = [flag for flag in varying if flag == "optimizer" or cells.groupby("optimizer")[flag].nunique().max() > 1]
+    return {label(own, part.iloc[0][own]): part for _, part in cells.groupby(list(varying), sort=False, dropna=False)}
+
+
+def label(flags: Sequence[str], values: Any) -> str:
+    return ", ".join(
+        value if flag == "optimizer" else f"{TITLES.get(flag, flag)} {shown(flag, value)}"
+        for flag, value in zip(flags, values, strict=True)
+    )
+
+
+def shown(flag: str, text: str) -> str:
+    """A setting's text for people: short numbers, and the start of a SHA-256."""
+    if flag.endswith("sha256"):
+        return text[:8]
+    try:
+        return f"{float(text):g}"
+    except ValueError:
+        return text
+
+
+def table(
+    settings: dict[str, pd.DataFrame], varying: Sequence[str], reference: pd.DataFrame, baseline: str | None = None
+) -> str:
+    """A row a setting, with the interval of its mean if there are several seeds, beside the figures of others."""
+    rows = []
+    cells = pd.concat(settings.values())
+    for number, part in enumerate(settings.values()):
+        first = part.iloc[0]
+        row = {TITLES.get(flag, flag): shown(flag, first[flag]) for flag in varying}
+        row["accuracy over epochs"] = f"![](curve-{number:02d}.png)"
+        row["best epoch"] = ", ".join(plain(epoch) for epoch in part["best_epoch"].dropna())
+        for score in RESULTS[1:-1]:
+            if cells[score].notna().any():
+                row[TITLES[score]] = interval(part[score].dropna())
+        if baseline:
+            row["minus baseline, points"] = minus_baseline(cells, part, baseline, varying)
+        row |= beside(part, reference)
+        row["seconds"] = f"{part['seconds'].median():.0f}"
+        rows.append(row)
+    text = tabulate(rows, "keys", "pipe", disable_numparse=True)
+    if baseline:
+        text += f"\n\nBaseline: {baseline}; differences are paired by seed."
+    if any(len(part) > 1 for part in settings.values()):
+        text += "\n\nSeveral seeds: mean ± standard deviation (95% interval of the mean, Student's t); seconds: median."
+    return text
+
+
+def minus_baseline(cells: pd.DataFrame, part: pd.DataFrame, baseline: str, varying: Sequence[str]) -> str:
+    """The difference, paired by seed, of a setting from the one that has the baseline's flags and else its own."""
+    base = select(cells, baseline, "--baseline")
+    named = {word.partition("=")[0] for word in baseline.split()}
+    named |= {"teacher_sha256"} if "teacher" in named else set()
+    free = [flag for flag in varying if flag not in named]
+    base = base[(base[free] == part.iloc[0][free]).all(axis=1)]
+    if set(base.index) == set(part.index):
+        return ""  # it is the baseline
+    return interval(paired_differences(part, base, ("--baseline", f"--baseline {baseline}")), SIGNED)
+
+
+def beside(part: pd.DataFrame, reference: pd.DataFrame) -> dict[str, str]:
+    """The columns of reference.csv for a setting: of the row that has all flags that it names."""
+    if reference.empty:
+        return {}
+    first = part.iloc[0]
+    flags = [flag for flag in reference if flag in COLUMNS]
+    same = reference[(reference[flags] == first[flags]).all(axis=1)]
+    theirs = same.iloc[0] if len(same) else pd.Series("", index=reference.columns)
+    row = {REFERENCE.get(column, column): theirs[column] for column in reference.columns.drop(flags)}
+    if "accuracy" in reference:
+        row[REFERENCE["accuracy"]] = PLAIN(float(theirs["accuracy"])) if theirs["accuracy"] else ""
+        difference = scored(part).mean() - float(theirs["accuracy"] or math.nan)
+        row["ours minus report's, points"] = "" if math.isnan(difference) else SIGNED(difference)
+    return row
+
+
+def optimism(cells: pd.DataFrame) -> str:
+    """What choosing the epoch on the test set adds, where it was done."""
+    gain = (cells["best_test_acc"] - cells["last_test_acc"]).dropna()
+    if gain.empty:
+        return ""
+    spread = f"{gain.min():.2f} to {gain.max():.2f}"
+    return f"Choosing the epoch on the test set adds {gain.mean():.2f} points to the last epoch's accuracy ({spread})."
+
+
+def read_curves(path: Path) -> pd.DataFrame:
+    """Of earlier pages, a row an epoch; empty if there is no such file.
+
+    Raises:
+        UsageError: It is damaged, or does not say of which run.
+    """
+    table = read_csv(path)
+    if not table.empty and "run" not in table:
+        raise UsageError(f"{path}: has no column run")
+    return table
+
+
+def read_reference(path: Path) -> pd.DataFrame:
+    """The figures of others as texts, settings as `runs.texts_of` writes them; empty if there is no such file.
+
+    Raises:
+        UsageError: It is damaged, or has a value that is none.
+    """
+    table = read_csv(path, dtype=str, keep_default_na=False)
+    try:
+        for column in table:
+            if column in COLUMNS:
+                table[column] = [canonical(column, text) for text in table[column]]
+            elif column == "accuracy":
+                table[column].replace("", "nan").astype(float)
+    except (ValueError, UsageError) as error:
+        raise UsageError(f"{path}: {error}") from error
+    return table
+
+
+def read_csv(path: Path, **options: Any) -> pd.DataFrame:
+    if not path.exists():
+        return pd.DataFrame()
+    try:
+        return pd.read_csv(path, **options)
+    except ValueError as error:
+        raise UsageError(f"{path}: damaged: {' '.join(str(error).split())}") from error
+
+
+def origin(
+    folders: Sequence[Path], name: str | None, seeds: str | None, compare: Sequence[str], baseline: str | None
+) -> str:
+    """The commands that make the page: the sweep, if there is one, anew or from the table beside, and the report."""
+    command = ["python", "report.py", *(path.as_posix() for path in folders)]
+    command += ["--name", name] if name else []
+    command += ["--seeds", seeds] if seeds else []
+    command += ["--compare", *compare] if compare else []
+    command += ["--baseline", baseline] if baseline else []
+    page = name or folders[0].resolve().name
+    lines = [f"    {shlex.join(command)}"]
+    if (plan := Path("recipes") / "sweeps" / f"{folders[0].resolve().name}.yaml").exists():
+        sweep = f"    python sweep.py --config {plan.as_posix()}"
+        again = (
+            f"With the results beside this page, instead of training anew:\n\n{sweep} --reuse results/{page}/cells.csv"
+        )
+        lines = [sweep, *lines, f"\n{again}"]
+    return "\n".join(lines)
+
+
+def unfinished(runs: dict[str, Run]) -> str:
+    """The runs that have no result yet, and how far they are; not those that were begun anew since."""
+    ended = {(run.folder.parent, run.config.identity()) for run in runs.values() if run.result}
+    lines = []
+    for key, run in runs.items():
+        if not run.result and (run.folder.parent, run.config.identity()) not in ended:
+            curves = run.curves()
+            done = max(curves.get("train/acc", {0: 0.0}))
+            score = next((curves[tag] for tag in ("val/acc", "test/acc") if tag in curves), {})
+            best = f", best so far {max(score.values()):.2%}" if score else ""
+            lines.append(f"- `{key}`: {done} of {run.config.epochs} epochs{best}")
+    return "\n".join(["Not finished:\n", *lines]) if lines else ""
+
+
+def draw(settings: dict[str, pd.DataFrame], curves: pd.DataFrame, folder: Path) -> None:
+    groups = {name: list(accuracies(part, curves)) for name, part in settings.items()} if len(curves) else {}
+    groups = {name: found for name, found in groups.items() if found}
+    if not groups:
+        return
+    values = np.concatenate([list(run.values()) for found in groups.values() for run in found])
+    save(
+        figures.comparison(groups, "accuracy on the images that choose the epoch, else on training images"),
+        folder / "curves.png",
+    )
+    for number, name in enumerate(settings):
+        figure = figures.thumbnail(groups.get(name, []), float(np.quantile(values, 0.05)), float(values.max()))
+        save(figure, folder / f"curve-{number:02d}.png")
+
+
+def accuracies(part: pd.DataFrame, curves: pd.DataFrame) -> Iterator[dict[int, float]]:
+    """Of each run, over epochs, the accuracy that chose one: on validation or the test set; on training if none did."""
+    for run, chosen_on in zip(part["run"], part["select_on"], strict=True):
+        own = curves[curves["run"] == run].set_index("epoch")
+        for part in (chosen_on, "train"):
+            if f"{part}_acc" in own and len(values := own[f"{part}_acc"].dropna()):
+                yield {int(epoch): float(value) for epoch, value in values.items()}  # type: ignore[arg-type]
+                break
+
+
+def save(figure: Figure, path: Path) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    write_bytes(path, buffer.getvalue())
+
+
+def write(path: Path, text: str) -> None:
+    write_bytes(path, text.encode())
