@@ -15,33 +15,24 @@ import sys
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
 
 from cifar10.errors import UsageError
+from cifar10.pictures import FITS, find_images, read_or_reason
 from cifar10.preprocessing import preprocess
-from cifar10.storage import write_bytes
 from training.cli import Parser, exit_status
 
 if TYPE_CHECKING:
     from models.classifier import Classifier
 
 CHECKPOINT = Path(__file__).parent / "checkpoints" / "lenet5-cifar10.ckpt"
-SIZE = (32, 32)
-BACKGROUND = "white"  # behind transparent pixels, as a browser shows them, and around padded images
-DRAFT = (256, 256)  # the least a JPEG is decoded to: eight times SIZE, so that the filter still decides the pixels
-FITS = {  # to SIZE; Pillow's bicubic filter widens with the reduction, so it antialiases
-    "crop": lambda image: ImageOps.fit(image, SIZE, Image.Resampling.BICUBIC),
-    "pad": lambda image: ImageOps.pad(image, SIZE, Image.Resampling.BICUBIC, BACKGROUND),
-    "stretch": lambda image: image.resize(SIZE, Image.Resampling.BICUBIC),
-}
 BATCH_SIZE = 250
 THREADS = min(4, os.cpu_count() or 1)  # Pillow decodes photos side by side; small files only queue for the interpreter
 
@@ -51,63 +42,6 @@ class Answer(NamedTuple):
 
     file: Path
     ranking: list[tuple[str, float]]
-
-
-def find_images(paths: Sequence[Path]) -> list[Path]:
-    """The files among `paths`, and those in its folders, at any depth, whose suffix Pillow knows; sorted, each once."""
-    files = {path for path in paths if not path.is_dir()}
-    for folder in set(paths) - files:
-        known = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
-        files |= {path for path in folder.rglob("*") if path.suffix.lower() in known and path.is_file()}
-    return sorted(files)
-
-
-def read_image(path: Path, fit: str = "crop") -> np.ndarray:
-    """An image file, its first frame if there are several, as uint8 [32, 32, 3]; one of 32 x 32 pixels as it is.
-
-    Args:
-        path: Of any format that Pillow reads.
-        fit: How it becomes a square: a name of `FITS`.
-
-    Raises:
-        Exception: Whatever Pillow raises for a damaged file.
-    """
-    with Image.open(path) as file:
-        if file.format == "EPS":  # Pillow would have Ghostscript run it
-            raise ValueError("EPS is a program, and none is run")
-        file.draft(None, DRAFT)
-        file.load()
-        image: Image.Image = file
-        with suppress(Exception):  # damaged EXIF tells no orientation
-            image = ImageOps.exif_transpose(file)
-        if image.mode.startswith(("I", "F")):
-            image = eight_bits(image)
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, BACKGROUND), image)
-        return np.asarray(FITS[fit](image.convert("RGB")))
-
-
-def eight_bits(image: Image.Image) -> Image.Image:
-    """A grey image of more than 8 bits a pixel, scaled to 8; Pillow's own conversion would clip it at 255.
-
-    Whole numbers are taken to reach 65535, floats to reach 1, 255 or 65535, the least of these that none is above.
-    """
-    pixels = np.nan_to_num(np.asarray(image, dtype=np.float32))
-    white = min((top for top in (1, 255, 65535) if top >= pixels.max()), default=pixels.max())
-    white = white if image.mode == "F" else max(white, 65535)
-    return Image.fromarray((pixels.clip(0) * (255 / white)).round().astype(np.uint8))
-
-
-def read_or_reason(path: Path, fit: str) -> np.ndarray | str:
-    """What `read_image` gives, or why it gives nothing."""
-    try:
-        return read_image(path, fit)
-    except UnidentifiedImageError:
-        return "no image that Pillow knows, or damaged"
-    except Exception as error:  # Pillow's many decoders raise whatever they trip over
-        reason = error.strerror if isinstance(error, OSError) else None
-        return reason or f"not decoded: {str(error) or type(error).__name__}"
 
 
 def classify(classifier: Classifier, files: Sequence[Path], fit: str) -> tuple[list[Answer], dict[Path, str]]:
@@ -189,42 +123,13 @@ def report(answers: Sequence[Answer], class_names: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def export(classifier: Classifier, path: Path) -> None:
-    """Write the classifier as ONNX: `images`, uint8 [N, 3, 32, 32], to `probabilities`, float32 [N, C].
-
-    Its metadata has `class_names`, a JSON list.
-
-    Raises:
-        UsageError: Its preprocessing does more than whiten, or the file cannot be written.
-    """
-    import torch
-
-    from models.classifier import Whitened
-
-    if steps := classifier.preprocessing.steps(corrupted=False):
-        raise UsageError(f"--export: the checkpoint's preprocessing has no ONNX form: {', '.join(steps)}")
-
-    program = torch.onnx.export(
-        classifier if classifier.whitening is None else Whitened(classifier).eval(),
-        (torch.zeros(2, 3, 32, 32, dtype=torch.uint8),),
-        input_names=["images"],
-        output_names=["probabilities"],
-        dynamic_shapes=({0: "N"},),
-        verbose=False,
-        dynamo=True,
-    )
-    assert program is not None
-    program.model.metadata_props["class_names"] = json.dumps(classifier.class_names)
-    try:
-        write_bytes(path, program.model_proto.SerializeToString())
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from error
-
-
 def parser() -> Parser:
     parser = Parser(description="Classify image files, by CIFAR-10's ten classes.", usage="%(prog)s files [flags]")
     parser.add_argument("files", nargs="*", type=Path, help="Image files, and folders of them.")
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="File of train.py, or its run's folder.")
+    parser.add_argument(
+        "--network", metavar="FILE:CLASS", help="The checkpoint's network, where it is one of your own."
+    )
     parser.add_argument("--fit", choices=list(FITS), default="crop", help="How an image becomes a square.")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="Print a list of objects.")
@@ -235,7 +140,7 @@ def parser() -> Parser:
         action="store_true",
         help="Folders are named by class: print accuracies and the confusion matrix too.",
     )
-    parser.add_argument("--tta", action="store_true", help="Classify each image together with its mirror.")
+    parser.add_argument("--tta", action="store_true", help="Average over each image and its horizontal flip.")
     parser.add_argument("--export", type=Path, metavar="FILE", help="Write the classifier as ONNX.")
     return parser
 
@@ -248,13 +153,15 @@ def main() -> None:
 
     from models.classifier import load_classifier  # takes more than a second: bad flags are refused before
 
-    classifier = load_classifier(flags.checkpoint, flags.tta)
+    classifier = load_classifier(flags.checkpoint, flags.tta, flags.network)
     if flags.labels_from_folders:
         for file in files:
             if label(file) not in classifier.class_names:
                 known = ", ".join(classifier.class_names)
                 raise UsageError(f"{printable(file)}: its folder is not named by a class, which are {known}")
     if flags.export:
+        from models.onnx import export
+
         export(classifier, flags.export)
     if not files:
         return

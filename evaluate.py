@@ -1,0 +1,53 @@
+"""A trained network on the official test set, once more: as it is, on damaged images, or with test-time augmentation.
+
+python evaluate.py checkpoints/adam-lr0.002-bs128-seed0/version_0
+python evaluate.py checkpoints/lenet5-cifar10.ckpt --tta
+python evaluate.py checkpoints/sgd-lr0.05-bs128-seed0/version_0 --corrupt gaussian --denoise gaussian
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from cifar10.config import Data, Preprocessing
+from cifar10.errors import UsageError
+from training.cli import Parser, exit_status
+
+
+def parser() -> Parser:
+    parser = Parser("Evaluate a checkpoint on the test set.", usage="%(prog)s CHECKPOINT [flags]")
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="File of train.py, or its run's folder.")
+    parser.add_argument("--tta", action="store_true", help="Classify each image together with its horizontal flip.")
+    parser.add_argument("--release", type=Path, metavar="FILE", help="Write its weights for publication.")
+    parser.add_argument("--network", metavar="FILE:CLASS", help="The code of a network of your own.")
+    parser.add_settings(Data, ("data_dir", "mirror"))
+    parser.add_settings(Preprocessing, ("corrupt", "severity", "denoise", "denoise_strength"))
+    return parser
+
+
+def main() -> None:
+    flags = vars(parser().parse_args())
+    path, tta, target = (flags.pop(name) for name in ("checkpoint", "tta", "release"))
+    network = flags.pop("network")
+    changes = flags.keys() - {"data_dir", "mirror"}
+    if target and (tta or changes):  # it states the accuracy of the checkpoint as it is
+        raise UsageError(f"--release: not with --{min(changes, default='tta')}")
+
+    # These take seconds to import: a bad flag is refused before.
+    from models.checkpoint import load_checkpoint
+    from training.run import evaluate
+
+    checkpoint = load_checkpoint(path, network)
+    figures = evaluate(checkpoint, tta=tta, **flags)
+    for name, value in figures.items():
+        print(f"{name:<15}{value:.4f}")
+    if target:
+        from training.checkpoints import release
+
+        release(checkpoint, target, figures["test/acc"])
+        print(f"{'released':<15}{target}")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))
