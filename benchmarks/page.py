@@ -14,12 +14,12 @@ import pytorch_lightning as pl
 import torch
 
 
-def header(title: str, script: str, arguments: Sequence[str], count: int, counted: str = "rounds") -> str:
-    """Title and origin of a page, in Markdown; `count` is of what `counted` names."""
+def header(title: str, module: str, arguments: Sequence[str], count: int, counted: str = "rounds") -> str:
+    """Title and origin of a page, in Markdown; `module` is what made it, `count` is of what `counted` names."""
     return "\n".join(
         [
             f"# {title}\n",
-            f"- command: `{shlex.join(['python', f'benchmarks/{script}', *arguments])}`",
+            f"- command: `{shlex.join(['python', '-m', module, *arguments])}`",
             f"- processor: {processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
             f"- versions: Python {platform.python_version()}, torch {torch.__version__}, Lightning {pl.__version__}",
             f"- date: {datetime.date.today()}",

@@ -16,6 +16,7 @@ from typing import Any
 
 from cifar10 import records
 
+ROOT = Path(__file__).resolve().parent.parent  # of the project
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 
 BARE_IMPORT = "import torch, pytorch_lightning, time; print([time.time()])"
@@ -91,7 +92,7 @@ def start_up(data_dir: Path, flags: Sequence[str], cold: bool) -> dict[str, floa
     with tempfile.TemporaryDirectory() as folder:
         flags = [*_folders(data_dir, folder), *flags]
         stamps = []  # of the wall clock, which processes share
-        for code in (BARE_IMPORT, _project() + FIRST_STEP):
+        for code in (BARE_IMPORT, _same_files() + FIRST_STEP):
             if cold:
                 os.sync()
                 DROP_CACHES.write_text("3")
@@ -103,12 +104,13 @@ def start_up(data_dir: Path, flags: Sequence[str], cold: bool) -> dict[str, floa
 def peak_memory(data_dir: Path, images: int, flags: Sequence[str]) -> dict[str, float]:
     """Peak resident sets in GB, 10^9 bytes.
 
-    Of A and B without workers over some `images`, of C a whole run; beside them what the two libraries take alone.
+    Of A and B without workers over some `images`, of C a whole run, all with batches of 128; beside them what the two
+    libraries take alone.
 
     Args:
         flags: Of C, beside its folders.
     """
-    call = f"(pathlib.Path({str(data_dir)!r}), batch_size=64, workers=0, images={images})\n"
+    call = f"(pathlib.Path({str(data_dir.absolute())!r}), batch_size=128, workers=0, images={images})\n"
     codes = {
         "A": f"import pathlib\nfrom benchmarks import report_way\nreport_way.images_per_second{call}",
         "B": f"import pathlib\nfrom benchmarks import lightning_way\nlightning_way.images_per_second{call}",
@@ -120,25 +122,21 @@ def peak_memory(data_dir: Path, images: int, flags: Sequence[str]) -> dict[str, 
         return dict.fromkeys(names.values(), math.nan)
     with tempfile.TemporaryDirectory() as folder:
         flags = [*_folders(data_dir, folder), *flags]
-        return {names[way]: _run(_project() + code + PRINT_PEAK_BYTES, flags) / 1e9 for way, code in codes.items()}
+        return {names[way]: _run(_same_files() + code + PRINT_PEAK_BYTES, flags) / 1e9 for way, code in codes.items()}
 
 
 def _folders(data_dir: Path, folder: str) -> list[str]:
     logs, checkpoints = Path(folder, "logs"), Path(folder, "checkpoints")
-    return ["--data_dir", str(data_dir), "--log_dir", str(logs), "--checkpoint_dir", str(checkpoints)]
+    return ["--data_dir", str(data_dir.absolute()), "--log_dir", str(logs), "--checkpoint_dir", str(checkpoints)]
 
 
-def _project() -> str:
-    """Code that lets what follows import the project, and take for genuine the files that this process does."""
-    root = Path(__file__).resolve().parent.parent
-    return (
-        f"import sys; sys.path.insert(0, {str(root)!r})\n"
-        f"from cifar10 import records; records.FILES.update({records.FILES})\n"
-    )
+def _same_files() -> str:
+    """Code that lets what follows take for genuine the files that this process does."""
+    return f"from cifar10 import records; records.FILES.update({records.FILES})\n"
 
 
 def _run(code: str, flags: Sequence[str]) -> Any:
-    """The JSON that `code` prints last."""
+    """The JSON that `code` prints last, run in the project's folder, from which it imports."""
     command = [sys.executable, "-c", code, *flags]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=600)
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, timeout=600)
     return json.loads(done.stdout.splitlines()[-1])

@@ -1,6 +1,6 @@
 """How long the sweep of the report's nine cells takes on this machine, and how long the report's way would take.
 
-    python benchmarks/sweep_time.py
+    python -m benchmarks.sweep_time
 
 For each batch size in turn, round after round: the seconds of an epoch, its test included, in the report's way
 (report_way.py, with its better number of workers), from its rates over some images; and the seconds of an epoch of as
@@ -21,13 +21,11 @@ from statistics import median
 
 import yaml
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project
-
-import train
 from benchmarks import report_way
 from benchmarks.page import header, number, spread, table
 from benchmarks.processes import plain_process
 from benchmarks.throughput import FULL, TINY, WORKERS
+from training.run import train
 
 OUT = Path("results/coursework/time.md")
 RECIPE = Path("recipes/coursework.yaml")
@@ -52,7 +50,7 @@ def one_run(data_dir: Path, batch_size: int, seed: int, tiny: bool) -> float:
     """Training images/s over the whole time of an epoch of the report's recipe, its test included, with one thread."""
     recipe = yaml.safe_load(RECIPE.read_text(encoding="utf-8")) | {"epochs": 1, "batch_size": batch_size}
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        result = train.train(
+        result = train(
             **recipe,
             seed=seed,
             threads=1,
@@ -100,7 +98,7 @@ def main(arguments: Sequence[str]) -> None:
     totals = [tuple(EPOCHS * sum(part) / 60 for part in zip(*turn.values(), strict=True)) for turn in rounds]
     rows = [row(f"batch {size}, an epoch, s", [turn[size] for turn in rounds]) for size in BATCH_SIZES]
     rows.append(row("all 630 epochs, minutes", [(their, our) for their, our in totals]))
-    text = header("Time of the nine cells", "sweep_time.py", arguments, options.rounds) + "\n\n"
+    text = header("Time of the nine cells", "benchmarks.sweep_time", arguments, options.rounds) + "\n\n"
     text += table(["", "the report's way", "the sweep", "ratio", "range"], rows) + "\n"
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(text, encoding="utf-8")

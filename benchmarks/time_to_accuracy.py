@@ -1,11 +1,12 @@
 """How long this project trains to the report's best accuracy, and how long the report's recipe takes here for it.
 
-    python benchmarks/time_to_accuracy.py
+    python -m benchmarks.time_to_accuracy
 
 Tries numbers of epochs with the recipe, upwards, five seeds each, until the mean final test accuracy is the report's
-best. Beside each run the rate of the report's way (report_way.py) is measured; its recipe needs 60 epochs. Each
-finished run is appended to a CSV file beside the page: a benchmark that was killed goes on where it stood, so delete
-that file to measure anew.
+best. Beside each run the rate of the report's way (report_way.py) is measured; its recipe needs 60 epochs. Both times
+are of training alone, without the start of the program and the final test: images by images/s. Each finished run is
+appended to a CSV file beside the page: a benchmark that was killed goes on where it stood, so delete that file to
+measure anew.
 """
 
 import argparse
@@ -20,13 +21,13 @@ from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project
-
-import train
 from benchmarks import report_way
 from benchmarks.page import header, number, spread, table
 from benchmarks.processes import plain_process
 from benchmarks.throughput import FULL, TINY, WORKERS
+from training.cli import read_recipe
+from training.config import RunConfig
+from training.run import train
 
 OUT = Path("results/time_to_accuracy.md")
 TARGET = 0.7308  # the report's best test accuracy: SGD, batch 64, learning rate 0.005
@@ -34,26 +35,28 @@ REPORT_IMAGES = 60 * 50_000  # of the first epoch in which the report has it
 
 
 class Run(NamedTuple):
-    """A line of the CSV file; accuracy is a fraction, the last figure is of the report's way at that time."""
+    """A line of the CSV file: accuracy is a fraction, both rates are of training alone, the report's at that time."""
 
     epochs: int
     seed: int
     test_acc: float
-    seconds: float
+    train_seconds: float
     report_images_per_second: float
 
     @property
     def ratio(self) -> float:
         """The report's time by ours."""
-        return REPORT_IMAGES / self.report_images_per_second / self.seconds
+        return REPORT_IMAGES / self.report_images_per_second / self.train_seconds
 
 
 def read_runs(path: Path) -> list[Run]:
+    """What `append_run` wrote; ValueError if it was another version that measured something else."""
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
         lines = csv.reader(file)
-        next(lines, None)  # the names
+        if list(next(lines, Run._fields)) != list(Run._fields):
+            raise ValueError(f"{path}: its columns are not {', '.join(Run._fields)}; delete it to measure anew")
         return [Run(int(epochs), int(seed), *map(float, rest)) for epochs, seed, *rest in lines]
 
 
@@ -71,14 +74,21 @@ def measure(options: argparse.Namespace, epochs: int, seed: int, images: int, pl
         plain.submit(report_way.images_per_second, options.data_dir, 64, workers, images).result()
         for workers in WORKERS
     ]
-    flags = train.parser().parse_args(["--config", str(options.recipe)]).as_dict()
-    del flags["config"], flags["test"]
-    flags |= {"epochs": epochs, "seed": seed, "data_dir": options.data_dir, "fast_dev_run": options.tiny}
+    recipe = read_recipe(str(options.recipe))
+    recipe |= {"epochs": epochs, "seed": seed, "data_dir": options.data_dir, "fast_dev_run": options.tiny}
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        flags |= {"log_dir": Path(folder, "logs"), "checkpoint_dir": Path(folder, "checkpoints")}
-        result = train.train(**flags)
+        folders = {"log_dir": Path(folder, "logs"), "checkpoint_dir": Path(folder, "checkpoints")}
+        config = RunConfig(**recipe | folders)
+        result = train(config)
     accuracy = round(result["test_acc"], 4)  # of 10,000 images, so exact
-    return Run(epochs, seed, accuracy, round(result["seconds"], 2), round(max(rates), 1))
+    seconds = round(train_seconds(config, result["images_per_second"]), 2)
+    return Run(epochs, seed, accuracy, seconds, round(max(rates), 1))
+
+
+def train_seconds(config: RunConfig, images_per_second: float) -> float:
+    """Of all epochs of a run, each without its smaller last batch, which is left out."""
+    batches = (50_000 - config.val_size) // config.batch_size
+    return config.epochs * batches * config.batch_size / images_per_second
 
 
 def row(runs: Sequence[Run]) -> list[str]:
@@ -86,7 +96,7 @@ def row(runs: Sequence[Run]) -> list[str]:
     accuracies = [100 * run.test_acc for run in runs]
     ratio, extent = spread([run.ratio for run in runs])
     figures = [f"{figure:.2f}" for figure in (mean(accuracies), min(accuracies), max(accuracies))]
-    seconds = spread([run.seconds for run in runs])[0]
+    seconds = spread([run.train_seconds for run in runs])[0]
     return [str(runs[0].epochs), *figures, seconds, f"{ratio} ({extent})"]
 
 
@@ -105,7 +115,10 @@ def main(arguments: Sequence[str]) -> None:
     images, seeds = (TINY.images, range(2)) if options.tiny else (FULL.images, range(5))
     log = options.out.with_suffix(".csv")
     log.parent.mkdir(parents=True, exist_ok=True)
-    done = {(run.epochs, run.seed): run for run in read_runs(log)}
+    try:
+        done = {(run.epochs, run.seed): run for run in read_runs(log)}
+    except ValueError as error:
+        parser.error(str(error))
     rows, reached = [], "not reached"
     with plain_process(reuse=options.tiny) as plain:
         for epochs in range(options.first, options.last + 1):
@@ -113,16 +126,18 @@ def main(arguments: Sequence[str]) -> None:
                 if (epochs, seed) not in done:
                     done[epochs, seed] = run = measure(options, epochs, seed, images, plain)
                     append_run(log, run)
-                    print(f"{epochs} epochs, seed {seed}: {run.test_acc:.2%} in {number(run.seconds)} s", flush=True)
+                    found = f"{run.test_acc:.2%} in {number(run.train_seconds)} s of training"
+                    print(f"{epochs} epochs, seed {seed}: {found}", flush=True)
             runs = [done[epochs, seed] for seed in seeds]
             rows.append(row(runs))
             if mean(run.test_acc for run in runs) >= TARGET:
                 reached = str(epochs)
                 break
     accuracy = [f"{which} test accuracy, %" for which in ("mean", "lowest", "highest")]
-    text = header("Time to the report's best accuracy", "time_to_accuracy.py", arguments, len(seeds))
+    text = header("Time to the report's best accuracy", "benchmarks.time_to_accuracy", arguments, len(seeds))
     text += f"\n- smallest number of epochs with a mean test accuracy of {TARGET:.2%}: {reached}\n\n"
-    text += table(["epochs", *accuracy, "median time, s", "time of the report's recipe / this time"], rows) + "\n"
+    heads = ["epochs", *accuracy, "median training time, s", "training time of the report's recipe / this time"]
+    text += table(heads, rows) + "\n"
     options.out.write_text(text, encoding="utf-8")
     print(text)
 

@@ -1,6 +1,6 @@
 """How good the networks of recipes/best.yaml are: accuracy, each class, calibration, on the test set.
 
-    python studies/best.py logs/best
+    python -m studies.best logs/best
 
 Reads finished runs that differ in their seed alone, and writes into results/best/: test.md, curve.png (of all runs),
 confusion.png and reliability.png (of the run with the lowest seed, whose weights are released).
@@ -17,15 +17,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_confusion_matrix
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project
-
 from benchmarks.page import header, table
 from cifar10 import records
 from cifar10.preprocessing import preprocess
 from cifar10.storage import write_bytes
 from experiments.runs import Run, read_runs
+from experiments.tables import save
 from models.classifier import load_classifier
-from report import save
 from training import figures
 
 
@@ -75,7 +73,7 @@ def summary(values: Sequence[float]) -> str:
 
 def draw(runs: Sequence[Run]) -> Figure:
     """Training accuracy over epochs; with val_size 0 there is no other."""
-    groups = {f"seed {run.flags['seed']}": [run.curves()["train/acc"]] for run in runs}
+    groups = {f"seed {run.config.seed}": [run.curves()["train/acc"]] for run in runs}
     return figures.comparison(groups, "accuracy on the augmented training images")
 
 
@@ -86,15 +84,15 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, default=Path("results/best"))
     options = parser.parse_args(arguments)
 
-    runs = sorted((run for run in read_runs(options.folder) if run.result), key=lambda run: run.flags["seed"])
+    runs = sorted((run for run in read_runs(options.folder) if run.result), key=lambda run: run.config.seed)
     if not runs:
         parser.error(f"{options.folder}: no finished run")
     files = [Path(run.result["checkpoint"]) for run in runs if run.result]
     plain, mirrored = ([probabilities(file, options.data_dir, tta) for file in files] for tta in (False, True))
     labels = torch.from_numpy(records.load(options.data_dir / records.FOLDER, train=False)[1])
     options.out.mkdir(parents=True, exist_ok=True)
-    text = header("The best recipe on the test set", "best.py", arguments, len(runs), "runs")
-    text += "\n\n" + page(plain, mirrored, labels, [run.flags["seed"] for run in runs]) + "\n"
+    text = header("The best recipe on the test set", "studies.best", arguments, len(runs), "runs")
+    text += "\n\n" + page(plain, mirrored, labels, [run.config.seed for run in runs]) + "\n"
     write_bytes(options.out / "test.md", text.encode())
     save(draw(runs), options.out / "curve.png")
     matrix = multiclass_confusion_matrix(plain[0].argmax(1), labels, 10)

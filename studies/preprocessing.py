@@ -1,6 +1,6 @@
 """What the sweep `preprocessing` does not show: the cost of each method, its pictures, and damaged test images.
 
-    python studies/preprocessing.py
+    python -m studies.preprocessing
 
 Writes into results/preprocessing/: reference.csv, the seconds that each method takes for 60,000 images; methods.png;
 corrupted.csv, the test accuracy of the sweep's Adam runs on damaged images, a row an evaluation; corrupted.md, their
@@ -19,9 +19,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project
-
-import train
 from benchmarks.page import header, table
 from cifar10 import records
 from cifar10.filters import CORRUPT, DENOISE, NORMALIZE, SEGMENT
@@ -29,7 +26,9 @@ from cifar10.preprocessing import Preprocessing, fit_whitening, preprocess, whit
 from cifar10.storage import write_bytes
 from cifar_datamodule import CIFAR10DataModule
 from experiments.runs import Run, read_runs
+from models.checkpoint import load_checkpoint
 from training import figures
+from training import run as run_again
 
 SEVERITIES = (1, 3, 5)
 METHODS: list[dict[str, Any]] = [
@@ -77,7 +76,7 @@ def draw(data_dir: Path) -> bytes:
     """A picture of an image of each class before and after each method."""
     rows: dict[str, np.ndarray] = {}
     for method in METHODS:
-        datamodule = CIFAR10DataModule(data_dir, preprocessing=Preprocessing(**method))
+        datamodule = CIFAR10DataModule(data_dir=data_dir, **method)
         datamodule.setup()
         stages = datamodule.examples()
         rows |= {"as it is": stages["as it is"], name(method): stages["preprocessed"]}
@@ -88,11 +87,11 @@ def draw(data_dir: Path) -> bytes:
 
 def wanted(run: Run) -> Iterator[tuple[str, str, int]]:
     """The (denoise, corrupt, severity) that a run is to be tested with."""
-    if run.result is None or run.flags["optimizer"] != "adam":
+    if run.result is None or run.config.optimizer != "adam":
         return
-    if run.flags["segment"] != "none" or run.flags["normalize"] != "dataset":
+    if run.config.segment != "none" or run.config.normalize != "dataset":
         return
-    trained_with = run.flags["denoise"]
+    trained_with = run.config.denoise
     for denoise in DENOISE if trained_with == "none" else (trained_with,):
         yield denoise, "none", 0
         for corrupt in CORRUPT:
@@ -108,12 +107,13 @@ def evaluate(runs: Sequence[Run], root: Path, data_dir: Path, path: Path) -> Non
             done = {tuple(line[:-1]) for line in csv.reader(file)}
     for run in runs:
         for denoise, corrupt, severity in wanted(run):
-            key = (run.flags["seed"], run.flags["denoise"], denoise, corrupt, severity)
+            key = (run.config.seed, run.config.denoise, denoise, corrupt, severity)
             if tuple(map(str, key)) in done:
                 continue
             assert run.result
             damage: dict[str, Any] = {"corrupt": corrupt} | ({"severity": severity} if severity else {})
-            found = train.test(root / run.result["checkpoint"], data_dir, denoise=denoise, **damage)
+            checkpoint = load_checkpoint(root / run.result["checkpoint"])
+            found = run_again.evaluate(checkpoint, data_dir, denoise=denoise, **damage)
             with path.open("a", newline="", encoding="utf-8") as file:
                 row = Evaluation(*key, round(found["test/acc"] * 100, 2))
                 csv.writer(file).writerows([row] if file.tell() else [Evaluation._fields, row])
@@ -137,10 +137,6 @@ def corrupted_table(path: Path) -> str:
                 gain = part.loc[way] - plain
                 row.append(f"{gain.mean():+.2f} ± {gain.std():.2f}")
             rows.append(row)
-    heads = ["test images, severity", "no denoising, %"]
-    heads += [f"{method}, in the test only" for method in methods] + [
-        f"{method}, in training too" for method in methods
-    ]
     return table(heads, rows)
 
 
@@ -159,11 +155,9 @@ def main(arguments: Sequence[str]) -> None:
     write_bytes(options.out / "methods.png", draw(options.data_dir))
     runs = read_runs(options.root / "logs/preprocessing")
     evaluate(runs, options.root, options.data_dir, options.out / "corrupted.csv")
-    text = header("Denoising damaged test images", "preprocessing_study.py", arguments, options.rounds) + "\n\n"
-    text += (
-        "Test accuracy of networks trained on clean images, mean ± standard deviation over seeds; then what denoising\n"
-    )
-    text += "adds, in points, paired by seed. Severities are those of CIFAR-10-C.\n\n"
+    text = header("Denoising damaged test images", "studies.preprocessing", arguments, options.rounds) + "\n\n"
+    text += "Test accuracy of networks trained on clean images, mean ± standard deviation over seeds; then what\n"
+    text += "denoising adds, in points, paired by seed. Severities are those of CIFAR-10-C.\n\n"
     text += corrupted_table(options.out / "corrupted.csv") + "\n"
     write_bytes(options.out / "corrupted.md", text.encode())
 
