@@ -63,6 +63,22 @@ def run(data_dir: Path, tmp_path: Path) -> Any:
     return call
 
 
+def resume(path: Path, **changes: Any) -> dict[str, Any]:
+    """Goes on with the run whose checkpoints are in a folder."""
+    from training.run import to_resume, train
+
+    config, checkpoint = to_resume(path, changes)
+    return train(config, resume=checkpoint)
+
+
+def evaluated(path: Path, data_dir: Path, **changes: Any) -> dict[str, float]:
+    """What evaluate.py finds of a checkpoint."""
+    from models.checkpoint import load_checkpoint
+    from training.run import evaluate
+
+    return evaluate(load_checkpoint(path), data_dir, **changes)
+
+
 SCRIPT = """
 import json, os, sys
 sys.path.insert(0, {root!r})

@@ -1,5 +1,6 @@
 """The benchmarks run and write their pages; what they measure is not judged here."""
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,14 @@ import pytest
 import torch
 
 from benchmarks import processes, report_way, sweep_time, throughput, time_to_accuracy
+from benchmarks.page import header
+from cifar10.config import Preprocessing
 from cifar10.filters import CORRUPT, DENOISE
 from cifar10.records import CLASS_NAMES
+from cifar_datamodule import CIFAR10DataModule
 from lenet_module import LeNet5
 from studies import best, preprocessing
+from training.config import RunConfig
 
 
 @pytest.fixture
@@ -31,11 +36,10 @@ def rows(page: Path) -> dict[str, list[str]]:
 def test_throughput_writes_every_figure_and_ratio(data_dir: Path, tmp_path: Path) -> None:
     page = tmp_path / "results" / "throughput.md"
     throughput.main(["--tiny", "--data_dir", str(data_dir), "--out", str(page)])
-    assert "benchmarks/throughput.py --tiny" in page.read_text()
+    assert "`python -m benchmarks.throughput --tiny " in page.read_text()
     written = rows(page)
     for way in [
-        *(f"A, batch {batch_size}, {workers} workers" for batch_size in (64, 128) for workers in (0, 2)),
-        *("B, batch 64, 0 workers", "B, batch 64, 2 workers"),
+        *(f"{way}, batch {size}, {workers} workers" for way in "AB" for size in (64, 128) for workers in (0, 2)),
         *("C, batch 64", "C, batch 128", "C, batch 128, no augmentation"),
         *(f"D, batch {batch_size}{part}" for batch_size in (64, 128) for part in ("", ", training alone")),
         "D, batch 128, training alone, freed memory not kept",
@@ -50,6 +54,8 @@ def test_throughput_writes_every_figure_and_ratio(data_dir: Path, tmp_path: Path
         assert math.isfinite(float(written[f"augmentation, {kind}, % of a step"][0].replace(",", "")))
     goals = [rest[1] for rest in written.values() if len(rest) == 2 and rest[1][:2] in (">=", "<=")]
     assert len(goals) == 11
+    for way, (ours, theirs) in itertools.product("AB", ((64, 64), (128, 128), (128, 64))):
+        assert sum(name.startswith(f"C, batch {ours} / {way}, batch {theirs}, ") for name in written) == 1
 
 
 @pytest.mark.slow
@@ -62,6 +68,39 @@ def test_time_to_accuracy_tries_more_epochs_until_the_last(data_dir: Path, tmp_p
     runs = time_to_accuracy.read_runs(page.with_suffix(".csv"))
     assert [(run.epochs, run.seed) for run in runs] == [(1, 0), (1, 1), (2, 0), (2, 1)]
     assert all(0 <= run.test_acc <= 1 and run.ratio > 0 for run in runs)
+
+
+def test_the_bare_loop_gets_the_images_of_the_run_that_it_is_compared_with(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def setup(datamodule: CIFAR10DataModule, stage: str | None = None) -> None:
+        seen.append(datamodule.preprocessing)
+        original(datamodule, stage)
+
+    original = CIFAR10DataModule.setup
+    monkeypatch.setattr(CIFAR10DataModule, "setup", setup)
+    throughput.ours(data_dir, throughput.TINY, batch_size=64)
+    by_run = set(seen)
+    throughput.bare_loop(data_dir, 64, throughput.TINY)
+    assert by_run == {seen[-1]} == {Preprocessing()}
+
+
+def test_both_times_to_accuracy_are_of_training_alone() -> None:
+    config = RunConfig(epochs=4, batch_size=96, val_size=0)
+    seconds = time_to_accuracy.train_seconds(config, images_per_second=10_000)
+    assert seconds == 4 * 520 * 96 / 10_000  # whole batches alone
+    run = time_to_accuracy.Run(4, 0, 0.74, seconds, report_images_per_second=4000)
+    assert run.ratio == pytest.approx(60 * 50_000 / 4000 / seconds)
+
+
+def test_times_of_another_kind_are_not_gone_on_with(tmp_path: Path, capsys: Any) -> None:
+    path = tmp_path / "page.csv"
+    path.write_text("epochs,seed,test_acc,seconds,report_images_per_second\n4,0,0.74,30,4000\n")
+    with pytest.raises(SystemExit, match="2"):
+        time_to_accuracy.main(["--out", str(path.with_suffix(".md"))])
+    assert "its columns are not epochs, seed, test_acc, train_seconds" in capsys.readouterr().err
 
 
 def test_time_to_accuracy_goes_on_where_it_stood_and_stops_when_it_is_there(tmp_path: Path) -> None:
@@ -104,6 +143,11 @@ def test_the_page_of_the_best_recipe_agrees_with_the_runs_own_tests(
     assert "no finished run" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("module", ["benchmarks.throughput", "studies.best"])
+def test_a_page_names_the_command_that_made_it(module: str) -> None:
+    assert f"- command: `python -m {module} --out 'a b'`" in header("Title", module, ["--out", "a b"], 1)
+
+
 def test_denoising_is_compared_by_pairs_of_seeds(tmp_path: Path) -> None:
     lines = ["seed,trained_with,denoise,corrupt,severity,test_acc"]
     damages = [("none", 0), *((name, severity) for name in CORRUPT if name != "none" for severity in (1, 3, 5))]
@@ -118,6 +162,9 @@ def test_denoising_is_compared_by_pairs_of_seeds(tmp_path: Path) -> None:
     path.write_text("\n".join(lines))
     table = preprocessing.corrupted_table(path).splitlines()
     assert len(table) == 2 + len(damages)
+    methods = [method for method in DENOISE if method != "none"]
+    ways = [f"{method}, in {where} " for where in ("the test only", "training too") for method in methods]
+    assert table[0].split("|")[3:-1] == [f" {way}" for way in ways]
     first = [cell.strip() for cell in table[2].strip("|").split("|")]
     assert first == ["clean", "75.00 ± 7.07", *["-1.00 ± 0.00"] * 4, *["+1.50 ± 0.71"] * 4]
 

@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,10 +26,13 @@ from torch.utils.data import DataLoader, TensorDataset
 import train as door
 from cifar10 import records
 from cifar10.records import CLASS_NAMES
-from cifar_datamodule import stratified_split
-from conftest import curves, weights
+from cifar_datamodule import CIFAR10DataModule, stratified_split
+from conftest import curves, evaluated, resume, weights
 from lenet_module import LeNetModule
+from models.checkpoint import load_checkpoint
 from training import callbacks, evaluation, figures, lr_finder
+from training.checkpoints import load_module
+from training.config import RunConfig
 from training.diagnosis import Trend
 
 BEST_MODEL_PICTURES = {
@@ -53,12 +57,6 @@ def steps(log_dir: Path | str, kind: str, tag: str) -> list[int]:
 
 def tags(log_dir: Path | str) -> dict[str, Any]:
     return EventAccumulator(str(log_dir)).Reload().Tags()
-
-
-def resume(result: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    flags = door.resumed_flags(Path(result["checkpoint"]).parent, changes)
-    flags = door.parser().parse_object(flags).as_dict()
-    return door.train(**{name: flags[name] for name in flags.keys() - {"config", "test"}})
 
 
 def test_everything_is_there_after_a_run_without_further_flags(run: Any, data_dir: Path) -> None:
@@ -124,11 +122,90 @@ def test_class_accuracies_average_to_the_accuracy_of_a_stratified_split(run: Any
 def test_a_resumed_run_has_the_curves_and_the_trend_of_the_whole_one(run: Any) -> None:
     flags = {"schedule": "constant", "lr": 0.01}
     whole = run(epochs=4, **flags)
-    resumed = resume(run(epochs=2, **flags), epochs=4)
+    resumed = resume(Path(run(epochs=2, **flags)["checkpoint"]).parent, epochs=4)
     assert resumed["trend"] == whole["trend"]
     expected, found = curves(whole["log_dir"]), curves(resumed["log_dir"])
     for name in ("train/loss", "val/acc", "val_acc_by_class/cat", "train/grad_norm"):
         assert sorted(set(found[name])) == expected[name]
+
+
+class Killed(Exception):
+    """Instead of a signal, at a moment that the test chooses."""
+
+
+@pytest.mark.parametrize("flags", [{}, {"val_size": 0}, {"val_size": 0, "select_on": "test"}])
+def test_a_run_killed_after_its_last_checkpoint_ends_as_one_that_was_not(
+    run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flags: dict[str, Any]
+) -> None:
+    whole = run(pictures=True, **flags)
+
+    def killed(*hook_arguments: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(evaluation.BestModel, "on_train_end", killed)
+        run(pictures=True, **flags)
+    folder = Path(whole["checkpoint"]).parent.parent / "version_1"
+    resumed = resume(folder)
+    measured = {"seconds", "images_per_second", "log_dir", "checkpoint"}
+    assert {name: resumed[name] for name in resumed.keys() - measured} == {
+        name: whole[name] for name in whole.keys() - measured
+    }
+    assert resumed["images_per_second"] > 0
+    assert Path(resumed["checkpoint"]).name == Path(whole["checkpoint"]).name
+    one, other = (tags(result["log_dir"]) for result in (whole, resumed))
+    for kind in ("images", "scalars", "tensors", "graph"):
+        assert one[kind] == other[kind] if kind == "graph" else set(one[kind]) == set(other[kind])
+    shown = "whole_run/curves"
+    assert steps(resumed["log_dir"], "images", shown) == steps(whole["log_dir"], "images", shown)
+    texts = [(Path(result["log_dir"]) / "trend.md") for result in (whole, resumed)]
+    assert texts[0].exists() == texts[1].exists() == bool(whole["trend"])
+
+
+def test_in_mixed_precision_the_figures_are_those_of_the_checkpoint_in_float32(
+    run: Any, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[torch.Tensor] = []
+    confusion = figures.confusion
+
+    def draw(matrix: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        shown.append(matrix)
+        return confusion(matrix, *arguments, **options)
+
+    monkeypatch.setattr(figures, "confusion", draw)
+    result = run(optimizer="adam", precision="bf16-mixed", epochs=1, pictures=True)
+    checkpoint = load_checkpoint(Path(result["checkpoint"]))
+    module = load_module(checkpoint)
+    datamodule = CIFAR10DataModule(data_dir=data_dir, val_size=100)
+    datamodule.load_state_dict(checkpoint.data_state())
+    datamodule.setup()
+    exact = evaluation.predict(module, datamodule.val_dataloader())  # type: ignore[arg-type]
+    assert torch.equal(shown[0], exact.confusion_matrix())
+    assert result["val_acc"] == pytest.approx((exact.logits.argmax(1) == exact.labels).float().mean().item(), abs=0)
+    tested = evaluated(Path(result["checkpoint"]), data_dir)
+    assert (tested["test/acc"], tested["test/loss"]) == (result["test_acc"], result["test_loss"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"), [({}, "training"), ({"label_smoothing": 0.1}, "training (with smoothed labels)")]
+)
+def test_where_the_losses_are_not_the_same_charts_and_guide_say_so(
+    run: Any, monkeypatch: pytest.MonkeyPatch, flags: dict[str, Any], name: str
+) -> None:
+    labels: list[list[str]] = []
+    curves_of = figures.curves
+
+    def draw(*arguments: Any) -> Any:
+        figure = curves_of(*arguments)
+        labels.extend(axes.get_legend_handles_labels()[1] for axes in figure.axes)
+        return figure
+
+    monkeypatch.setattr(figures, "curves", draw)
+    events = EventAccumulator(run(pictures=True, **flags)["log_dir"]).Reload()
+    assert [texts[0] for texts in labels] == [name, "training"]  # of loss and accuracy
+    texts = {tag: events.Tensors(tag)[0].tensor_proto.string_val[0] for tag in events.Tags()["tensors"]}
+    for tag in ("what_is_where/text_summary", "custom_scalars__config__"):
+        assert (b"with smoothed labels" in texts[tag]) == bool(flags)
 
 
 def hparams_tab(log_dir: Path) -> tuple[list[str], list[str], dict[str, dict[str, float]]]:
@@ -149,11 +226,12 @@ def test_the_hparams_tab_has_a_row_for_each_run_also_a_resumed_one_and_one_witho
     run: Any, tmp_path: Path
 ) -> None:
     flags = {"schedule": "constant", "lr": 0.01}
-    results = [run(**flags, optimizer="adam"), run(**flags, val_size=0), resume(run(**flags), epochs=3)]
+    results = [run(**flags, optimizer="adam"), run(**flags, val_size=0)]
+    results.append(resume(Path(run(**flags)["checkpoint"]).parent, epochs=3))
     results.append(run(**flags, val_size=0, select_on="test"))
     columns, titles, rows = hparams_tab(tmp_path / "logs")
-    first = {"optimizer", "lr", "batch_size", "schedule", "augmentation", "width", "seed", "select_on"}
-    assert set(columns[:8]) == first
+    first = {"optimizer", "lr", "batch_size", "schedule", "width", "seed", "select_on"}
+    assert set(columns[: len(first)]) == first and {"crop", "flip", "cutout"} < set(columns)
     assert "data_dir" not in columns and "epochs" in columns
     assert titles == ["best accuracy (select_on)", "best epoch", "test accuracy", "seconds"]
     assert len(rows) == 4
@@ -241,13 +319,13 @@ def test_on_a_terminal_a_bar_shows_the_epochs_means_and_the_time_left(
 class SomeoneElses(pl.LightningModule):
     """A module that knows nothing of this project: it returns the loss alone, and logs nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, network: nn.Module | None = None) -> None:
         super().__init__()
-        self.features = nn.Conv2d(1, 4, 3)
-        self.head = nn.Linear(4, 3)
+        pool = (nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.network = network or nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), *pool, nn.Linear(4, 3))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.head(self.features(images).relu().mean((2, 3)))
+        return self.network(images)
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         return F.cross_entropy(self(batch[0]), batch[1])
@@ -274,19 +352,21 @@ def all_callbacks() -> list[Callback]:
     ]
 
 
-def fit_someone_elses(folder: Path, **options: Any) -> pl.Trainer:
+def fit_someone_elses(
+    folder: Path, network: nn.Module | None = None, resume: Path | None = None, epochs: int = 2, **options: Any
+) -> pl.Trainer:
     images = torch.randn(60, 1, 12, 12, generator=torch.Generator().manual_seed(0))
     loader = DataLoader(TensorDataset(images, torch.arange(60) % 3), batch_size=20)
     trainer = pl.Trainer(
         accelerator="cpu",
-        max_epochs=2,
+        max_epochs=epochs,
         default_root_dir=folder,
         enable_progress_bar=False,
         enable_model_summary=False,
         log_every_n_steps=2,
         **options,
     )
-    trainer.fit(SomeoneElses(), loader, loader)
+    trainer.fit(SomeoneElses(network), loader, loader, ckpt_path=resume, weights_only=True)
     return trainer
 
 
@@ -295,9 +375,76 @@ def test_the_callbacks_work_in_someone_elses_script(tmp_path: Path) -> None:
     logger = TensorBoardLogger(tmp_path, "logs", "0")
     fit_someone_elses(tmp_path, logger=logger, callbacks=[*all_callbacks(), best])
     found = tags(logger.log_dir)
-    assert set(found["images"]) >= BEST_MODEL_PICTURES | {"what_it_learned/filters_features"}
+    assert set(found["images"]) >= BEST_MODEL_PICTURES | {"what_it_learned/filters_0"}
     assert found["graph"]
     assert {"val_acc_by_class/two", "train/grad_norm", "train/images_per_second"} <= set(found["scalars"])
+
+
+@pytest.mark.parametrize(
+    ("network", "filters", "projector"),
+    [
+        (nn.Sequential(nn.Flatten(), nn.Linear(144, 8), nn.ReLU(), nn.Linear(8, 3)), False, True),
+        (nn.Sequential(nn.Flatten(), nn.Linear(144, 3)), False, True),
+        (nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 10), nn.Flatten()), True, False),
+    ],
+    ids=["perceptron", "one layer", "convolutions alone"],
+)
+def test_what_a_network_does_not_have_is_passed_over(
+    tmp_path: Path, network: nn.Module, filters: bool, projector: bool
+) -> None:
+    logger = TensorBoardLogger(tmp_path, "logs", "0")
+    fit_someone_elses(tmp_path, network, logger=logger, callbacks=all_callbacks())
+    found = tags(logger.log_dir)
+    assert set(found["images"]) >= BEST_MODEL_PICTURES and found["graph"]
+    assert ("what_it_learned/filters_0" in found["images"]) == filters
+    assert (Path(logger.log_dir) / "00002" / "features").exists() == projector
+
+
+class Clock(Callback):
+    """A clock for `callbacks` that only training batches move, by a second each."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        clock = SimpleNamespace(perf_counter=lambda: self.now, time=lambda: self.now)
+        monkeypatch.setattr(callbacks, "time", clock)
+
+    def on_train_batch_end(self, *hook_arguments: Any) -> None:
+        self.now += 1
+
+
+@pytest.mark.parametrize("checkpoint_first", [True, False])
+def test_a_resumed_run_adds_up_images_and_seconds_over_its_legs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint_first: bool
+) -> None:
+    def leg(epochs: int, resume: Path | None = None) -> callbacks.EpochLines:
+        lines = callbacks.EpochLines(quiet=True, started=clock.now - 100)  # of which 100 went before
+        checkpoint = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
+        pair: list[Callback] = [checkpoint, lines] if checkpoint_first else [lines, checkpoint]
+        fit_someone_elses(tmp_path, resume=resume, epochs=epochs, logger=False, callbacks=[clock, *pair])
+        clock.now += 5
+        return lines
+
+    clock = Clock(monkeypatch)
+    whole = leg(4)
+    assert (whole.images, whole.seconds, whole.seconds_elapsed) == (4 * 60, 4 * 3, 100 + 12 + 5)
+    clock.now += 3600  # between the legs nothing counts
+    resumed = leg(4, tmp_path / "epoch=1.ckpt")
+    assert (resumed.images, resumed.seconds) == (whole.images, whole.seconds)
+    assert resumed.seconds_elapsed == 100 + 6 + 100 + 6 + 5
+    ended = leg(4, tmp_path / "epoch=3.ckpt")  # there is nothing left to train
+    assert (ended.images, ended.images_per_second) == (whole.images, 20)
+
+
+def test_the_seconds_of_a_resumed_run_are_in_the_checkpoint_as_plain_numbers(run: Any) -> None:
+    result = run()
+    again = resume(Path(result["checkpoint"]).parent)
+    state = torch.load(Path(result["checkpoint"]).parent / "last.ckpt", weights_only=True)["callbacks"]["EpochLines"]
+    assert {name: type(value) for name, value in state.items()} == {
+        "images": int,
+        "seconds": float,
+        "seconds_elapsed": float,
+    }
+    assert again["seconds"] > state["seconds_elapsed"] > state["seconds"]
 
 
 def test_without_tensorboard_the_callbacks_write_nothing(tmp_path: Path) -> None:
@@ -324,7 +471,7 @@ def test_predictions_keep_the_order_and_the_features_lead_to_the_logits() -> Non
     assert module.training and found.labels.tolist() == [0, 1, 2, 3, 0, 1]
     torch.testing.assert_close(module.model.fc3(found.features), found.logits)
     torch.testing.assert_close(module(found.images), found.logits, rtol=1e-4, atol=1e-5)
-    assert found.confusion().sum() == 6
+    assert found.confusion_matrix().sum() == 6
     shapes = {name: tuple(value.shape) for name, value in evaluation.layer_outputs(module, found.images[:1]).items()}
     assert shapes == {"conv1": (6, 28, 28), "conv2": (16, 10, 10), "fc1": (120,), "fc2": (84,)}
 
@@ -361,8 +508,14 @@ def find_lr(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(lr_finder, "STEPS", 60)
 
     def call(**flags: Any) -> tuple[float, Path]:
-        small = {"data_dir": data_dir, "log_dir": tmp_path / "logs", "batch_size": 50, "val_size": 100, "width": 1}
-        return door.find_lr(door.parser().parse_object(small | flags).as_dict())
+        small: dict[str, Any] = {
+            "data_dir": data_dir,
+            "log_dir": tmp_path / "logs",
+            "batch_size": 50,
+            "val_size": 100,
+            "width": 1,
+        }
+        return lr_finder.find_lr(RunConfig(**small | flags))
 
     return call
 
@@ -395,7 +548,7 @@ def test_the_range_test_ends_where_the_loss_does(find_lr: Any, monkeypatch: pyte
 
 
 def test_the_command_that_uses_the_suggested_rate_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.setattr(door, "find_lr", lambda flags: (0.003, Path("x.png")))
+    monkeypatch.setattr(lr_finder, "find_lr", lambda config: (0.003, Path("x.png")))
     monkeypatch.setattr(sys, "argv", ["train.py", "--find_lr", "--optimizer", "adam"])
     door.main()
     assert "python train.py --optimizer adam --lr 0.003" in capsys.readouterr().out

@@ -13,11 +13,12 @@ import torch
 
 import train as door
 from cifar10.errors import UsageError
-from conftest import curves, weights
+from conftest import curves, evaluated, resume, weights
 from lenet_module import LeNetModule
+from models.checkpoint import load_checkpoint
 from models.optimizers import SCHEDULES
-from training.checkpoints import AtomicCheckpointIO, load_checkpoint
-from training.cli import Stopped
+from training.checkpoints import AtomicCheckpointIO
+from training.signals import Stopped
 
 STEPS = 18  # of an epoch of the made-up data
 
@@ -47,11 +48,6 @@ def crash(run: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
         return Path(folders[0])
 
     return call
-
-
-def resume(path: Path, **changes: Any) -> dict[str, Any]:
-    flags = door.parser().parse_object(door.resumed_flags(path, changes)).as_dict()
-    return door.train(**{name: flags[name] for name in flags.keys() - {"config", "test"}})
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -104,12 +100,18 @@ def test_a_constant_schedule_may_go_on_for_longer_and_equals_the_long_run(run: A
     assert longer["test_acc"] == whole["test_acc"] and longer["best_epoch"] == whole["best_epoch"]
 
 
+def test_a_run_with_plain_epochs_at_its_end_cannot_be_made_longer(run: Any) -> None:
+    short = run(epochs=2, schedule="constant", lr=0.01, plain_epochs=1)
+    with pytest.raises(UsageError, match=r"epochs 4: the run to resume has 2, which must stay"):
+        resume(Path(short["checkpoint"]).parent, epochs=4)
+
+
 @pytest.mark.parametrize(
     "change", [{"epochs": 5}, {"lr": 0.1}, {"batch_size": 10}, {"seed": 1}, {"optimizer": "adam"}, {"val_size": 0}]
 )
 def test_a_flag_that_would_make_another_run_is_refused(crash: Any, change: dict[str, Any]) -> None:
     folder = crash(STEPS + 1)
-    with pytest.raises(UsageError, match=f"--{next(iter(change))} .* must stay"):
+    with pytest.raises(UsageError, match=f"{next(iter(change))} .* must stay"):
         resume(folder, **change)
 
 
@@ -156,6 +158,7 @@ class Touch:
         return Path.touch, (self.path,)
 
 
+@pytest.mark.filterwarnings("error")
 def test_a_checkpoint_that_would_run_code_is_refused_and_runs_nothing(tmp_path: Path) -> None:
     path, proof = tmp_path / "evil.ckpt", tmp_path / "proof"
     torch.save({"state_dict": Touch(proof)}, path)
@@ -190,20 +193,20 @@ def test_files_that_are_no_checkpoint_get_one_line_that_names_them(run: Any, tmp
         assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("damage", ["width", "missing key", "extra hyperparameter"])
+@pytest.mark.parametrize("damage", ["width", "missing key", "unknown setting"])
 def test_a_checkpoint_that_does_not_fit_the_network_is_refused(
     run: Any, tmp_path: Path, data_dir: Path, damage: str
 ) -> None:
     checkpoint = torch.load(run()["checkpoint"], weights_only=True)
     if damage == "width":
-        checkpoint["hyper_parameters"]["width"] = 2
+        checkpoint["flags"]["width"] = 2
     elif damage == "missing key":
         del checkpoint["state_dict"]["model.fc3.bias"]
     else:
-        checkpoint["hyper_parameters"]["depth"] = 9
+        checkpoint["flags"]["depth"] = 9
     torch.save(checkpoint, tmp_path / "odd.ckpt")
     with pytest.raises(UsageError, match=r"odd\.ckpt: "):
-        door.test(tmp_path / "odd.ckpt", data_dir)
+        evaluated(tmp_path / "odd.ckpt", data_dir)
 
 
 def test_the_first_signal_stops_after_the_running_step_and_the_run_goes_on_from_its_last_epoch(

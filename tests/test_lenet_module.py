@@ -1,4 +1,6 @@
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 import pytorch_lightning as pl
@@ -6,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from lenet_module import TEMPERATURE, LeNet5, LeNetModule, distillation
+from lenet_module import LeNet5, LeNetModule, MeanLoss
+from models.distillation import TEMPERATURE, distillation
 from models.networks import ResNet
 from models.optimizers import OPTIMIZERS, SCHEDULES
 
@@ -75,6 +78,64 @@ def test_metrics_are_those_of_the_whole_set() -> None:
         logits = module.eval()(images)
     torch.testing.assert_close(trainer.callback_metrics["val/acc"], (logits.argmax(1) == labels).float().mean())
     torch.testing.assert_close(trainer.callback_metrics["val/loss"], F.cross_entropy(logits, labels))
+
+
+def test_a_mean_loss_is_that_of_all_images_not_of_the_batches() -> None:
+    metric = MeanLoss()
+    metric.update(torch.tensor(1.0), 250)
+    metric.update(torch.tensor(3.0), 5)
+    assert metric.compute().item() == pytest.approx((250 * 1 + 5 * 3) / 255)
+
+
+def test_in_training_validation_and_test_a_small_last_batch_counts_as_its_images_do() -> None:
+    module = LeNetModule(width=1, lr=1e-30, schedule="constant")
+    with torch.no_grad():
+        module.model.fc3.bias[0] = 4.0
+    images, labels = torch.randn(36, 3, 32, 32), (torch.arange(36) >= 32).long()  # of the last batch, all are 1
+    unequal = DataLoader(TensorDataset(images, labels), batch_size=16)
+    with torch.no_grad():
+        expected = F.cross_entropy(module(images), labels).item()
+    trainer = pl.Trainer(accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False)
+    trainer.fit(module, unequal, unequal)
+    for stage in ("train", "val"):
+        assert trainer.callback_metrics[f"{stage}/loss"].item() == pytest.approx(expected, rel=1e-4)
+    trainer.test(module, unequal, verbose=False)
+    assert trainer.callback_metrics["test/loss"].item() == pytest.approx(expected, rel=1e-4)
+
+
+def mean_loss_of_two(rank: int, folder: Path) -> None:
+    """One of two processes: the first has two batches, the second one."""
+    torch.distributed.init_process_group("gloo", init_method=(folder / "rendezvous").as_uri(), rank=rank, world_size=2)
+    metric = MeanLoss()
+    for loss, images in (((1.0, 250), (3.0, 5)), ((2.0, 45),))[rank]:
+        metric.update(torch.tensor(loss), images)
+    (folder / f"{rank}.txt").write_text(str(metric.compute().item()))
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_with_unequal_shares_have_the_mean_loss_of_all_images(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(mean_loss_of_two, (tmp_path,), nprocs=2)
+    for rank in (0, 1):
+        assert float((tmp_path / f"{rank}.txt").read_text()) == pytest.approx((250 * 1 + 5 * 3 + 45 * 2) / 300)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_only_training_steps_are_in_the_number_format_of_the_run(precision: Any) -> None:
+    pl.seed_everything(0, verbose=False)
+    module, seen = LeNetModule(width=1), set[tuple[bool, torch.dtype]]()
+    module.model.register_forward_hook(
+        lambda network, images, logits: seen.add((network.training, logits.dtype))  # type: ignore[func-returns-value]
+    )
+    trainer = fit(module, epochs=1, precision=precision)
+    trained = torch.float64 if precision == "64-true" else torch.bfloat16
+    assert seen == {(True, trained), (False, torch.float32 if precision == "bf16-mixed" else trained)}
+    if precision == "bf16-mixed":
+        validated = dict(trainer.callback_metrics)
+        exact = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+        for tester in (trainer, exact):
+            tester.test(module, loader(), verbose=False)
+            for name in ("loss", "acc"):
+                assert tester.callback_metrics[f"test/{name}"] == validated[f"val/{name}"]
 
 
 def test_onecycle_warms_up_for_a_quarter_and_ends_at_zero() -> None:

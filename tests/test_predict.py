@@ -9,7 +9,7 @@ import struct
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,22 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
+import evaluate
 import predict as door
 import train
-from cifar10 import records
+from cifar10 import pictures, records
 from cifar10.errors import UsageError
 from cifar10.preprocessing import ZCA_SIDE, Preprocessing, fit_whitening, whiten
 from cifar10.records import CLASS_NAMES
 from cifar_datamodule import CIFAR10DataModule
-from conftest import ROOT
-from lenet_module import LeNetModule
-from models.classifier import load_checkpoint, load_classifier
+from conftest import ROOT, evaluated
+from made_up import OWN_NETWORKS, WITH_TEACHERS, made_up_checkpoint, of_format_2, own_network, write_checkpoint
+from models.checkpoint import load_checkpoint
+from models.classifier import load_classifier
+from models.networks import LeNet5
+from models.registry import make_network
 from training.checkpoints import load_module, release
 from training.cli import exit_status
 
@@ -44,17 +48,6 @@ WHITENING[:, -1] = -1
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     return made_up_checkpoint(tmp_path / "made-up.ckpt")
-
-
-def made_up_checkpoint(path: Path, **data: Any) -> Path:
-    """A checkpoint as train.py writes it, of a small network that has learned nothing but to be sure of itself."""
-    torch.manual_seed(0)
-    module = LeNetModule(width=1)
-    module.model.fc3.weight.data *= 20
-    state = {"mean": torch.tensor([125.0, 123.0, 114.0]), "std": torch.tensor([63.0, 62.0, 67.0])}
-    entries = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams), "epoch": 1, "flags": {}}
-    torch.save(entries | {"CIFAR10DataModule": state | data}, path)
-    return path
 
 
 @pytest.fixture
@@ -99,17 +92,17 @@ def saved(path: Path, image: Image.Image = PICTURE, **options: Any) -> Path:
         ("pages.tiff", PICTURE, {"save_all": True, "append_images": [OTHER]}),
     ],
 )
-@pytest.mark.parametrize("fit", door.FITS)
+@pytest.mark.parametrize("fit", pictures.FITS)
 def test_a_file_of_32_by_32_pixels_is_taken_bit_for_bit(
     tmp_path: Path, name: str, image: Image.Image, options: dict[str, Any], fit: str
 ) -> None:
-    assert np.array_equal(door.read_image(saved(tmp_path / name, image, **options), fit), PIXELS)
+    assert np.array_equal(pictures.read_image(saved(tmp_path / name, image, **options), fit), PIXELS)
 
 
 def test_grey_and_black_and_white_become_rgb(tmp_path: Path) -> None:
     grey, black_or_white = PICTURE.convert("L"), PICTURE.convert("1")
     for image in (grey, black_or_white):
-        pixels = door.read_image(saved(tmp_path / "a.png", image))
+        pixels = pictures.read_image(saved(tmp_path / "a.png", image))
         assert np.array_equal(pixels, np.asarray(image.convert("RGB")))
 
 
@@ -124,9 +117,164 @@ def test_16_bits_and_floats_are_scaled_not_clipped(tmp_path: Path) -> None:
     ]
     (tmp_path / "a.pgm").write_bytes(b"P5 32 32 65535\n" + (GREY * 257).astype(">u2").tobytes())
     for path in [*files, tmp_path / "a.pgm"]:
-        assert np.array_equal(door.read_image(path), GREY.astype(np.uint8)[:, :, None].repeat(3, 2)), path.name
+        assert np.array_equal(pictures.read_image(path), GREY.astype(np.uint8)[:, :, None].repeat(3, 2)), path.name
     for dark in (Image.fromarray(GREY), Image.fromarray(GREY.astype(np.int32))):
-        assert door.read_image(saved(tmp_path / "dark.tiff", dark)).max() == 1
+        assert pictures.read_image(saved(tmp_path / "dark.tiff", dark)).max() == 1
+
+
+def icc_profile(space: str, connection: str, tags: dict[str, bytes]) -> bytes:
+    """An ICC profile of version 2, of no more than what conversion from it needs; the tags' contents begin with a type.
+
+    Laid out as specification ICC.1:2001-04 says: a header of 128 bytes, a table of tags, their contents.
+    """
+    d50 = struct.pack(">3i", *(round(65536 * value) for value in (0.9642, 1, 0.8249)))
+    table, contents = struct.pack(">I", len(tags)), b""
+    for name, content in tags.items():
+        table += struct.pack(">4s2I", name.encode(), 132 + 12 * len(tags) + len(contents), len(content))
+        contents += content + bytes(-len(content) % 4)
+    kind = b"prtr" if space == "CMYK" else b"mntr"
+    head = struct.pack(">2I4s4s4s", 0, 0x02400000, kind, space.encode(), connection.encode())
+    body = head + bytes(12) + b"acsp" + bytes(28) + d50 + bytes(48) + table + contents
+    return struct.pack(">I", 4 + len(body)) + body
+
+
+def linear(values: np.ndarray) -> np.ndarray:
+    """Light, 0 to 1, of sRGB's values, 0 to 1 (IEC 61966-2-1)."""
+    return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+
+
+def encoded(light: np.ndarray) -> np.ndarray:
+    """The way back, to 0 to 255; light that sRGB cannot show is clipped."""
+    light = light.clip(0, 1)
+    return 255 * np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055)
+
+
+def curve(values: np.ndarray) -> bytes:
+    return b"curv" + struct.pack(">2I", 0, len(values)) + np.rint(65535 * values).astype(">u2").tobytes()
+
+
+def xyz_of(primaries: Sequence[tuple[float, float]], white: tuple[float, float] = (0.3127, 0.3290)) -> np.ndarray:
+    """Matrix [3, 3] from light of these primaries, by chromaticities x and y, to CIE XYZ; white, D65, has Y 1."""
+    columns = np.array([(x / y, 1, (1 - x - y) / y) for x, y in (*primaries, white)]).T
+    return columns[:, :3] * np.linalg.solve(columns[:, :3], columns[:, 3])
+
+
+BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
+D50 = np.array([0.9642, 1, 0.8249])
+P3 = xyz_of([(0.680, 0.320), (0.265, 0.690), (0.150, 0.060)])  # SMPTE EG 432-1, with D65
+SRGB = xyz_of([(0.64, 0.33), (0.30, 0.60), (0.15, 0.06)])
+ADAPTATION = np.linalg.inv(BRADFORD) @ np.diag(BRADFORD @ D50 / (BRADFORD @ SRGB.sum(1))) @ BRADFORD  # D65 to D50
+RAMP = np.linspace(0, 1, 4096)
+DISPLAY_P3 = icc_profile(
+    "RGB ",
+    "XYZ ",
+    {
+        name: b"XYZ " + bytes(4) + np.rint(65536 * column).astype(">i4").tobytes()
+        for name, column in zip(("rXYZ", "gXYZ", "bXYZ"), (ADAPTATION @ P3).T, strict=True)
+    }
+    | dict.fromkeys(("rTRC", "gTRC", "bTRC"), curve(linear(RAMP))),
+)
+LINEAR_GREY = icc_profile("GRAY", "XYZ ", {"kTRC": curve(RAMP)})
+
+
+def from_p3(pixels: np.ndarray) -> np.ndarray:
+    """What Display P3's values are in sRGB."""
+    return encoded(linear(pixels / 255) @ (np.linalg.inv(SRGB) @ P3).T)
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "options"),
+    [
+        ("a.png", PICTURE, {}),
+        ("a.tiff", PICTURE, {}),
+        ("a.webp", PICTURE, {"lossless": True}),
+        ("a.jpg", PICTURE, {"quality": 100, "subsampling": 0}),
+        ("palette.png", PICTURE.quantize(16), {}),
+        ("opaque.png", PICTURE.convert("RGBA"), {}),
+        ("grey.png", PICTURE.convert("L"), {}),
+    ],
+)
+def test_a_photo_in_display_p3_is_seen_in_its_colours(
+    tmp_path: Path, name: str, image: Image.Image, options: dict[str, Any]
+) -> None:
+    pixels = pictures.read_image(saved(tmp_path / name, image, icc_profile=DISPLAY_P3, **options)).astype(float)
+    expected = from_p3(np.asarray(image.convert("RGB")))
+    assert np.abs(pixels - expected).max() <= (12 if name == "a.jpg" else 2)  # JPEG itself loses some
+    assert image.mode == "L" or np.abs(pixels - PIXELS).max() > 20
+
+
+def test_p3s_red_and_green_are_beyond_srgb_and_its_greys_are_grey(tmp_path: Path) -> None:
+    colours = np.array([[[255, 0, 0], [0, 255, 0], [128, 128, 128], [200, 120, 90]]], np.uint8).repeat(8, 1)
+    image = Image.fromarray(colours.repeat(32, 0))
+    pixels = pictures.read_image(saved(tmp_path / "a.png", image, icc_profile=DISPLAY_P3))[0, ::8].astype(int)
+    # The last by hand: light .5776 .1878 .1022, in sRGB's primaries .6653 .1714 .0862.
+    assert np.abs(pixels - [[255, 0, 0], [0, 255, 0], [128, 128, 128], [213, 115, 83]]).max() <= 1
+
+
+def test_an_srgb_profile_changes_nothing(tmp_path: Path) -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    assert np.array_equal(pictures.read_image(saved(tmp_path / "a.png", icc_profile=profile)), PIXELS)
+
+
+def test_transparency_does_not_count_as_a_colour(tmp_path: Path) -> None:
+    image = PICTURE.convert("RGBA")
+    image.putalpha(128)
+    pixels = pictures.read_image(saved(tmp_path / "a.png", image, icc_profile=DISPLAY_P3))
+    assert np.abs(pixels - (from_p3(PIXELS) * 128 + 255 * 127) / 255).max() <= 2
+
+
+def test_grey_of_8_and_16_bits_is_seen_as_bright_as_its_profile_says(tmp_path: Path) -> None:
+    deep = Image.fromarray(GREY * 257)
+    for image, light in ((PICTURE.convert("L"), np.asarray(PICTURE.convert("L")) / 255), (deep, GREY / 255)):
+        pixels = pictures.read_image(saved(tmp_path / "a.png", image, icc_profile=LINEAR_GREY))
+        assert np.abs(pixels - encoded(light)[..., None]).max() <= 2
+    faint = Image.fromarray(np.full((32, 32), 300, np.uint16))  # 8 bits would make it 1, and that 13
+    pixels = pictures.read_image(saved(tmp_path / "faint.png", faint, icc_profile=LINEAR_GREY))
+    assert np.abs(pixels - encoded(np.array(300 / 65535))).max() <= 1
+
+
+def png_chunk(name: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
+def test_rgb_of_16_bits_is_converted_too(tmp_path: Path) -> None:
+    rows = b"".join(b"\0" + (row.astype(">u2") * 257).tobytes() for row in PIXELS)
+    chunks = [(b"IHDR", struct.pack(">2I5B", 32, 32, 16, 2, 0, 0, 0)), (b"iCCP", b"P3\0\0" + zlib.compress(DISPLAY_P3))]
+    chunks += [(b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    path = tmp_path / "a.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(map(png_chunk, *zip(*chunks, strict=True))))
+    assert np.abs(pictures.read_image(path) - from_p3(PIXELS)).max() <= 2
+
+
+def test_ink_is_seen_as_its_profile_says(tmp_path: Path) -> None:
+    lab = np.array([(0, 128, 128)] * 16, np.uint8)  # a printer whose inks cover all: black wherever two meet
+    lab[0b0000], lab[0b1000] = (255, 128, 128), (140, 128 - 37, 128 - 50)  # paper; cyan, darker than it is on a screen
+    identity = bytes(range(256))
+    table = b"mft1" + bytes(4) + bytes([4, 3, 2, 0]) + np.rint(65536 * np.eye(3)).astype(">i4").tobytes()
+    profile = icc_profile("CMYK", "Lab ", {"A2B0": table + 4 * identity + lab.tobytes() + 3 * identity})
+    image = Image.new("CMYK", (32, 32), (255, 0, 0, 0))
+    image.paste((0, 0, 0, 0), (0, 0, 16, 32))
+    pixels = pictures.read_image(saved(tmp_path / "a.tiff", image, icc_profile=profile))
+    lightness = (140 / 2.55 + 16) / 116
+    root = np.array([lightness - 37 / 500, lightness, lightness + 50 / 200])  # CIE 1976, all above its straight part
+    cyan = encoded(np.linalg.inv(ADAPTATION @ SRGB) @ (D50 * root**3))
+    assert np.abs(pixels[:, :16].astype(int) - 255).max() <= 1 and np.abs(pixels[:, 16:] - cyan).max() <= 2
+
+
+@pytest.mark.parametrize(
+    ("image", "profile"),
+    [
+        (PICTURE, b"no profile at all"),
+        (PICTURE, DISPLAY_P3[:400]),
+        (PICTURE, DISPLAY_P3[:100] + bytes(len(DISPLAY_P3) - 100)),
+        (PICTURE, LINEAR_GREY),
+        (PICTURE.convert("CMYK"), DISPLAY_P3),
+    ],
+)
+def test_a_profile_that_is_damaged_or_of_another_kind_is_ignored(
+    tmp_path: Path, image: Image.Image, profile: bytes
+) -> None:
+    assert np.array_equal(pictures.read_image(saved(tmp_path / "a.tiff", image, icc_profile=profile)), PIXELS)
 
 
 def test_transparent_pixels_are_seen_on_white(tmp_path: Path) -> None:
@@ -134,20 +282,20 @@ def test_transparent_pixels_are_seen_on_white(tmp_path: Path) -> None:
     image.paste((0, 0, 0, 0), (0, 0, 16, 32))
     image.paste((0, 0, 0, 128), (16, 0, 32, 16))
     for path in (saved(tmp_path / "a.png", image), saved(tmp_path / "a.webp", image, lossless=True)):
-        pixels = door.read_image(path)
+        pixels = pictures.read_image(path)
         assert (pixels[:, :16] == 255).all() and (pixels[:16, 16:] == 127).all() and (pixels[16:, 16:] == 0).all()
     palette = PICTURE.quantize(16)
     clear = np.asarray(palette) == 7
-    pixels = door.read_image(saved(tmp_path / "p.png", palette, transparency=7))
+    pixels = pictures.read_image(saved(tmp_path / "p.png", palette, transparency=7))
     assert clear.any() and (pixels[clear] == 255).all() and np.array_equal(pixels[~clear], PIXELS[~clear])
-    assert (door.read_image(saved(tmp_path / "la.png", Image.new("LA", (32, 32), (9, 0)))) == 255).all()
+    assert (pictures.read_image(saved(tmp_path / "la.png", Image.new("LA", (32, 32), (9, 0)))) == 255).all()
 
 
 @pytest.mark.parametrize(("orientation", "turned"), [(3, np.rot90(PIXELS, 2)), (6, np.rot90(PIXELS, -1))])
 def test_a_photo_is_turned_as_its_exif_says(tmp_path: Path, orientation: int, turned: np.ndarray) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    assert np.array_equal(door.read_image(saved(tmp_path / "a.png", exif=exif)), turned)
+    assert np.array_equal(pictures.read_image(saved(tmp_path / "a.png", exif=exif)), turned)
 
 
 @pytest.mark.parametrize("exif", [b"Exif\0\0no TIFF header", b"Exif\0\0MM\0*", b"Exif\0\0MM\0*\xff\xff\xff\xff"])
@@ -156,7 +304,7 @@ def test_an_image_with_damaged_exif_is_taken_as_it_is_stored(
     call: Any, tmp_path: Path, recwarn: pytest.WarningsRecorder, exif: bytes, suffix: str
 ) -> None:
     path = saved(tmp_path / f"a{suffix}", exif=exif, lossless=True)
-    assert np.array_equal(door.read_image(path), PIXELS)
+    assert np.array_equal(pictures.read_image(path), PIXELS)
     recwarn.clear()
     status, _, err = call(path)
     assert (status, err) == (0, "") and not recwarn.list
@@ -167,29 +315,29 @@ def test_an_oblong_image_is_cropped_padded_or_stretched(tmp_path: Path) -> None:
     image.paste("red", (0, 0, 28, 64))  # further out than the filter reaches into the crop
     path = saved(tmp_path / "a.png", image)
     red, blue, white = ([255, 0, 0], [0, 0, 255], [255, 255, 255])
-    assert (door.read_image(path, "crop") == blue).all()
-    padded, stretched = door.read_image(path, "pad"), door.read_image(path, "stretch")
+    assert (pictures.read_image(path, "crop") == blue).all()
+    padded, stretched = pictures.read_image(path, "pad"), pictures.read_image(path, "stretch")
     assert (padded[:8] == white).all() and (padded[24:] == white).all()
     assert (padded[8:24, :5] == red).all() and (padded[8:24, 10:] == blue).all()
     assert (stretched[:, :5] == red).all() and (stretched[:, 10:] == blue).all()
 
 
 @pytest.mark.parametrize(("name", "options"), [("a.png", {}), ("a.jpg", {"quality": 95})])
-@pytest.mark.parametrize("fit", door.FITS)
+@pytest.mark.parametrize("fit", pictures.FITS)
 def test_reduction_antialiases(tmp_path: Path, name: str, options: dict[str, Any], fit: str) -> None:
     checkerboard = Image.fromarray((np.indices((1024, 1024)).sum(0) % 2 * 255).astype(np.uint8))
-    assert abs(door.read_image(saved(tmp_path / name, checkerboard, **options), fit).astype(int) - 127).max() <= 2
+    assert abs(pictures.read_image(saved(tmp_path / name, checkerboard, **options), fit).astype(int) - 127).max() <= 2
 
 
 def test_a_large_jpeg_decoded_small_gives_the_same_picture(tmp_path: Path) -> None:
     large = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)).resize((2048, 2048))
-    read = door.read_image(saved(tmp_path / "a.jpg", large, quality=95))
+    read = pictures.read_image(saved(tmp_path / "a.jpg", large, quality=95))
     exact = np.asarray(large.resize((32, 32), Image.Resampling.BICUBIC))
     assert abs(read.astype(int) - exact).max() <= 6
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8))
     small = saved(tmp_path / "b.jpg", noise)
     with Image.open(small) as whole:  # not much larger than the result: nothing is left out
-        assert np.array_equal(door.read_image(small), np.asarray(whole.resize((32, 32), Image.Resampling.BICUBIC)))
+        assert np.array_equal(pictures.read_image(small), np.asarray(whole.resize((32, 32), Image.Resampling.BICUBIC)))
 
 
 # What is printed
@@ -222,7 +370,9 @@ def test_a_file_is_classified_as_the_network_classifies_its_pixels(call: Any, ch
 def test_a_picture_is_preprocessed_as_the_checkpoints_test_images_but_not_corrupted(
     settings: dict[str, Any], call: Any, checkpoint: Path, data_dir: Path, tmp_path: Path
 ) -> None:
-    datamodule = CIFAR10DataModule(data_dir, 50, val_size=100, preprocessing=Preprocessing(**settings))
+    datamodule = CIFAR10DataModule(
+        data_dir=data_dir, batch_size=50, val_size=100, **{"normalize": "dataset"} | settings
+    )
     datamodule.prepare_data()
     datamodule.setup()
     made_up_checkpoint(checkpoint, **datamodule.state_dict())
@@ -297,7 +447,7 @@ def test_a_name_cannot_act_on_the_terminal(call: Any, tmp_path: Path) -> None:
     assert len(list(csv.DictReader(io.StringIO(call(tmp_path, "--csv")[1])))) == 3
 
 
-def test_tta_takes_the_mean_over_an_image_and_its_mirror(call: Any, checkpoint: Path, tmp_path: Path) -> None:
+def test_tta_takes_the_mean_over_an_image_and_its_horizontal_flip(call: Any, checkpoint: Path, tmp_path: Path) -> None:
     saved(tmp_path / "a.png")
     saved(tmp_path / "b.png", Image.fromarray(PIXELS[:, ::-1].copy()))
     alone, mirror = json.loads(call(tmp_path, "--json")[1])
@@ -464,9 +614,8 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path: Path) -> None:
             load_classifier(made_up_checkpoint(tmp_path / "a.ckpt", **data))
         if not data.keys() & {"mean", "std"}:
             with pytest.raises(UsageError, match="does not fit this network"):
-                load_module(tmp_path / "a.ckpt")
-    wider = load_checkpoint(made_up_checkpoint(tmp_path / "a.ckpt")) | {"hyper_parameters": {"width": 2}}
-    torch.save(wider, tmp_path / "a.ckpt")
+                load_module(load_checkpoint(tmp_path / "a.ckpt"))
+    write_checkpoint(tmp_path / "a.ckpt", WITH_TEACHERS | {"width": 2})
     with pytest.raises(UsageError, match="does not fit this network"):
         load_classifier(tmp_path / "a.ckpt")
 
@@ -512,9 +661,9 @@ def test_released_weights_give_the_same_answers_and_say_what_they_are(
 ) -> None:
     result = run(tag="my-secret", **settings)
     target = tmp_path / "new" / "released.ckpt"
-    command = ["train.py", "--test", result["checkpoint"], "--data_dir", str(data_dir)]
+    command = ["evaluate.py", result["checkpoint"], "--data_dir", str(data_dir)]
     monkeypatch.setattr(sys, "argv", [*command, "--release", str(target)])
-    train.main()
+    evaluate.main()
     assert str(target) in capsys.readouterr().out
 
     released = torch.load(target, weights_only=True)
@@ -524,43 +673,53 @@ def test_released_weights_give_the_same_answers_and_say_what_they_are(
     assert "10,000 test images" in released["measured_on"] and released["class_names"] == list(CLASS_NAMES)
     program, script, *words = released["command"].split()
     assert (program, script) == ("python", "train.py")
-    flags = train.parser().parse_args(words)
+    flags = vars(train.parser().parse_args(words))
     assert {name: flags[name] for name in released["flags"]} == released["flags"]
-    assert flags.width == 1 and flags.val_size == 100
+    assert flags["width"] == 1 and flags["val_size"] == 100
 
     images = torch.randint(256, (5, 3, 32, 32), dtype=torch.uint8)
     ours, theirs = load_classifier(target), load_classifier(Path(result["checkpoint"]))
     assert torch.equal(ours(images), theirs(images)) and ours.preprocessing == theirs.preprocessing
     assert ours.preprocessing == Preprocessing(**({"normalize": "zca"} | settings))
-    assert train.test(target, data_dir) == train.test(Path(result["checkpoint"]), data_dir)
-    assert train.test(target, data_dir, tta=True)["test/loss"] != pytest.approx(result["test_loss"])
+    assert evaluated(target, data_dir) == evaluated(Path(result["checkpoint"]), data_dir)
+    assert evaluated(target, data_dir, tta=True)["test/loss"] != pytest.approx(result["test_loss"])
 
 
 def test_a_released_file_of_the_full_size_network_is_small(tmp_path: Path, checkpoint: Path) -> None:
-    module = LeNetModule()
-    entries = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams), "optimizer_states": [1]}
-    torch.save(load_checkpoint(checkpoint) | entries, tmp_path / "full.ckpt")
-    release(tmp_path / "full.ckpt", tmp_path / "released.ckpt", 0.5)
+    write_checkpoint(tmp_path / "full.ckpt", WITH_TEACHERS | {"width": 3}, LeNet5(), optimizer_states=[1])
+    full = load_checkpoint(tmp_path / "full.ckpt")
+    release(full, tmp_path / "released.ckpt", 0.5)
+    assert load_classifier(tmp_path / "released.ckpt")
     assert (tmp_path / "released.ckpt").stat().st_size < 2.3e6
     with pytest.raises(UsageError, match="made-up"):
-        release(tmp_path / "full.ckpt", checkpoint / "below-a-file.ckpt", 0.5)
+        release(full, checkpoint / "below-a-file.ckpt", 0.5)
 
 
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        (["--tta"], "only with --test"),
-        (["--release", "a.ckpt"], "only with --test"),
-        (["--test", "a", "--release", "a.ckpt", "--tta"], "not with --tta"),
-        (["--test", "a", "--release", "a.ckpt", "--corrupt", "blur"], "--corrupt"),
+        (["a", "--release", "a.ckpt", "--tta"], "not with --tta"),
+        (["a", "--release", "a.ckpt", "--corrupt", "blur"], "not with --corrupt"),
     ],
 )
-def test_tta_and_release_belong_to_a_test_and_a_release_to_the_checkpoint_as_it_is(
+def test_a_release_is_of_the_checkpoint_as_it_is(
     flags: list[str], reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["train.py", *flags])
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *flags])
     with pytest.raises(UsageError, match=reason):
-        train.main()
+        evaluate.main()
+
+
+@pytest.mark.parametrize("class_name", OWN_NETWORKS)
+def test_a_network_of_ones_own_answers_where_it_is_named_and_not_without(
+    call: Any, checkpoint: Path, tmp_path: Path, class_name: str
+) -> None:
+    name, picture = own_network(tmp_path, class_name), saved(tmp_path / "a.png")
+    of_format_2(checkpoint, make_network(name), network=name, width=3)
+    status, out, err = call(picture)
+    assert (status, out, err.count("\n")) == (2, "", 1) and "a checkpoint brings no code" in err
+    status, out, err = call(picture, "--network", name, "--tta", "--export", tmp_path / "m.onnx")
+    assert (status, err) == (0, "") and str(picture) in out and (tmp_path / "m.onnx").exists()
 
 
 @pytest.mark.parametrize("flags", [[], ["--tta"]])

@@ -12,13 +12,14 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train as door
-from cifar10 import cache, filters, records
+from cifar10 import filters, records
+from cifar10.config import Preprocessing
 from cifar10.errors import UsageError
 from cifar10.filters import CORRUPT, DENOISE, NORMALIZE, SEGMENT
-from cifar10.preprocessing import Preprocessing, before_and_after, fit_whitening, preprocess, whiten
+from cifar10.preprocessing import before_and_after, fit_whitening, preprocess, steps, whiten
 from cifar_datamodule import CIFAR10DataModule
-from conftest import ROOT
-from training.cli import check
+from conftest import ROOT, evaluated
+from training.config import SETTINGS, RunConfig
 
 METHODS = [
     *(Preprocessing(denoise=method) for method in DENOISE if method != "none"),
@@ -29,7 +30,7 @@ CORRUPTIONS = [Preprocessing(corrupt=method, severity=5) for method in CORRUPT i
 
 
 def name(settings: Preprocessing) -> str:
-    return "-".join(settings.steps(corrupted=True))
+    return "-".join(steps(settings, corrupted=True))
 
 
 @pytest.fixture
@@ -201,9 +202,9 @@ def test_what_zca_fits_sees_the_chosen_images_only(coloured: np.ndarray, tmp_pat
 
 def test_steps_are_done_in_order_corruption_first(images: np.ndarray) -> None:
     together = Preprocessing(denoise="median", segment="otsu", normalize="image", corrupt="blur")
-    assert list(together.steps(True)) == ["corrupt-blur-3", "denoise-median-3", "segment-otsu", "normalize-image"]
+    assert list(steps(together, True)) == ["corrupt-blur-3", "denoise-median-3", "segment-otsu", "normalize-image"]
     step_by_step = preprocess(images, Preprocessing(corrupt="blur"), corrupted=True)
-    for settings in (Preprocessing("median"), Preprocessing(segment="otsu"), Preprocessing(normalize="image")):
+    for settings in (Preprocessing(denoise="median"), Preprocessing(segment="otsu"), Preprocessing(normalize="image")):
         step_by_step = preprocess(step_by_step, settings)
     assert np.array_equal(preprocess(images, together, corrupted=True), step_by_step)
 
@@ -236,100 +237,12 @@ def test_the_command_line_imports_none_of_the_heavy_libraries() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
-# What is kept on disk
-
-
-def the_file(folder: Path) -> Path:
-    (path,) = folder.glob("*.bin")
-    return path
-
-
-MEDIAN = Preprocessing(denoise="median")
-
-
-def test_what_was_computed_once_is_read(images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = preprocess(images, MEDIAN, folder=tmp_path / "kept")
-    monkeypatch.setattr("cifar10.preprocessing._each", lambda *arguments: 1 / 0)
-    again = preprocess(images, MEDIAN, folder=tmp_path / "kept")
-    assert np.array_equal(first, again) and again.shape == images.shape
-    again[:] = 0  # in memory only
-    assert np.array_equal(preprocess(images, MEDIAN, folder=tmp_path / "kept"), first)
-    for other, settings in ((images, Preprocessing(denoise="gaussian")), (images[::-1], MEDIAN)):
-        with pytest.raises(ZeroDivisionError):
-            preprocess(other, settings, folder=tmp_path / "kept")
-
-
-@pytest.mark.parametrize("damage", ["torn", "empty", "bit", "longer"])
-def test_a_damaged_file_is_noticed_and_made_anew(damage: str, images: np.ndarray, tmp_path: Path) -> None:
-    right = preprocess(images, MEDIAN, folder=tmp_path).copy()
-    path = the_file(tmp_path)
-    data = bytearray(path.read_bytes())
-    if damage == "bit":
-        data[1000] ^= 1
-    contents = {"torn": data[:-100], "empty": bytearray(), "bit": data, "longer": data + b"x"}
-    path.write_bytes(contents[damage])
-    assert np.array_equal(preprocess(images, MEDIAN, folder=tmp_path), right)
-    assert np.array_equal(preprocess(images, MEDIAN, folder=tmp_path), right)
-    assert len(path.read_bytes()) == right.size + 32
-
-
-def test_another_library_version_computes_anew(
-    images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    preprocess(images, MEDIAN, folder=tmp_path)
-    monkeypatch.setattr("cifar10.preprocessing._versions", lambda: ("0",))
-    preprocess(images, MEDIAN, folder=tmp_path)
-    assert len(list(tmp_path.glob("*.bin"))) == 2
-
-
-def test_a_folder_that_cannot_be_written_is_one_clear_error(images: np.ndarray, tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(cache.DataError, match="cannot be written"):
-        preprocess(images, MEDIAN, folder=tmp_path / "file")
-
-
-SLOW_COMPUTATION = """
-import os, sys, time
-from pathlib import Path
-import numpy as np
-sys.path.insert(0, {root!r})
-from cifar10 import cache
-folder = Path(sys.argv[1])
-def compute():
-    with open(folder / "computed", "a") as file:
-        file.write("x")
-    time.sleep(1)
-    return np.arange(2**20)
-if "die" in sys.argv:
-    os.fsync = lambda number: os._exit(9)  # killed with the bytes written, but not yet the file in place
-found = cache.kept(folder, "a", ("b",), (2**20,), np.int64, compute)
-assert np.array_equal(found, np.arange(2**20))
-"""
-
-
-def start(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", SLOW_COMPUTATION.format(root=str(ROOT)), str(folder), *arguments])
-
-
-def test_two_processes_at_once_compute_once(tmp_path: Path) -> None:
-    both = [start(tmp_path), start(tmp_path)]
-    assert [process.wait(60) for process in both] == [0, 0]
-    assert (tmp_path / "computed").read_text() == "x"
-
-
-def test_a_kill_during_the_write_leaves_nothing_that_is_taken_for_the_result(tmp_path: Path) -> None:
-    assert start(tmp_path, "die").wait(60) == 9
-    assert not list(tmp_path.glob("*.bin"))
-    assert start(tmp_path).wait(60) == 0
-    assert the_file(tmp_path).stat().st_size == 2**23 + 32 and not list(tmp_path.glob("*.part"))
-
-
 # Through the data module
 
 
 def ready(data_dir: Path, **settings: Any) -> CIFAR10DataModule:
-    chosen = Preprocessing(**settings)
-    datamodule = CIFAR10DataModule(data_dir, 50, val_size=100, crop=0, flip=False, preprocessing=chosen)
+    small: dict[str, Any] = {"batch_size": 50, "val_size": 100, "crop": 0, "flip": False, "normalize": "dataset"}
+    datamodule = CIFAR10DataModule(data_dir=data_dir, **small | settings)
     datamodule.prepare_data()
     datamodule.setup()
     return datamodule
@@ -383,7 +296,7 @@ def test_zca_is_fitted_on_the_training_part(data_dir: Path) -> None:
 def test_the_state_alone_treats_the_test_images_alike(settings: dict[str, Any], data_dir: Path, tmp_path: Path) -> None:
     trained = ready(data_dir, **settings)
     torch.save(trained.state_dict(), tmp_path / "state")
-    loaded = CIFAR10DataModule(data_dir)
+    loaded = CIFAR10DataModule(data_dir=data_dir)
     loaded.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
     assert torch.equal(all_of(loaded.test_dataloader())[0], all_of(trained.test_dataloader())[0])
 
@@ -391,21 +304,21 @@ def test_the_state_alone_treats_the_test_images_alike(settings: dict[str, Any], 
 def test_a_checkpoint_carries_its_preprocessing_and_test_may_change_it(run: Any, data_dir: Path) -> None:
     result = run(denoise="gaussian", denoise_strength=2.0, corrupt="gaussian", severity=5)
     checkpoint = Path(result["checkpoint"])
-    told_nothing = door.test(checkpoint, data_dir)
+    told_nothing = evaluated(checkpoint, data_dir)
     assert told_nothing["test/loss"] == pytest.approx(result["test_loss"])
     changed = [
-        door.test(checkpoint, data_dir, **changes)["test/loss"]
+        evaluated(checkpoint, data_dir, **changes)["test/loss"]
         for changes in ({"corrupt": "none"}, {"denoise": "none"}, {"severity": 1}, {"denoise_strength": 0.3})
     ]
     assert len({*changed, told_nothing["test/loss"]}) == 5
     with pytest.raises(UsageError, match="denoise_strength 400: must be above 0 and at most 16"):
-        door.test(checkpoint, data_dir, denoise_strength=400.0)
+        evaluated(checkpoint, data_dir, denoise_strength=400.0)
 
 
 def test_a_state_from_before_preprocessing_loads(data_dir: Path) -> None:
-    datamodule = CIFAR10DataModule(data_dir)
+    datamodule = CIFAR10DataModule(data_dir=data_dir)
     datamodule.load_state_dict({"mean": torch.zeros(3), "std": torch.ones(3)})
-    assert datamodule.preprocessing == Preprocessing()
+    assert datamodule.preprocessing == Preprocessing(normalize="dataset")
 
 
 @pytest.mark.parametrize(
@@ -440,18 +353,18 @@ def test_tensorboard_shows_an_image_of_each_class_before_and_after(run: Any) -> 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--denoise_strength 3", "--denoise_strength 3: needs --denoise"),
-        ("--denoise median --denoise_strength 2", "--denoise_strength 2: must be an odd number"),
-        ("--denoise median --denoise_strength 33", "--denoise_strength 33: must be above 0 and at most 31 for median"),
-        ("--denoise gaussian --denoise_strength 0", "--denoise_strength 0: must be above 0"),
-        ("--severity 2", "--severity 2: needs --corrupt"),
+        ("--denoise_strength 3", "denoise_strength 3: needs denoise"),
+        ("--denoise median --denoise_strength 2", "denoise_strength 2: must be an odd number"),
+        ("--denoise median --denoise_strength 33", "denoise_strength 33: must be above 0 and at most 31 for median"),
+        ("--denoise gaussian --denoise_strength 0", "--denoise_strength 0.0: must be above 0"),
+        ("--severity 2", "severity 2: needs corrupt"),
         ("--corrupt jpeg --severity 6", "--severity 6: must be from 1 to 5"),
-        ("--corrupt_on both", "--corrupt_on both: needs --corrupt"),
+        ("--corrupt_on both", "corrupt_on both: needs corrupt"),
     ],
 )
 def test_senseless_flags_are_refused(arguments: str, message: str) -> None:
     with pytest.raises(UsageError) as caught:
-        check(door.parser().parse_args(arguments.split()).as_dict())
+        RunConfig(**{k: v for k, v in vars(door.parser().parse_args(arguments.split())).items() if k in SETTINGS})
     assert message in str(caught.value)
 
 
@@ -462,7 +375,6 @@ def test_senseless_flags_are_refused(arguments: str, message: str) -> None:
         ("--normalize pca", "--normalize pca: must be one of 'dataset'"),
         ("--denoise median --denoise_strength 2", "--denoise_strength 2: must be an odd number"),
         ("--corrupt jpeg --severity high", "--severity high: must be a whole number"),
-        ("--test some.ckpt --segment otsu", "--segment: not with --test"),
     ],
 )
 def test_a_bad_flag_gets_one_line_and_status_2(arguments: str, message: str) -> None:
@@ -474,7 +386,7 @@ def test_a_bad_flag_gets_one_line_and_status_2(arguments: str, message: str) -> 
 def test_names_on_the_command_line_are_those_of_the_methods() -> None:
     for flag, known in (("denoise", DENOISE), ("segment", SEGMENT), ("normalize", NORMALIZE), ("corrupt", CORRUPT)):
         for method in known:
-            check(door.parser().parse_args([f"--{flag}", method]).as_dict())
+            assert vars(door.parser().parse_args([f"--{flag}", method]))[flag] == method
 
 
 def test_what_is_kept_is_found_without_loading_the_images(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -487,12 +399,12 @@ def test_what_is_kept_is_found_without_loading_the_images(data_dir: Path, monkey
     assert torch.equal(all_of(again.test_dataloader())[0], expected[1])
     monkeypatch.setitem(records.FILES, "data_batch_3.bin", "another hash")  # other images
     with pytest.raises(ZeroDivisionError):
-        CIFAR10DataModule(data_dir, 50, val_size=100, preprocessing=Preprocessing(**settings)).setup()
+        CIFAR10DataModule(data_dir=data_dir, batch_size=50, val_size=100, **settings).setup()
 
 
 def test_a_run_with_zca_can_be_tested_again_from_its_checkpoint(run: Any, data_dir: Path) -> None:
     result = run(normalize="zca")
     for path in (data_dir / "preprocessed").glob("*zca*"):
         path.unlink()
-    assert door.test(Path(result["checkpoint"]), data_dir)["test/loss"] == pytest.approx(result["test_loss"])
+    assert evaluated(Path(result["checkpoint"]), data_dir)["test/loss"] == pytest.approx(result["test_loss"])
     assert run(normalize="zca")["test_loss"] == pytest.approx(result["test_loss"])

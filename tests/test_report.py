@@ -2,28 +2,26 @@
 
 import json
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.utils.tensorboard import SummaryWriter
 
 import report as door
 from cifar10.errors import UsageError
+from conftest import ROOT
+from experiments.runs import COLUMNS, RESULTS, texts_of
+from experiments.tables import read_table, write_cells
+from training.config import RunConfig
 
-FLAGS = {
-    "width": 3,
-    "optimizer": "sgd",
-    "lr": 0.05,
-    "batch_size": 128,
-    "seed": 0,
-    "epochs": 3,
-    "select_on": "val",
-    "crop": 2,
-}
-SEEDS = (1, 2, 3, 4, 5)
+FLAGS = RunConfig(epochs=3, lr=0.05).plain()
+SEEDS = (1, 2, 3, 4, 5, 6)
 
 
 class Logs:
@@ -34,7 +32,7 @@ class Logs:
 
     def add(self, val: list[float], test: float | None = None, validated: bool = True, **flags: Any) -> Path:
         """A run with this accuracy after each epoch; unfinished without a `test` accuracy."""
-        flags = FLAGS | flags
+        flags = FLAGS | flags | ({"val_size": 0} if flags.get("select_on") == "test" else {})
         run = self.folder / f"{flags['optimizer']}-lr{flags['lr']:g}-bs{flags['batch_size']}-seed{flags['seed']}"
         folder = run / f"version_{len(list(run.glob('*')))}"
         with SummaryWriter(str(folder)) as writer:
@@ -115,7 +113,7 @@ def test_seeds_of_a_setting_are_one_row_with_the_interval_of_their_mean(logs: Lo
 
 
 def pairs(logs: Logs, differences: list[float]) -> None:
-    for seed, difference in zip(SEEDS, differences, strict=True):
+    for seed, difference in zip(SEEDS, differences, strict=False):
         logs.add([0.7], test=0.78 + difference, seed=seed)
         logs.add([0.7], test=0.78, seed=seed, optimizer="adam", lr=0.002)
 
@@ -125,6 +123,7 @@ def test_groups_are_compared_by_pairs_of_the_same_seed(logs: Logs) -> None:
     logs.add([0.9], test=0.1, seed=0)  # has no partner, and is left out by --seeds
     page = logs.report(seeds="1,2,3,4,5", compare=["optimizer=sgd", "optimizer=adam"])
     answer = page.splitlines()[2]
+    assert "5 pairs are too few to tell" in answer and "the smallest p that they could give is 0.062" in answer
     assert "With sgd (learning rate 0.05) the network reaches 80.00%" in answer
     assert "with adam (learning rate 0.002) 78.00%" in answer
     figures = {line.split("|")[1].strip(): line.split("|")[2].strip() for line in page.splitlines() if line[:1] == "|"}
@@ -137,9 +136,92 @@ def test_groups_are_compared_by_pairs_of_the_same_seed(logs: Logs) -> None:
 
 
 def test_a_difference_within_the_noise_is_not_called_one(logs: Logs) -> None:
-    pairs(logs, [0.01, -0.01, 0.02, -0.02, 0.005])
+    pairs(logs, [0.01, -0.01, 0.02, -0.02, 0.005, 0.0])
     page = logs.report(compare=["optimizer=adam", "optimizer=sgd"])
     assert "within what seeds alone explain" in page
+
+
+def test_a_large_difference_of_six_pairs_is_more_than_seeds_explain(logs: Logs) -> None:
+    pairs(logs, [0.01, 0.02, 0.03, 0.02, 0.02, 0.01])
+    assert "is more than seeds explain (p = 0.031)" in logs.report(compare=["optimizer=sgd", "optimizer=adam"])
+
+
+def test_equal_differences_have_no_interval_and_say_so(logs: Logs) -> None:
+    pairs(logs, [0.01] * 6)
+    page = logs.report(compare=["optimizer=sgd", "optimizer=adam"])
+    assert "nan" not in page and "none: all differences are equal" in page
+    assert "The difference of 1.00 points is more than seeds explain" in page
+
+
+def test_a_group_that_was_chosen_on_the_test_set_says_so_in_the_answer(logs: Logs) -> None:
+    for seed in range(6):
+        logs.add([0.7], test=0.7, seed=seed, select_on="test")
+        logs.add([0.7], test=0.6 + seed / 1000, seed=seed, select_on="test", optimizer="adam")
+    answer = logs.report(compare=["optimizer=sgd", "optimizer=adam"]).splitlines()[2]
+    assert "chosen on the test set, which flatters" in answer
+
+
+def test_two_runs_of_one_name_in_different_folders_are_two(logs: Logs, tmp_path: Path) -> None:
+    logs.add([0.70, 0.80], test=0.78)
+    other = Logs(tmp_path / "other")
+    other.add([0.50, 0.60], test=0.58)
+    page = door.report([logs.folder, other.folder], name="both", results_dir=logs.results)
+    cells = pd.read_csv(page.parent / "cells.csv")
+    assert sorted(cells["test_acc_at_best_val"]) == [58, 78] and cells["run"].is_unique
+    curves = pd.read_csv(page.parent / "curves.csv")
+    assert sorted(list(part["val_acc"]) for _, part in curves.groupby("run")) == [[0.5, 0.6], [0.7, 0.8]]
+
+
+def test_a_seed_more_beside_runs_of_an_earlier_format_is_the_same_setting(logs: Logs) -> None:
+    logs.add([0.70], test=0.7, seed=0, normalize="dataset", denoise="none")
+    logs.report()
+    table = logs.results / "tried" / "cells.csv"
+    then = pd.read_csv(table, dtype=str, keep_default_na=False)
+    then.drop(columns=["format", "normalize", "denoise", "denoise_strength", "network", "severity"]).to_csv(
+        table, index=False
+    )
+    elsewhere = Logs(logs.folder.parent.parent / "elsewhere")
+    elsewhere.results = logs.results
+    elsewhere.add([0.72], test=0.72, seed=1, normalize="dataset")
+    (row,) = rows(elsewhere.report())
+    assert row["test accuracy, %, epoch chosen on validation"].startswith("71.00 ± 1.41")
+
+
+def test_the_reports_row_is_found_by_all_flags_that_it_names() -> None:
+    from experiments.tables import beside, read_reference
+
+    cells = pd.DataFrame(read_table(ROOT / "results" / "coursework" / "cells.csv")).reindex(
+        columns=["run", *COLUMNS, *RESULTS]
+    )
+    reference = read_reference(ROOT / "results" / "coursework" / "reference.csv")
+    adam = cells[(cells["optimizer"] == "adam") & (cells["seed"] == "0")]
+    found = [beside(part, reference)["ours minus report's, points"] for _, part in adam.groupby("batch_size")]
+    assert sorted(found) == ["-0.42", "-0.49", "-0.67"]
+
+
+@given(data=st.data())
+def test_a_table_that_is_written_is_read_back_to_the_same(data: st.DataObject) -> None:
+    flags: dict[str, Any] = {
+        "lr": data.draw(st.none() | st.floats(1e-6, 10)),
+        "crop": data.draw(st.integers(0, 31)),
+        "flip": data.draw(st.booleans()),
+        "denoise": "gaussian",
+        "denoise_strength": data.draw(st.none() | st.floats(0.1, 16)),
+        "teacher": data.draw(st.sampled_from([None, "a/b c", "x,y"])),
+        "devices": data.draw(st.sampled_from([1, "auto"])),
+    }
+    row: dict[str, Any] = {"run": "a/version_0"} | texts_of(RunConfig(**flags))
+    row |= {
+        "best_epoch": data.draw(st.integers(1, 99)),
+        "seconds": data.draw(st.floats(0, 1e6).map(lambda x: round(x, 1))),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "cells.csv")
+        write_cells(path, pd.DataFrame([row], columns=["run", "format", *COLUMNS, *RESULTS]))
+        assert read_table(path) == [row]
+        before = path.read_bytes()
+        write_cells(path, pd.DataFrame(read_table(path), columns=["run", "format", *COLUMNS, *RESULTS]))
+        assert path.read_bytes() == before
 
 
 def test_each_setting_is_compared_with_its_own_baseline_by_pairs_of_the_same_seed(logs: Logs) -> None:

@@ -10,14 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import pandas as pd
 import pytest
 import torch
+from filelock import FileLock
 
 import sweep as door
 from cifar10.errors import UsageError
-from conftest import weights
+from conftest import ROOT, weights
 from experiments import grid
-from experiments.runs import Run, read_runs
+from experiments.runs import RESULTS, Run, read_runs, texts_of
+from experiments.study import Engine, journal, open_study, suggest
+from experiments.tables import write_cells
+from training.config import RunConfig
 
 BASE = "optimizer=adam batch_size=50 val_size=100 width=1 pictures=false threads=1"
 
@@ -28,7 +33,7 @@ class Sweeps:
     def __init__(self, folder: Path, program: list[str], data_dir: Path) -> None:
         self.folder = folder
         self.start_of_line = [*program, "--data_dir", str(data_dir), "--name", "tried"]
-        for name in ("log", "checkpoint", "results"):
+        for name in ("log", "checkpoint"):
             self.start_of_line += [f"--{name}_dir", str(folder / name)]
 
     def start(self, *flags: str, base: str = "epochs=2", **options: Any) -> subprocess.Popen[str]:
@@ -119,12 +124,12 @@ def test_cells_that_are_no_longer_asked_for_are_not_run(sweeps: Sweeps) -> None:
     process.communicate(timeout=60)
     assert process.returncode == 143
     assert sweeps.run("--grid", "seed=2")[0] == 0
-    assert [run.flags["seed"] for run in sweeps.runs() if run.result] == [2]
+    assert [run.config.seed for run in sweeps.runs() if run.result] == [2]
     assert len(sweeps.runs()) == 2
 
 
 def study(sweeps: Sweeps) -> optuna.Study:
-    return optuna.load_study(study_name="tried", storage=door.journal(sweeps.folder / "log" / "tried" / "study.log"))
+    return optuna.load_study(study_name="tried", storage=journal(sweeps.folder / "log" / "tried" / "study.log"))
 
 
 def test_a_failed_cell_is_shown_with_its_reason_and_run_again_on_request_only(sweeps: Sweeps) -> None:
@@ -142,7 +147,7 @@ def test_a_failed_cell_is_shown_with_its_reason_and_run_again_on_request_only(sw
 def test_the_best_cell_is_repeated_with_fresh_seeds(sweeps: Sweeps) -> None:
     grid = ("--grid", "optimizer=sgd lr=1e-9,0.05", "optimizer=adam lr=0.002,1e-9")
     assert sweeps.run(*grid, "--best_per", "optimizer", "--repeat", "seed=1,2")[0] == 0
-    repeated = sorted(run.name for run in sweeps.runs() if run.flags["seed"])
+    repeated = sorted(run.name for run in sweeps.runs() if run.config.seed)
     assert repeated == [f"{name}-bs50-seed{seed}" for name in ("adam-lr0.002", "sgd-lr0.05") for seed in (1, 2)]
 
 
@@ -150,46 +155,80 @@ def test_a_search_tries_as_many_cells_as_asked_within_its_space(sweeps: Sweeps) 
     flags = ("--search", "optimizer=sgd,adam lr=0.001..0.1 width=1..2", "--trials", "3")
     assert sweeps.run(*flags, base="epochs=1")[0] == 0
     for run in sweeps.runs():
-        assert 0.001 <= run.flags["lr"] <= 0.1 and run.flags["optimizer"] in ("sgd", "adam") and run.flags["width"] < 3
+        assert (
+            run.config.lr
+            and 0.001 <= run.config.lr <= 0.1
+            and run.config.optimizer in ("sgd", "adam")
+            and run.config.width < 3
+        )
     assert len(sweeps.runs()) == 3
     assert sweeps.run(*flags, base="epochs=1")[0] == 0
     assert len(sweeps.runs()) == 3
 
 
-def test_cells_in_the_committed_table_are_not_run_again(sweeps: Sweeps) -> None:
-    table = sweeps.folder / "results" / "tried" / "cells.csv"
-    table.parent.mkdir(parents=True)
-    table.write_text(
-        "run,lr,seed,epochs,best_epoch,best_val_acc,test_acc_at_best_val,best_test_acc,last_test_acc,seconds\n"
-        "adam-lr0.001-bs50-seed0,0.001,0,2,2,81.00,79.50,,,7.5\n"
+def table_of(sweeps: Sweeps, **flags: Any) -> Path:
+    """A `cells.csv` with one run, as report.py writes it."""
+    base = dict(word.split("=") for word in f"{BASE} epochs=2".split())
+    texts = texts_of(RunConfig(**base | {"lr": 0.001} | flags))  # type: ignore[arg-type]
+    results = {"best_epoch": 2, "best_val_acc": 81.0, "test_acc_at_best_val": 79.5, "seconds": 7.5}
+    if flags.get("select_on") == "test":
+        results = {"best_epoch": 2, "best_test_acc": 81.0, "last_test_acc": 79.5, "seconds": 7.5}
+    path = sweeps.folder / "results" / "cells.csv"
+    path.parent.mkdir(parents=True)
+    write_cells(
+        path, pd.DataFrame([{"run": "elsewhere/version_0"} | texts | results], columns=["run", *texts, *RESULTS])
     )
-    status, lines, _ = sweeps.run("--grid", "lr=0.001,0.002")
-    assert status == 0 and [run.flags["lr"] for run in sweeps.runs()] == [0.002]
-    assert any("lr=0.001  best epoch 2  val 81.00%  test 79.50%" in line for line in lines)
+    return path
+
+
+def test_results_from_elsewhere_count_only_where_they_are_asked_for(sweeps: Sweeps) -> None:
+    table = table_of(sweeps)
+    status, lines, _ = sweeps.run("--grid", "lr=0.001,0.002", "--reuse", str(table))
+    assert status == 0 and [run.config.lr for run in sweeps.runs()] == [0.002]
+    assert any(f"lr=0.001  best epoch 2  val 81.00%  test 79.50%  from {table.as_posix()}" in line for line in lines)
+
+
+def test_a_run_is_trained_anew_though_the_results_of_the_repository_have_it(sweeps: Sweeps) -> None:
+    table_of(sweeps)
+    status, lines, _ = sweeps.run("--grid", "lr=0.001")
+    assert status == 0 and [run.config.lr for run in sweeps.runs()] == [0.001] and "from" not in lines[0]
+
+
+@pytest.mark.parametrize("other", [{"denoise": "median"}, {"plain_epochs": 1}, {"normalize": "dataset"}])
+def test_another_experiment_does_not_take_the_results_of_one_that_lacked_its_flag(
+    tmp_path: Path, other: dict[str, Any]
+) -> None:
+    table = ROOT / "results" / "coursework" / "cells.csv"
+    plan = grid.Plan("coursework", "", None, *[tmp_path] * 3, table)  # type: ignore[call-arg]
+    assert len(plan.finished()) == 9
+    texts = {"optimizer": "sgd", "lr": "0.005", "batch_size": "64", "epochs": "90"}
+    assert plan.config(texts).identity() in plan.finished()
+    if other != {"normalize": "dataset"}:  # which the recipe has
+        assert (
+            plan.config(texts | {name: str(value) for name, value in other.items()}).identity() not in plan.finished()
+        )
 
 
 def test_a_second_sweep_of_that_name_is_refused(sweeps: Sweeps) -> None:
-    with door.FileLock(sweeps.folder / "log" / "tried" / "sweep.lock"):
+    with FileLock(sweeps.folder / "log" / "tried" / "sweep.lock"):
         status, _, errors = sweeps.run("--grid", "seed=0")
     assert status == 2 and errors.endswith("another sweep.py is at it\n")
 
 
 def test_what_was_chosen_on_the_test_set_is_not_called_validation(sweeps: Sweeps) -> None:
-    table = sweeps.folder / "results" / "tried" / "cells.csv"
-    table.parent.mkdir(parents=True)
-    table.write_text(
-        "seed,select_on,val_size,best_epoch,best_test_acc,last_test_acc,seconds\n0,test,0,2,81.0,79.5,7.5\n"
-    )
-    _, lines, _ = sweeps.run("--grid", "seed=0 select_on=test val_size=0")
+    table = table_of(sweeps, select_on="test", val_size=0)
+    _, lines, _ = sweeps.run("--grid", "lr=0.001 select_on=test val_size=0", "--reuse", str(table))
     assert "test 81.00%, chosen on it" in lines[0] and "val 8" not in lines[0]
 
 
-def test_a_table_that_report_did_not_write_is_named(sweeps: Sweeps) -> None:
-    table = sweeps.folder / "results" / "tried" / "cells.csv"
-    table.parent.mkdir(parents=True)
-    table.write_text("lr,seed\n0.001,0\n")
-    status, _, errors = sweeps.run("--grid", "seed=0")
-    assert status == 2 and errors == f"sweep.py: {table}, line 2: not as report.py writes it\n"
+@pytest.mark.parametrize("content", ["lr,seed\n0.001,0\n", "", None])
+def test_a_table_that_report_did_not_write_is_named(sweeps: Sweeps, content: str | None) -> None:
+    table = sweeps.folder / "cells.csv"
+    table.parent.mkdir()
+    if content is not None:
+        table.write_text(content)
+    status, _, errors = sweeps.run("--grid", "seed=0", "--reuse", str(table))
+    assert status == 2 and errors.startswith(f"sweep.py: {table}") and errors.count("\n") == 1
 
 
 def test_a_file_in_the_way_of_a_folder_is_named(sweeps: Sweeps) -> None:
@@ -204,9 +243,9 @@ def test_what_ends_a_worker_ends_the_sweep(tmp_path: Path, monkeypatch: pytest.M
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(grid.Plan, "finished", full)
-    plan = grid.Plan(None, "", "tried", *[tmp_path] * 4)
-    with door.open_study(plan, None) as study, pytest.raises(OSError, match="No space left"):
-        door.Engine(study, plan, workers=2).run(plan.grid("seed=0,1,2"), retry=False)
+    plan = grid.Plan(None, "", "tried", *[tmp_path] * 3)
+    with open_study(plan, None) as study, pytest.raises(OSError, match="No space left"):
+        Engine(study, plan, workers=2).run(plan.grid("seed=0,1,2"), retry=False)
 
 
 def test_half_a_line_at_the_end_of_the_journal_is_dropped(sweeps: Sweeps) -> None:
@@ -228,7 +267,12 @@ def test_half_a_line_at_the_end_of_the_journal_is_dropped(sweeps: Sweeps) -> Non
         ({"grid": ["lr=-1"]}, "--lr -1.0: must be above 0"),
         ({"grid": ["seed=0"], "repeat": "seed=1"}, "--best_per FLAG --repeat GRID"),
         ({"grid": ["seed=0"], "name": "../x"}, "--name ../x: must be letters"),
-        ({"grid": ["seed=0"], "workers": 0}, "--workers 0: must be above 0"),
+        ({"grid": ["seed=0"], "workers": 0}, "workers 0: must be from 1 to"),
+        (
+            {"recipe": "coursework", "grid": ["lr=0.1,0.2"], "best_per": "lr", "repeat": "seed=1"},
+            "--best_per: chooses by validation",
+        ),
+        ({"grid": ["seed=0"], "reuse": Path("nowhere.csv")}, "nowhere.csv: No such file"),
         ({"search": ["lr=0.1"]}, "has neither a range"),
         ({"search": ["lr=0.1..0.01"]}, "a range is two numbers"),
         ({"search": ["lr=0.1..0.2 val_size=0"]}, "chooses by validation"),
@@ -252,8 +296,8 @@ def test_machines_share_the_cells_of_a_database_and_take_over_those_of_one_that_
         assert "CI" not in os.environ, ".ci/run starts a PostgreSQL and names it in SWEEP_DATABASE"
         pytest.skip("needs an empty PostgreSQL, whose URL is in SWEEP_DATABASE")
     other = Sweeps(tmp_path / "other", program("sweep"), data_dir)
-    hasty = f"import sweep\nsweep.HEARTBEAT, sweep.GRACE = 1, 3\n{(tmp_path / 'sweep.py').read_text()}"
-    (tmp_path / "sweep.py").write_text(f"import sys\nsys.path.insert(0, {str(grid.ROOT)!r})\n{hasty}")
+    hasty = f"from experiments import study\nstudy.HEARTBEAT, study.GRACE = 1, 3\n{(tmp_path / 'sweep.py').read_text()}"
+    (tmp_path / "sweep.py").write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{hasty}")
     flags = ("--grid", "seed=0,1,2,3", "--workers", "1", "--storage", url)
     dying, living = (machine.start(*flags, base="epochs=40") for machine in (sweeps, other))
     while not list(sweeps.folder.rglob("last.ckpt")):
@@ -273,40 +317,52 @@ def test_a_database_that_cannot_be_reached_is_one_line(sweeps: Sweeps) -> None:
     assert status == 2 and errors.count("\n") == 1 and "--storage" in errors
 
 
-def test_flags_are_read_without_a_change_of_the_working_directory_which_all_threads_share(
+def test_a_row_that_ends_early_is_named(tmp_path: Path) -> None:
+    rows = (ROOT / "results" / "coursework" / "cells.csv").read_text().splitlines(keepends=True)
+    table = tmp_path / "cells.csv"
+    table.write_text("".join(rows[:2]) + rows[2][:-40])
+    with pytest.raises(UsageError, match=r"cells\.csv, line 3: not as report\.py writes it"):
+        grid.Plan("coursework", "", None, *[tmp_path] * 3, table)  # type: ignore[call-arg]
+
+
+def test_a_search_that_is_stopped_proposes_what_one_that_is_not_would(tmp_path: Path) -> None:
+    def rates(counts: list[int], folder: str) -> list[str]:
+        plan, found = grid.Plan(None, "", "tried", *[tmp_path / folder] * 3), []
+        for count in counts:  # each in a study opened anew, as by another process
+            with open_study(plan, None) as opened:
+                for _ in range(count):
+                    trial = opened.ask()
+                    found.append(suggest(trial, "lr", "0.001..0.1") + suggest(trial, "width", "1..50"))
+                    opened.tell(trial, 0.5)
+        return found
+
+    whole, stopped = rates([8], "whole"), rates([3, 5], "stopped")
+    assert whole == stopped and len(set(whole)) == 8
+
+
+def test_the_sweeps_in_the_repository_are_the_reports_cells_and_the_study(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folders = *(tmp_path / folder for folder in ("data", "logs", "checkpoints")), grid.ROOT / "results"
-    plan = grid.Plan("coursework", "", None, *folders)
-
-    def refuse(path: str) -> None:
-        raise AssertionError(path)
-
-    monkeypatch.setattr("os.chdir", refuse)
-    grid.all_flags.cache_clear()
-    assert len(plan.finished()) == 9
-    assert plan.flags({"seed": "7"})["epochs"] == 90
-
-
-def test_a_row_that_ends_early_is_named(tmp_path: Path) -> None:
-    rows = (grid.ROOT / "results" / "coursework" / "cells.csv").read_text().splitlines(keepends=True)
-    table = tmp_path / "coursework" / "cells.csv"
-    table.parent.mkdir()
-    table.write_text("".join(rows[:2]) + rows[2][:-20])
-    with pytest.raises(UsageError, match=r"cells\.csv, line 3: not as report\.py writes it"):
-        grid.Plan("coursework", "", None, *[tmp_path] * 4).finished()
-
-
-def test_the_sweeps_in_the_repository_are_the_reports_cells_and_the_study(tmp_path: Path) -> None:
     import yaml
 
-    plans = {path.stem: yaml.safe_load(path.read_text()) for path in (grid.ROOT / "recipes" / "sweeps").glob("*.yaml")}
+    from models import distillation
+
+    monkeypatch.setattr(distillation, "teacher_sha256", lambda path: "0" * 64)  # a clone has no teacher yet
+    plans = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / "recipes" / "sweeps").glob("*.yaml")}
     sizes = {}
     for name, texts in plans.items():
-        folders = *(tmp_path / folder for folder in ("data", "logs", "checkpoints")), grid.ROOT / "results"
-        plan = grid.Plan(texts.get("recipe"), texts["base"], texts.get("name"), *folders)
+        table = ROOT / "results" / name / "cells.csv"
+        plan = grid.Plan(texts.get("recipe"), texts["base"], texts.get("name"), *[tmp_path] * 3, table)  # type: ignore[call-arg]
         assert plan.name == name
-        keys = {cell.key for text in texts["grid"] for cell in plan.grid(text)}
-        assert keys <= plan.finished().keys()  # results/ has them all, so a clone runs none again
-        sizes[name] = len(keys)
-    assert sizes["coursework"] == 9 and sizes["sgd_vs_adam"] == 12
+        configs = {cell.key: plan.config(cell.assigned) for text in texts["grid"] for cell in plan.grid(text)}
+        # results/ has them all, but for those whose teacher is not known to be the one that is there.
+        known = {key for key, config in configs.items() if not config.teacher}
+        assert known and known <= plan.finished().keys() and (configs.keys() - known).isdisjoint(plan.finished())
+        sizes[name] = len(configs)
+    assert sizes["coursework"] == 9 and sizes["sgd_vs_adam"] == 12 and sizes["ablation"] == 27
+
+
+def test_a_sweep_whose_teacher_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"--teacher .*: not there; python train.py --config recipes/teacher.yaml"):
+        door.sweep(recipe=str(ROOT / "recipes" / "best.yaml"), grid=["seed=0"])

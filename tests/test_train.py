@@ -1,8 +1,6 @@
 """The door: `train()` on made-up data, and the command line as a user types it."""
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +8,13 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import train as door
 from cifar10 import download
 from cifar10.errors import DataError, UsageError
-from conftest import ROOT, curves, weights
-from training.cli import check
+from conftest import curves, evaluated, resume, weights
+from made_up import OWN_NETWORKS, own_network
+from models.checkpoint import load_checkpoint
+from training import run as run_again
+from training.cli import read_recipe
 
 
 def test_a_run_learns_and_says_where_everything_is(run: Any, tmp_path: Path) -> None:
@@ -86,6 +86,36 @@ def test_a_teacher_that_has_seen_validation_images_is_refused(run: Any, split: d
     run(teacher=teacher, val_size=50)  # they are among those that the teacher did not see
 
 
+@pytest.mark.parametrize("name", OWN_NETWORKS)
+def test_a_network_in_a_file_of_ones_own_is_trained_evaluated_and_resumed(
+    run: Any, data_dir: Path, tmp_path: Path, name: str
+) -> None:
+    network = own_network(tmp_path / "mine", name)
+    result = run(network=network, width=3, epochs=2, pictures=True)
+    checkpoint = Path(result["checkpoint"])
+    again = run_again.evaluate(load_checkpoint(checkpoint, network), data_dir)
+    assert again["test/loss"] == pytest.approx(result["test_loss"])
+    with pytest.raises(UsageError, match="a checkpoint brings no code"):
+        load_checkpoint(checkpoint)
+    assert resume(checkpoint.parent, network=network)["test_loss"] == result["test_loss"]
+
+
+def test_the_configuration_that_a_run_writes_makes_the_same_run_again_bit_for_bit(run: Any) -> None:
+    result = run(optimizer="adam", crop=3, denoise="median", plain_epochs=1)
+    flags = read_recipe(str(Path(result["log_dir"]) / "config.yaml"))
+    again = run_again.train(**flags)
+    assert Path(again["log_dir"]).name == "version_1" and again["test_loss"] == result["test_loss"]
+    first, second = weights(result["checkpoint"]), weights(again["checkpoint"])
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_the_final_test_is_in_float32_whatever_the_training_was(run: Any, data_dir: Path, precision: str) -> None:
+    result = run(precision=precision)
+    tested = evaluated(Path(result["checkpoint"]), data_dir)
+    assert (tested["test/acc"], tested["test/loss"]) == (result["test_acc"], result["test_loss"])
+
+
 def test_selection_on_the_test_set_is_logged_as_what_it_is(run: Any) -> None:
     result = run(val_size=0, select_on="test", epochs=3)
     logged = curves(result["log_dir"])
@@ -96,7 +126,7 @@ def test_selection_on_the_test_set_is_logged_as_what_it_is(run: Any) -> None:
 
 def test_a_checkpoint_tested_again_gives_the_same_figures(run: Any, data_dir: Path) -> None:
     result = run()
-    again = door.test(Path(result["checkpoint"]), data_dir)
+    again = evaluated(Path(result["checkpoint"]), data_dir)
     assert again["test/acc"] == pytest.approx(result["test_acc"])
     assert again["test/loss"] == pytest.approx(result["test_loss"])
 
@@ -127,75 +157,6 @@ def test_a_diverging_run_keeps_the_last_good_checkpoint(run: Any, tmp_path: Path
         run(optimizer="sgd", lr=1e20, schedule="constant", epochs=3)
 
 
-def typed(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, str(ROOT / "train.py"), *arguments]
-    return subprocess.run(line, capture_output=True, text=True, timeout=120, env=os.environ | environment)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--optimizer", "foo"], "--optimizer foo: must be one of 'sgd', 'adam'"),
-        (["--schedule", "foo"], "--schedule foo: must be one of 'onecycle'"),
-        (["--lr", "0"], "--lr 0.0: must be above 0"),
-        (["--lr", "nan"], "--lr nan: must be a number"),
-        (["--lr", "inf"], "--lr inf: must be a number"),
-        (["--epochs", "1.5"], "--epochs 1.5: must be a whole number"),
-        (["--flip", "maybe"], "--flip maybe: must be true or false"),
-        (["--network", "resnet", "--width", "1"], "--width 1: is of --network lenet5 alone"),
-        (["--epochs", "3", "--plain_epochs", "4"], "--plain_epochs 4: more than the run's 3 epochs"),
-        (["--teacher_weight", "2"], "--teacher_weight 2.0: must be from 0 to 1"),
-        (
-            ["--teacher", "nowhere.ckpt"],
-            "--teacher nowhere.ckpt: not there; python train.py --config recipes/teacher.yaml trains",
-        ),
-        (["--crop", "32"], "--crop 32: must be from 0 to 31"),
-        (["--val_size", "7"], "--val_size 7: must be a multiple of 10"),
-        (["--select_on", "test"], "needs --val_size 0"),
-        (["--learning_rate", "1"], "unrecognized arguments: --learning_rate"),
-        (["--config", "nowhere.yaml"], "nowhere.yaml"),
-    ],
-)
-def test_a_bad_flag_gets_one_line_and_status_2(arguments: list[str], message: str) -> None:
-    done = typed(*arguments)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1 and done.stdout == ""
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"lr: &a [1, 2]\nmirror: [*a, *a]\n",
-        b"lr: !!python/object/apply:os.getcwd []\n",
-        b"learning_rate: 0.1\n",
-        b"epochs: ten\n",
-        b"lr: [1, 2\n",
-        b"- lr\n- 0.1\n",
-        b"",
-        bytes(range(256)),
-    ],
-)
-def test_a_bad_recipe_gets_one_line_and_status_2(content: bytes, tmp_path: Path) -> None:
-    (tmp_path / "recipe.yaml").write_bytes(content)
-    done = typed("--config", str(tmp_path / "recipe.yaml"))
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1 and done.stderr.startswith("train.py: ")
-
-
-def test_help_explains_every_flag() -> None:
-    text = " ".join(typed("--help", COLUMNS="200").stdout.split())
-    flags = set(door.train.__annotations__) - {"return"} | {"config", "test"}
-    for flag in flags:
-        assert f"--{flag} " in text
-    assert text.count("default: ") == len(flags) - 1  # of each but config
-
-
-def test_the_recipes_are_valid() -> None:
-    for recipe in (ROOT / "recipes").glob("*.yaml"):
-        check(door.parser().parse_args(["--config", str(recipe)]).as_dict())
-
-
 def test_two_processes_train_as_one_does_and_evaluate_exactly(
     run: Any, command: list[str], data_dir: Path, tmp_path: Path
 ) -> None:
@@ -209,7 +170,7 @@ def test_two_processes_train_as_one_does_and_evaluate_exactly(
     for name in one:
         torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-4)
     logged = curves(tmp_path / "l" / folder.relative_to(tmp_path / "c"))
-    tested = door.test(next(folder.glob("best*")), data_dir)
+    tested = evaluated(next(folder.glob("best*")), data_dir)
     assert logged["test/acc"][-1][1] == pytest.approx(tested["test/acc"])
     assert logged["test/loss"][-1][1] == pytest.approx(tested["test/loss"], rel=1e-5)
     assert done.stdout.count("test accuracy") == 1

@@ -7,7 +7,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from training.diagnosis import LOWER_LR, MORE_EPOCHS, REGULARISE, WIDER, Trend, analyse, markdown, sentences, spread
+from training.diagnosis import (
+    LOWER_LR,
+    MORE_EPOCHS,
+    REGULARISE,
+    WIDER,
+    Trend,
+    analyse,
+    flags_to_try,
+    markdown,
+    sentences,
+    spread,
+    train_loss_name,
+)
 
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 N = 20
@@ -42,7 +54,7 @@ def test_a_run_that_has_levelled_off_without_overfitting_needs_a_wider_network()
 
 
 def test_a_run_that_still_improves_needs_more_epochs() -> None:
-    trend = trend_of(val_acc=np.linspace(0.4, 0.7, N))
+    trend = trend_of(val_acc=np.linspace(0.4, 0.7, N), config={"epochs": N})
     assert trend.last_epochs == "improve" and trend.last_window == 5
     assert trend.last_change == pytest.approx(4 * 0.3 / (N - 1))
     assert trend.advice == MORE_EPOCHS
@@ -164,3 +176,53 @@ def test_curves_of_different_lengths_are_refused() -> None:
         analyse([1.0], [1.0, 2.0], [1.0], [1.0], NAMES)
     with pytest.raises(ValueError, match="at least one"):
         analyse([], [], [], [], NAMES)
+
+
+RUN = {
+    **{"epochs": 10, "plain_epochs": 0, "lr": 0.03, "schedule": "onecycle", "weight_decay": 0.0},
+    **{"crop": 2, "flip": True, "cutout": 0, "network": "lenet5", "width": 3},
+}
+
+
+@pytest.mark.parametrize(
+    ("advice", "changes", "words"),
+    [
+        (MORE_EPOCHS, {}, "--epochs 20"),
+        (LOWER_LR, {}, "--lr 0.01 (--find_lr tests the range)"),
+        (LOWER_LR, {"schedule": "constant"}, "--lr 0.01 (--find_lr tests the range) or --schedule onecycle"),
+        (REGULARISE, {}, "--crop 4 or --cutout 8 or a higher --weight_decay"),
+        (REGULARISE, {"crop": 4, "cutout": 12}, "a higher --weight_decay"),
+        (REGULARISE, {"crop": 5, "flip": False}, "--cutout 8 or --flip true or a higher --weight_decay"),
+        (REGULARISE, {"plain_epochs": 10}, "fewer --plain_epochs or a higher --weight_decay"),
+        (WIDER, {"width": 1}, "--width 4"),
+        (WIDER, {"width": 5}, "--width 6"),
+        (WIDER, {"network": "resnet"}, ""),
+    ],
+)
+def test_no_flag_is_advised_that_the_run_has_already_or_may_not_have(
+    advice: str, changes: dict[str, Any], words: str
+) -> None:
+    assert flags_to_try(advice, RUN | changes) == words
+
+
+def test_of_a_run_whose_flags_are_not_known_the_advice_names_none() -> None:
+    for advice in (MORE_EPOCHS, LOWER_LR, REGULARISE, WIDER):
+        assert flags_to_try(advice, {}) == flags_to_try(advice, {"unknown": 1}) == ""
+    assert "--" not in sentences(trend_of())["advice"]
+    assert sentences(trend_of(config=RUN))["advice"].endswith("; try --width 4")
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        ({}, "training"),
+        ({"label_smoothing": 0.0, "teacher": None, "teacher_weight": 0.9}, "training"),
+        ({"label_smoothing": 0.1}, "training (with smoothed labels)"),
+        ({"teacher": "t.ckpt", "teacher_weight": 0.0}, "training"),
+        ({"teacher": "t.ckpt", "label_smoothing": 0.1}, "training (with soft targets and smoothed labels)"),
+    ],
+)
+def test_a_training_loss_that_is_more_than_cross_entropy_has_a_name_that_says_so(
+    config: dict[str, Any], name: str
+) -> None:
+    assert train_loss_name(config) == name

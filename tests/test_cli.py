@@ -1,0 +1,151 @@
+"""The command line: how flags and files of flags are taken and refused."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import train as door
+from conftest import ROOT
+from training.config import SETTINGS, RunConfig
+from training.files import write_config
+
+
+def typed(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, str(ROOT / "train.py"), *arguments]
+    return subprocess.run(line, capture_output=True, text=True, timeout=120, env=os.environ | environment)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--optimizer", "foo"], "--optimizer foo: must be one of 'sgd', 'adam'"),
+        (["--schedule", "foo"], "--schedule foo: must be one of 'onecycle'"),
+        (["--lr", "0"], "--lr 0.0: must be above 0"),
+        (["--lr", "nan"], "--lr nan: must be a number"),
+        (["--lr", "inf"], "--lr inf: must be a number"),
+        (["--epochs", "1.5"], "--epochs 1.5: must be a whole number"),
+        (["--flip", "maybe"], "--flip maybe: must be true or false"),
+        (["--network", "resnet", "--width", "1"], "--width 1: is of network lenet5 alone"),
+        (["--epochs", "3", "--plain_epochs", "4"], "--plain_epochs 4: more than the run's 3 epochs"),
+        (["--teacher_weight", "2"], "--teacher_weight 2.0: must be from 0 to 1"),
+        (
+            ["--teacher", "nowhere.ckpt"],
+            "--teacher nowhere.ckpt: not there; python train.py --config recipes/teacher.yaml trains",
+        ),
+        (["--crop", "32"], "--crop 32: must be from 0 to 31"),
+        (["--val_size", "7"], "--val_size 7: must be a multiple of 10"),
+        (["--select_on", "test"], "needs val_size 0"),
+        (["--learning_rate", "1"], "--learning_rate: no such flag"),
+        (["--epoch", "3"], "--epoch: no such flag; did you mean --epochs?"),
+        (["--optimiser", "adam"], "--optimiser: no such flag; did you mean --optimizer?"),
+        (["--batch-sizes=3"], "--batch_sizes: no such flag; did you mean --batch_size?"),
+        (["--epochs"], "argument --epochs: expected one argument"),
+        (["--epochs", "9" * 400], "must be from 1 to 1000000"),
+        (["--width", "9" * 400], "must be from 1 to 100"),
+        (["--threads", "9" * 5000], "must be a whole number"),
+        (["--momentum", "0." + "9" * 400], "--momentum 1.0: must be from 0 to below 1"),
+        (["--find_lr", "--resume", "x"], "--find_lr: not with --resume"),
+        (["spare"], "unrecognized arguments: spare"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+    ],
+)
+def test_a_bad_flag_gets_one_line_and_status_2(arguments: list[str], message: str) -> None:
+    done = typed(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1 and done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"lr: &a [1, 2]\nmirror: [*a, *a]\n",
+        b"lr: !!python/object/apply:os.getcwd []\n",
+        b"learning_rate: 0.1\n",
+        b"epochs: ten\n",
+        b"lr: [1, 2\n",
+        b"- lr\n- 0.1\n",
+        b"1: 2\n",
+        b"format: 99\n",
+        b"format: 2\nlr: 0.1\n",
+        bytes(range(256)),
+    ],
+)
+def test_a_bad_recipe_gets_one_line_and_status_2(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_bytes(content)
+    done = typed("--config", str(tmp_path / "recipe.yaml"))
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("train.py: ")
+
+
+def given(*arguments: str) -> dict[str, object]:
+    """The flags that a command line gives."""
+    flags = vars(door.parser().parse_args(arguments))
+    return {name: value for name, value in flags.items() if name in SETTINGS}
+
+
+def test_help_explains_every_flag_in_groups() -> None:
+    text = " ".join(typed("--help", COLUMNS="200").stdout.split())
+    for name in SETTINGS:
+        assert f"--{name} " in text
+    assert text.count("(default: ") == len(SETTINGS)
+    for title in ("Optimization:", "Augmentation:", "Preprocessing:", "Hardware:", "Output:"):
+        assert title in text
+
+
+def test_the_recipes_are_valid() -> None:
+    for recipe in (ROOT / "recipes").glob("*.yaml"):
+        assert RunConfig(**given("--config", str(recipe)))  # type: ignore[arg-type]
+
+
+def test_hyphens_and_underscores_are_the_same() -> None:
+    assert given("--batch-size", "64", "--fast-dev-run") == {"batch_size": 64, "fast_dev_run": True}
+
+
+def test_a_flag_beside_a_recipe_wins_wherever_it_stands() -> None:
+    for line in (["--config", "best", "--crop", "1"], ["--crop=1", "--config=best"]):
+        flags = given(*line)
+        assert flags["crop"] == 1 and flags["cutout"] == 8
+
+
+def test_a_recipe_is_found_by_its_name_and_an_empty_one_is_no_flags(tmp_path: Path) -> None:
+    assert given("--config", "coursework") == given("--config", str(ROOT / "recipes" / "coursework.yaml"))
+    (tmp_path / "empty.yaml").write_text("# nothing\n")
+    assert given("--config", str(tmp_path / "empty.yaml")) == {}
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_recipe_is_utf8_with_any_line_ends(tmp_path: Path, ending: str, mark: str) -> None:
+    path = tmp_path / "r\u00e9cipe.yaml"
+    path.write_bytes((mark + ending.join(["# \u00fc", "tag: \u00e4-1", "lr: 1e-3", ""])).encode())
+    assert given("--config", str(path)) == {"tag": "\u00e4-1", "lr": 0.001}
+
+
+def test_the_configuration_that_is_printed_or_that_a_run_wrote_is_taken_back(tmp_path: Path) -> None:
+    config = RunConfig(optimizer="adam", crop=4, data_dir=tmp_path)
+    write_config(tmp_path, config)
+    assert RunConfig(**given("--config", str(tmp_path / "config.yaml"))) == config  # type: ignore[arg-type]
+    printed = yaml.safe_load(typed("--crop", "4", "--print_config").stdout)
+    assert RunConfig(**printed) == RunConfig(crop=4)
+
+
+def test_a_configuration_of_an_earlier_format_means_what_it_meant(tmp_path: Path) -> None:
+    lines = [f"{name}: {value}" for name, value in RunConfig().plain().items() if name not in ("normalize", "teacher")]
+    (tmp_path / "old.yaml").write_text("\n".join(["format: 1", *lines]).replace("None", "null"))
+    assert given("--config", str(tmp_path / "old.yaml"))["normalize"] == "dataset"
+    assert RunConfig().normalize == "zca"
+
+
+def test_shells_can_complete_the_flags() -> None:
+    assert "--batch_size" in typed("--print_completion", "bash").stdout
+
+
+def test_a_bad_flag_is_refused_without_pytorch() -> None:
+    code = "import sys, train; sys.argv[1:] = ['--lr', '0']; status = train.exit_status(train.main)"
+    code += "; sys.exit('torch' in sys.modules or 'pytorch_lightning' in sys.modules or status != 2)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == 0

@@ -1,0 +1,234 @@
+"""What a run is: settings and their checks, what is written down, and what earlier versions wrote."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from cifar10 import settings
+from cifar10.config import Augmentation, DataConfig, Preprocessing
+from cifar10.errors import SettingError, UsageError
+from cifar10.settings import FORMAT
+from cifar_datamodule import CIFAR10DataModule
+from conftest import ROOT, resume, weights
+from experiments.runs import read_runs
+from lenet_module import LeNetModule
+from models.config import ModelConfig
+from training.config import GROUPS, SETTINGS, RunConfig, read_config, written
+from training.files import CONFIG, read_run_config, write_config
+
+EARLIER = Path(__file__).parent / "earlier"
+NAME = Path("sgd-lr0.05-bs50-seed0/version_0")
+# What runs of each earlier version were like, where a setting did not exist yet.
+BEFORE = {"denoise": "none", "segment": "none", "normalize": "dataset", "corrupt": "none", "corrupt_on": "test"}
+THEN: dict[str, dict[str, Any]] = {
+    "before_preprocessing": {**BEFORE, "network": "lenet5", "teacher": None, "plain_epochs": 0, "tag": None},
+    "before_teachers": {"normalize": "dataset", "network": "lenet5", "teacher": None, "plain_epochs": 0},
+    "before_formats": {"normalize": "zca", "teacher_sha256": None},
+}
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"lr": 0}, "lr 0.0: must be above 0"),
+        ({"lr": float("nan")}, "lr nan: must be a number"),
+        ({"lr": "fast"}, "lr fast: must be a number"),
+        ({"epochs": "1.5"}, "epochs 1.5: must be a whole number"),
+        ({"epochs": True}, "epochs True: must be a whole number"),
+        ({"epochs": "9" * 400}, "must be from 1 to 1000000"),
+        ({"epochs": "9" * 5000}, "must be a whole number"),
+        ({"momentum": "0." + "9" * 400}, "momentum 1.0: must be from 0 to below 1"),
+        ({"flip": "maybe"}, "flip maybe: must be true or false"),
+        ({"optimizer": "foo"}, "optimizer foo: must be one of 'sgd', 'adam'"),
+        ({"val_size": 7}, "val_size 7: must be a multiple of 10 from 0 to 49990"),
+        ({"crop": 32}, "crop 32: must be from 0 to 31"),
+        ({"severity": 3}, "severity 3: needs corrupt"),
+        ({"denoise": "median", "denoise_strength": 4}, "denoise_strength 4: must be an odd number"),
+        ({"denoise_strength": 1}, "denoise_strength 1: needs denoise"),
+        ({"plain_epochs": 11}, "plain_epochs 11: more than the run's 10 epochs"),
+        ({"select_on": "test"}, "so it needs val_size 0"),
+        ({"batch_size": 50_000}, "batch_size 50000: more than the training images"),
+        ({"network": "resnet", "width": 1}, "width 1: is of network lenet5 alone"),
+        ({"network": "vgg"}, "network vgg: must be one of 'lenet5', 'resnet', or file.py:Class"),
+        ({"tag": "a b"}, "tag a b: must be letters"),
+    ],
+)
+def test_a_value_that_is_none_is_refused_with_its_name_and_what_it_must_be(flags: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said.replace("(", r"\(")):
+        RunConfig(**flags)
+
+
+def test_texts_become_plain_values() -> None:
+    texts: dict[str, Any] = {"lr": "1e-3", "epochs": "3", "flip": "false", "devices": "2", "tag": "null"}
+    config = RunConfig(**texts, precision="16-mixed", data_dir=Path("~/x"))
+    assert (config.lr, config.epochs, config.flip, config.devices, config.tag) == (0.001, 3, False, 2, None)
+    assert config.precision == "16-mixed" and config.data_dir == Path.home() / "x"
+    assert {type(value) for value in config.plain().values()} <= {int, float, bool, str, type(None)}
+
+
+def test_each_setting_belongs_to_one_group_and_has_a_help_line() -> None:
+    assert SETTINGS.keys() == {each.name for each in dataclasses.fields(RunConfig)}
+    assert len(SETTINGS) == sum(len(dataclasses.fields(group)) for group in GROUPS)
+    assert all(len(each.metadata["help"]) > 8 for each in SETTINGS.values())
+
+
+def test_the_halves_train_by_default_what_train_py_trains() -> None:
+    run = RunConfig()
+    assert CIFAR10DataModule().config == run.group(DataConfig)
+    assert LeNetModule().config == run.group(ModelConfig).resolved()
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_default_is_a_value(name: str) -> None:
+    default = getattr(RunConfig(), name)
+    assert getattr(RunConfig(**{name: default}), name) == default
+
+
+def test_what_a_run_writes_down_is_read_back_and_has_a_format(tmp_path: Path) -> None:
+    config = RunConfig(optimizer="adam", tag="é-1".encode().decode(), data_dir=tmp_path / "a b")
+    write_config(tmp_path, config)
+    assert read_run_config(tmp_path) == config
+    assert yaml.safe_load((tmp_path / CONFIG).read_text(encoding="utf-8"))["format"] == FORMAT
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"format": FORMAT + 1}, "which a newer version wrote"),
+        ({"colour": "red"}, "has colour, which this version does not know"),
+        ({"lr": -1}, "lr -1.0: must be above 0"),
+        ({"normalize": None}, "normalize None: must be one of"),
+    ],
+)
+def test_a_configuration_of_a_newer_version_or_with_what_is_not_known_is_refused(
+    tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    (tmp_path / CONFIG).write_text(json.dumps(written(RunConfig()) | change))
+    with pytest.raises(UsageError, match=f"config.yaml: .*{said}"):
+        read_run_config(tmp_path)
+
+
+def test_a_configuration_lacks_nothing_that_makes_it_another_one_and_that_its_format_has() -> None:
+    values = RunConfig().plain()
+    for name, each in SETTINGS.items():
+        part = {key: value for key, value in values.items() if key != name}
+        if not each.metadata["identity"]:
+            assert read_config(part, FORMAT) == RunConfig()
+            continue
+        with pytest.raises(UsageError, match=f"lacks {name}"):
+            read_config(part, FORMAT)
+        if each.metadata["since"] > 1:
+            assert getattr(read_config(part, 1), name) == each.metadata["before"]
+
+
+@pytest.mark.parametrize("version", THEN)
+def test_the_runs_of_earlier_versions_are_read_as_what_they_were(version: str) -> None:
+    (run,) = read_runs(EARLIER / version / "logs")
+    assert run.result is None and (run.config.epochs, run.config.batch_size, run.config.width) == (3, 50, 1)
+    for name, value in THEN[version].items():
+        assert getattr(run.config, name) == value
+
+
+@pytest.mark.parametrize("version", THEN)
+def test_a_run_of_an_earlier_version_goes_on_as_one_of_today_that_was_given_those_values(
+    data_dir: Path, tmp_path: Path, version: str
+) -> None:
+    folder = tmp_path / "checkpoints" / NAME
+    shutil.copytree(EARLIER / version / "checkpoints" / NAME, folder)
+    told = tmp_path / "told" / NAME  # the same weights in today's format, with every value as a flag
+    told.mkdir(parents=True)
+    checkpoint = torch.load(folder / "last.ckpt", weights_only=True)
+    config = RunConfig(**checkpoint["flags"] | THEN[version])
+    state = checkpoint["CIFAR10DataModule"] | {"preprocessing": config.group(Preprocessing).plain()}
+    new = {"format": FORMAT, "flags": config.plain(), "CIFAR10DataModule": state}
+    torch.save(checkpoint | new, told / "last.ckpt")
+    found, expected = (
+        resume(path, data_dir=data_dir, log_dir=tmp_path / f"logs{number}")
+        for number, path in enumerate((folder, told))
+    )
+    assert found["test_loss"] == expected["test_loss"]
+    one, other = (weights(path / "last.ckpt") for path in (folder, told))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert torch.load(folder / "last.ckpt", weights_only=True)["flags"]["normalize"] == THEN[version]["normalize"]
+
+
+@pytest.mark.parametrize("version", THEN)
+def test_a_run_stopped_by_an_earlier_version_ends_as_one_that_was_not_stopped(
+    run: Any, data_dir: Path, tmp_path: Path, version: str
+) -> None:
+    """The stopped run is one of today on this machine, written down as that version did."""
+    flags = {"epochs": 3, "val_size": 0, "schedule": "constant", "lr": 0.01} | THEN[version]
+    flags = {name: value for name, value in flags.items() if name != "teacher_sha256"}
+    whole = run(**flags)
+    folder = Path(run(**flags | {"epochs": 1})["checkpoint"]).parent
+    checkpoint = torch.load(folder / "last.ckpt", weights_only=True)
+    known = torch.load(EARLIER / version / "checkpoints" / NAME / "last.ckpt", weights_only=True)
+    for part in ("flags", "hyper_parameters", "CIFAR10DataModule"):
+        checkpoint[part] = {name: value for name, value in checkpoint[part].items() if name in known[part]}
+    del checkpoint["format"]
+    torch.save(checkpoint, folder / "last.ckpt")
+    assert resume(folder, epochs=3)["test_loss"] == whole["test_loss"]
+
+
+def test_a_flag_that_is_added_is_seen_everywhere(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One field more in a copy of the configuration."""
+    import subprocess
+    import sys
+
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in (*ROOT.glob("*.py"), ROOT / "cifar10", ROOT / "models", ROOT / "training", ROOT / "experiments"):
+        (shutil.copytree if path.is_dir() else shutil.copy)(path, copy / path.name)
+    file = copy / "cifar10" / "config.py"
+    field = '    sharpen: int = setting(0, "How sharp the images are.", since=3, before=0, at_least=0, at_most=9)\n'
+    text = file.read_text()
+    assert text.count("    crop: int = setting(") == 1
+    file.write_text(text.replace("    crop: int = setting(", field + "    crop: int = setting("))
+
+    def output(*line: str) -> str:
+        done = subprocess.run([sys.executable, *line], cwd=copy, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "--sharpen N" in output("train.py", "--help")
+    assert "sharpen: 4\n" in output("train.py", "--sharpen", "4", "--print_config")
+    code = (
+        "import sys, pathlib; from experiments.grid import Plan; from training.config import RunConfig;"
+        "from training.run import compared; from experiments.runs import COLUMNS;"
+        "p = Plan(None, '', 's', *[pathlib.Path('x')] * 3);"
+        "print([cell.assigned for cell in p.grid('sharpen=1,2')], p.config({'sharpen': '2'}).tag,"
+        " 'sharpen' in COLUMNS, 'sharpen' in compared(RunConfig())[0], 'sharpen' in RunConfig().plain())"
+    )
+    assert output("-c", code) == "[{'sharpen': '1'}, {'sharpen': '2'}] sharpen-2 True True True\n"
+
+
+def test_identities_differ_where_runs_do_and_only_there() -> None:
+    run = RunConfig()
+    assert run.identity() == RunConfig(lr=0.05, weight_decay=5e-4, log_dir=Path("x"), tag="y", threads=2).identity()
+    for change in ({"seed": 1}, {"normalize": "dataset"}, {"plain_epochs": 2}, {"precision": "bf16-mixed"}):
+        assert RunConfig(**change).identity() != run.identity()
+
+
+def test_a_teacher_counts_by_what_it_knows_and_not_by_where_it_is() -> None:
+    one, moved, other = (
+        RunConfig(teacher=Path(path), teacher_sha256=digest) for path, digest in (("a", "1"), ("b", "1"), ("a", "2"))
+    )
+    assert one.identity() == moved.identity() != other.identity()
+    assert RunConfig(teacher=Path("a")).identity() not in {RunConfig().identity(), one.identity()}
+
+
+def test_a_group_knows_its_own_settings_alone() -> None:
+    assert RunConfig(crop=4, lr=1).group(Augmentation) == Augmentation(crop=4)
+    assert set(settings.settings(Augmentation)) == {"crop", "flip", "cutout", "plain_epochs"}
+
+
+def test_a_setting_error_names_the_setting() -> None:
+    with pytest.raises(SettingError) as raised:
+        RunConfig(lr=-1)
+    assert raised.value.name == "lr"

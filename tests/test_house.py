@@ -1,0 +1,129 @@
+"""The rules of the house: which room may know which, what a door may be, what is light to import."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT
+
+DOORS = {"train", "evaluate", "sweep", "report", "predict"}
+HALVES = {"lenet_module", "cifar_datamodule"}
+FLOORS = [{"cifar10"}, {"models"}, HALVES, {"training"}, {"experiments"}, DOORS, {"benchmarks"}, {"studies"}]
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+PACKAGES = FLOOR.keys() - DOORS - HALVES
+DOOR_LINES, TOP_FILES = 50, 8
+
+
+def sources(root: Path) -> list[Path]:
+    """All Python files of the project but its tests; with git, those that it knows."""
+    found = {*root.glob("*.py")}.union(*(root.glob(f"{package}/**/*.py") for package in PACKAGES))
+    if (root / ".git").exists():
+        names = subprocess.run(["git", "ls-files"], cwd=root, capture_output=True, text=True, check=True).stdout
+        found &= {root / name for name in names.splitlines()}
+    assert found
+    return sorted(found)
+
+
+def imported_by(path: Path) -> set[str]:
+    """Modules and packages, by first name, that a file imports anywhere: in functions, for type checking too."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add(node.module or "")
+    return {name.partition(".")[0] for name in names}
+
+
+def upward_imports(root: Path) -> Iterator[str]:
+    """Imports of a room on the same floor or above, and of a door by anything."""
+    for path in sources(root):
+        own = path.relative_to(root).with_suffix("").parts[0]
+        for room in (imported_by(path) & FLOOR.keys()) - {own}:
+            if FLOOR[room] >= FLOOR[own] or room in DOORS:
+                yield f"{path.relative_to(root).as_posix()} imports {room}"
+
+
+def long_functions(root: Path) -> Iterator[str]:
+    """Functions of doors with more than DOOR_LINES lines of code: of those after the docstring."""
+    for path in (root / f"{door}.py" for door in DOORS if (root / f"{door}.py").exists()):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        for node in ast.walk(ast.parse("\n".join(lines))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                first = node.body[0]
+                start = (first.end_lineno or 0) if ast.get_docstring(node) else first.lineno - 1
+                body = [line.strip() for line in lines[start : node.end_lineno]]
+                code = [line for line in body if line and not line.startswith("#")]
+                if len(code) > DOOR_LINES:
+                    yield f"{path.name}: {node.name}"
+
+
+def test_imports_run_downwards_and_nothing_imports_a_door() -> None:
+    assert set(upward_imports(ROOT)) == set()
+
+
+def test_functions_of_doors_are_short() -> None:
+    assert set(long_functions(ROOT)) == set()
+
+
+def test_at_the_top_lie_the_doors_and_the_two_halves_alone() -> None:
+    top = [path for path in sources(ROOT) if path.parent == ROOT]
+    assert {path.stem for path in top} <= DOORS | HALVES
+    assert len(top) <= TOP_FILES
+
+
+def test_importing_a_package_does_nothing() -> None:
+    assert [path for path in sources(ROOT) if path.name == "__init__.py" and path.read_bytes()] == []
+    assert {path.parent.name for path in sources(ROOT) if path.name == "__init__.py"} >= PACKAGES
+
+
+def test_no_program_changes_where_python_imports_from() -> None:
+    assert [path for path in sources(ROOT) if "sys.path" in path.read_text(encoding="utf-8")] == []
+
+
+@pytest.mark.parametrize("line", ["import train", "def f():\n    from train import main", "from training.cli import x"])
+def test_an_import_that_runs_upwards_is_found_wherever_it_stands(line: str, tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "networks.py").write_text(f"from typing import TYPE_CHECKING\n{line}\n")
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "studies" / "best.py").write_text("import models.networks, benchmarks.page\n")
+    (found,) = upward_imports(tmp_path)
+    assert found == f"models/networks.py imports {'training' if 'training' in line else 'train'}"
+
+
+def test_the_two_halves_do_not_know_each_other(tmp_path: Path) -> None:
+    (tmp_path / "lenet_module.py").write_text("if TYPE_CHECKING:\n    from cifar_datamodule import CIFAR10DataModule\n")
+    assert list(upward_imports(tmp_path)) == ["lenet_module.py imports cifar_datamodule"]
+
+
+def test_a_functions_length_is_that_of_its_code(tmp_path: Path) -> None:
+    head = 'def main():\n    """Text.\n\n    More.\n    """\n    # why\n\n'
+    for count, found in ((DOOR_LINES, []), (DOOR_LINES + 1, ["train.py: main"])):
+        (tmp_path / "train.py").write_text(head + "    x = 1\n" * count)
+        assert list(long_functions(tmp_path)) == found
+
+
+def test_runs_are_read_without_loading_what_trains_or_downloads() -> None:
+    heavy = "requests PIL torch pytorch_lightning lightning_fabric tensorboard cv2 skimage matplotlib pandas scipy"
+    code = f"import sys, experiments.runs; print(*{{*{heavy.split()}, 'subprocess'}} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+MODULES = {"pyyaml": "yaml", "pillow": "PIL", "opencv-python-headless": "cv2", "scikit-image": "skimage"}
+UNSEEN = {"psycopg", "onnx", "onnxscript", "tabulate"}  # SQLAlchemy's driver, torch.onnx's libraries, pandas' tables
+
+
+def test_what_is_required_is_imported_and_what_is_imported_is_required() -> None:
+    lines = [line.partition("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
+    names = [re.match(r"[\w-]+", line)[0] for line in lines if line]  # type: ignore[index]
+    required = {MODULES.get(name, name.replace("-", "_")) for name in names}
+    ours = FLOOR.keys() | sys.stdlib_module_names | {"lightning_fabric"}  # Lightning's own, in the same package
+    imported = {name for path in sources(ROOT) for name in imported_by(path)} - ours
+    assert imported - required == set()
+    assert required - imported - UNSEEN == set()

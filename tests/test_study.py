@@ -1,0 +1,69 @@
+"""The engine of sweeps, without its runs: what a search proposes, what counts as done."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cifar10.errors import UsageError
+from experiments import grid
+from experiments.study import Engine, Failed, open_study
+
+RESULT: dict[str, Any] = {"best_epoch": 2, "test_acc": 0.78, "seconds": 9.5}
+
+
+class Search:
+    """A search of eight rates in a folder of its own, in which no run is trained."""
+
+    def __init__(self, folder: Path) -> None:
+        self.plan = grid.Plan(None, "", "tried", *[folder] * 3)
+        self.cells = self.plan.search("lr=0.001..0.1", 8)
+
+    def run(self, monkeypatch: pytest.MonkeyPatch, count: int = 8) -> dict[str, str]:
+        """The rate of each finished cell, after a process that is stopped when it has finished `count` cells."""
+        done = 0
+
+        def result(engine: Engine, number: int, values: dict[str, str]) -> dict[str, Any]:
+            nonlocal done
+            if done == count:
+                engine.stopping.set()
+                raise Failed("stopped")
+            done += 1
+            return RESULT | {"val_acc": float(values["lr"])}
+
+        monkeypatch.setattr(Engine, "_result", result)
+        with open_study(self.plan, None) as study:
+            engine = Engine(study, self.plan, workers=1)
+            engine.run(self.cells, retry=False)
+            trials = engine.trials(self.cells)
+            return {key: trial.user_attrs["chosen"]["lr"] for key, trial in trials.items() if trial.value is not None}
+
+
+def test_a_search_that_was_stopped_proposes_what_one_that_was_not_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, stopped = Search(tmp_path / "whole"), Search(tmp_path / "stopped")
+    assert len(stopped.run(monkeypatch, count=3)) == 3
+    found = stopped.run(monkeypatch)
+    assert found == whole.run(monkeypatch) and len(set(found.values())) == 8
+
+
+def test_a_result_from_elsewhere_counts_only_in_the_sweep_that_asked_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = grid.Plan(None, "", "tried", *[tmp_path] * 3)
+    cells = plan.grid("seed=0")
+    results: Any = iter([{"reused": "a.csv", "val_acc": 0.9}, {"val_acc": 0.8}])
+    monkeypatch.setattr(Engine, "_result", lambda *arguments: RESULT | next(results))
+    for reused in (True, False):
+        plan.reused = {cells[0].key: {"reused": "a.csv"}} if reused else {}
+        with open_study(plan, None) as study:
+            engine = Engine(study, plan, workers=1)
+            engine.run(cells, retry=False)
+            (trial,) = engine.trials(cells).values()
+            assert trial.value == (0.9 if reused else 0.8)
+
+
+def test_a_table_to_reuse_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"cells\.csv: No such file"):
+        grid.Plan(None, "", "tried", tmp_path, tmp_path, tmp_path, tmp_path / "cells.csv")
