@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from cifar10.cache import Lazy, digest, kept, key
 from cifar10.config import Preprocessing
+from cifar10.errors import UsageError
 from cifar10.filters import (
     CORRUPT,
     DEFAULT_SEVERITY,
@@ -113,21 +114,24 @@ def preprocess_lazily(
     return images
 
 
-def from_state(state: Mapping[str, Any]) -> tuple[Preprocessing, np.ndarray | None]:
-    """Settings and whitening, as `preprocess` takes them, from a data module's state; older states have neither.
+def from_state(state: Mapping[str, Any], format: int = 1) -> tuple[Preprocessing, np.ndarray | None]:
+    """Settings and whitening, as `preprocess` takes them, from a data module's state; early states have neither.
+
+    Args:
+        format: Of the run that wrote it.
 
     Raises:
-        TypeError, ValueError: They are not what a data module writes.
+        UsageError, TypeError, ValueError: They are not what a data module writes.
     """
     stored = state.get("preprocessing", {})
     if unknown := sorted(stored.keys() - names(Preprocessing).keys()):
-        raise ValueError(f"preprocessing has {unknown[0]}, which this version does not know")
-    settings = Preprocessing.read(stored, format=1)
+        raise UsageError(f"has {unknown[0]}, which this version does not know")
+    settings = Preprocessing.read(stored, format)
     whitening = state["whitening"].numpy() if "whitening" in state else None
     if (settings.normalize == "zca") != (whitening is not None):
         raise ValueError("whitening belongs to normalize zca")
-    if whitening is not None and whitening.shape != (3, 3 * ZCA_SIDE**2 + 1):
-        raise ValueError(f"whitening of shape {whitening.shape}")
+    if whitening is not None and (whitening.shape, whitening.dtype) != ((3, 3 * ZCA_SIDE**2 + 1), np.float32):
+        raise ValueError(f"whitening {whitening.dtype} of shape {whitening.shape}")
     return settings, whitening
 
 

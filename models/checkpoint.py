@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from cifar10.config import Data, Preprocessing
 from cifar10.errors import UsageError
-from cifar10.preprocessing import ZCA_SIDE
+from cifar10.preprocessing import from_state
 from cifar10.records import CLASS_NAMES
-from cifar10.settings import Group, refuse_newer, settings
+from cifar10.settings import refuse_newer
 from models import registry
 from models.config import Network
 
@@ -124,16 +124,16 @@ def _checkpoint(path: Path, entries: Mapping[str, Any]) -> Checkpoint:
     with _fitting(path):
         flags, state = dict(entries[FLAGS]), entries[DATA_STATE]
         flags.pop(FORMAT, None)
-        preprocessing = _preprocessing(state.get("preprocessing", {}), format)
+        preprocessing, whitening = from_state(state, format)
         return Checkpoint(
             path=path,
             format=format,
             flags=flags,
             epoch=int(entries[EPOCH]),
             network=Network.read(flags, format),
-            data=_released(Data, flags, format),
+            data=Data.read(flags, format),
             preprocessing=preprocessing,
-            whitening=_whitening(state, preprocessing),
+            whitening=whitening,
             mean=state["mean"].view(3),
             std=state["std"].view(3),
             class_names=_class_names(entries.get(NAMES, CLASS_NAMES)),
@@ -141,32 +141,10 @@ def _checkpoint(path: Path, entries: Mapping[str, Any]) -> Checkpoint:
         )
 
 
-def _released(kind: type[Group], flags: Mapping[str, Any], format: int) -> Group:
-    """`kind.read`; released weights lack what is no part of a run's identity, such as folders."""
-    apart = {name: each.default for name, each in settings(kind).items() if not each.metadata["identity"]}
-    return kind.read(apart | dict(flags), format)
-
-
-def _preprocessing(values: Mapping[str, Any], format: int) -> Preprocessing:
-    """Of a data module's state; that of the first runs has none."""
-    if unknown := sorted(values.keys() - settings(Preprocessing).keys()):
-        raise UsageError(f"has {unknown[0]}, which this version does not know")
-    return Preprocessing.read(values, format)
-
-
 def _class_names(names: Sequence[str]) -> tuple[str, ...]:
     if len(names) != len(CLASS_NAMES) or not all(isinstance(name, str) for name in names):
         raise UsageError(f"has no names of {len(CLASS_NAMES)} classes")
     return tuple(names)
-
-
-def _whitening(state: Mapping[str, Any], preprocessing: Preprocessing) -> np.ndarray | None:
-    whitening = state["whitening"].numpy() if "whitening" in state else None
-    if (preprocessing.normalize == "zca") != (whitening is not None):
-        raise UsageError("whitening belongs to normalize zca")
-    if whitening is not None and (whitening.shape, whitening.dtype) != ((3, 3 * ZCA_SIDE**2 + 1), np.float32):
-        raise UsageError(f"whitening {whitening.dtype} of shape {whitening.shape}")
-    return whitening
 
 
 def _named(checkpoint: Checkpoint, name: str | None) -> dict[str, Any]:
