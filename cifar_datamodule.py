@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cifar10 import download, records
-from cifar10.augmentation import Plan, crop_and_flip, cutout, draw_plan
+from cifar10.augmentation import Draws, crop_and_flip, cutout, draw_epoch
 from cifar10.cache import Lazy
 from cifar10.config import DataConfig, Preprocessing
 from cifar10.preprocessing import (
@@ -217,17 +217,17 @@ class AugmentedBatches(Batches):
         self.teacher_logits = teacher_logits
         self.seed, self.crop, self.flip, self.cutout = seed, crop, flip, cutout
         self.augmented_epochs = augmented_epochs
-        self._plan: tuple[int, Plan] | None = None  # the latest epoch and its plan
+        self._draws: tuple[int, Draws] | None = None  # the latest epoch and its draws
 
     def __getitem__(self, key: tuple[int, Tensor]) -> tuple[Tensor, ...]:  # type: ignore[override]
         epoch, indices = key
         augmented = self.augmented_epochs is None or epoch < self.augmented_epochs
-        if self._plan is None or self._plan[0] != epoch:
-            self._plan = epoch, draw_plan(self.seed, epoch, len(self.labels), self.crop * augmented, self.flip)
-        plan = self._plan[1]
-        images = normalize(crop_and_flip(self.images, indices, plan), self.mean, self.std)
+        if self._draws is None or self._draws[0] != epoch:
+            self._draws = epoch, draw_epoch(self.seed, epoch, len(self.labels), self.crop * augmented, self.flip)
+        draws = self._draws[1]
+        images = normalize(crop_and_flip(self.images, indices, draws), self.mean, self.std)
         if self.cutout and augmented:
-            images = cutout(images, indices, plan, self.cutout)
+            images = cutout(images, indices, draws, self.cutout)
         if self.teacher_logits is None:
             return images, self.labels[indices]
         return images, self.labels[indices], self.teacher_logits[indices]

@@ -12,6 +12,7 @@ from statistics import median
 
 import pytorch_lightning as pl
 import torch
+from tabulate import tabulate
 
 
 def header(title: str, module: str, arguments: Sequence[str], count: int, counted: str = "rounds") -> str:
@@ -38,8 +39,8 @@ def processor() -> str:
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table; the first column is text, the others are figures."""
-    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    align = ["left", *["right"] * (len(heads) - 1)]
+    return tabulate(list(rows), heads, "pipe", disable_numparse=True, colalign=align)
 
 
 def spread(values: Sequence[float]) -> tuple[str, str]:

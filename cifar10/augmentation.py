@@ -17,7 +17,7 @@ _STREAM = 1  # keeps these draws apart from the order of the epoch
 
 
 @dataclass(frozen=True)
-class Plan:
+class Draws:
     """What happens to each of N images in one epoch.
 
     Attributes:
@@ -34,8 +34,8 @@ class Plan:
     hole_columns: Tensor
 
 
-def draw_plan(seed: int, epoch: int, count: int, crop: int, flip: bool) -> Plan:
-    """Draw the plan of `epoch` for all `count` images of a data set, whichever of them are used.
+def draw_epoch(seed: int, epoch: int, count: int, crop: int, flip: bool) -> Draws:
+    """Draw the draws of `epoch` for all `count` images of a data set, whichever of them are used.
 
     Args:
         seed: At least 0.
@@ -48,36 +48,36 @@ def draw_plan(seed: int, epoch: int, count: int, crop: int, flip: bool) -> Plan:
     rows, columns = torch.from_numpy(rng.integers(-crop, crop, size=(2, count), endpoint=True))
     mirrored = torch.from_numpy(rng.random(count) < 0.5) if flip else torch.zeros(count, dtype=torch.bool)
     hole_rows, hole_columns = torch.from_numpy(rng.integers(0, SIDE, size=(2, count)))
-    return Plan(rows, columns, mirrored, hole_rows, hole_columns)
+    return Draws(rows, columns, mirrored, hole_rows, hole_columns)
 
 
-def crop_and_flip(images: Tensor, indices: Tensor, plan: Plan) -> Tensor:
+def crop_and_flip(images: Tensor, indices: Tensor, draws: Draws) -> Tensor:
     """Gather the images `indices`, shifted and mirrored as planned; beyond the edge the image is reflected.
 
     Args:
         images: uint8 [N, 32, 32, 3], contiguous.
         indices: int64 [B].
-        plan: For all N images.
+        draws: For all N images.
 
     Returns:
         uint8 [B, 32, 32, 3].
     """
     line = torch.arange(SIDE)
-    rows = _reflect(line + plan.rows[indices, None])  # [B, 32], the source row of each row
-    columns = torch.where(plan.mirrored[indices, None], line.flip(0), line)
-    columns = _reflect(columns + plan.columns[indices, None])
+    rows = _reflect(line + draws.rows[indices, None])  # [B, 32], the source row of each row
+    columns = torch.where(draws.mirrored[indices, None], line.flip(0), line)
+    columns = _reflect(columns + draws.columns[indices, None])
     # One gather of whole pixels does it all.
     pixels = (indices[:, None, None] * SIDE + rows[:, :, None]) * SIDE + columns[:, None, :]
     return images.view(-1, 3).index_select(0, pixels.view(-1)).view(-1, SIDE, SIDE, 3)
 
 
-def cutout(batch: Tensor, indices: Tensor, plan: Plan, size: int) -> Tensor:
+def cutout(batch: Tensor, indices: Tensor, draws: Draws, size: int) -> Tensor:
     """Set a square to 0, the mean of normalised images, in place (DeVries and Taylor 2017); edges may cut it off.
 
     Args:
         batch: float [B, 3, 32, 32], the images `indices`.
         indices: int64 [B].
-        plan: For all images of the data set.
+        draws: For all images of the data set.
         size: Side of the square in pixels.
     """
     line = torch.arange(SIDE)
@@ -86,7 +86,7 @@ def cutout(batch: Tensor, indices: Tensor, plan: Plan, size: int) -> Tensor:
         start = centres[indices, None] - size // 2
         return (line >= start) & (line < start + size)  # [B, 32]
 
-    hole = covered(plan.hole_rows)[:, :, None] & covered(plan.hole_columns)[:, None, :]
+    hole = covered(draws.hole_rows)[:, :, None] & covered(draws.hole_columns)[:, None, :]
     return batch.masked_fill_(hole[:, None], 0.0)
 
 

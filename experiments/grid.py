@@ -63,7 +63,7 @@ class Plan:
         self.recipe = recipe and str(recipe_path(recipe))
         self.name = name or Path(recipe or "sweep").stem
         if not re.fullmatch(r"\w[\w.-]*", self.name):
-            raise UsageError(f"--name {self.name}: must be letters, digits and _ . - only")
+            raise SettingError("name", self.name, "must be letters, digits and _ . - only")
         self.log_dir, self.checkpoint_dir = log_dir / self.name, checkpoint_dir / self.name
         self.data_dir = data_dir
         self.reused = read_results(reuse) if reuse else {}
@@ -85,12 +85,12 @@ class Plan:
         texts = parse(text)
         space = {flag: value for flag, value in texts.items() if re.search(r",|\.\.", value)}
         if not space:
-            raise UsageError(f"--search {text}: has neither a range (0.001..0.1) nor choices (sgd,adam)")
+            raise SettingError("search", text, "has neither a range (0.001..0.1) nor choices (sgd,adam)")
         assigned = {flag: value for flag, value in texts.items() if flag not in space}
         for flag, value in space.items():
             for end in ends(value):
                 if not self.config(assigned | {flag: end}).val_size:
-                    raise UsageError("--search: chooses by validation, so it needs --val_size above 0")
+                    raise SettingError("search", text, "chooses by validation, so it needs val_size above 0")
         key = json.dumps([assigned, space, self.config(assigned).identity()])
         return [Cell(f"{key} {number}", assigned, space) for number in range(trials)]
 
@@ -137,10 +137,7 @@ def read_results(path: Path) -> dict[str, dict[str, Any]]:
 
 def config_of(flags: Mapping[str, Any]) -> RunConfig:
     """A run's configuration from its flags or their texts, with what is in the files that they name."""
-    try:
-        return with_contents(RunConfig(**flags))
-    except SettingError as error:
-        raise UsageError(f"--{error}") from error
+    return with_contents(RunConfig(**flags))
 
 
 def arguments(texts: dict[str, str]) -> list[str]:

@@ -12,7 +12,7 @@ import pandas as pd
 from scipy import stats
 from tabulate import tabulate
 
-from cifar10.errors import UsageError
+from cifar10.errors import SettingError
 from experiments.runs import COLUMNS, canonical
 
 RESAMPLES = 9999
@@ -36,13 +36,13 @@ def interval(values: pd.Series, number: Callable[[float], str] = PLAIN) -> str:
     return f"{text} ({number(low)} to {number(high)})"
 
 
-def paired_differences(one: pd.DataFrame, other: pd.DataFrame, names: tuple[str, str]) -> pd.Series:
+def paired_differences(one: pd.DataFrame, other: pd.DataFrame, option: str, group: str) -> pd.Series:
     """Of the runs with the same seed, the first's accuracy minus the second's, in points.
 
     Raises:
-        UsageError: A group, which `names` names, has several runs of a seed.
+        SettingError: A group has several runs of a seed.
     """
-    return (by_seed(one, names[0]) - by_seed(other, names[1])).dropna()
+    return (by_seed(one, option, group) - by_seed(other, option, group)).dropna()
 
 
 def compared(cells: pd.DataFrame, groups: Sequence[str]) -> tuple[str, str]:
@@ -55,13 +55,13 @@ def compared(cells: pd.DataFrame, groups: Sequence[str]) -> tuple[str, str]:
         UsageError: Not two groups; a group has several runs of a seed; fewer than two seeds in common.
     """
     if len(groups) != 2:
-        raise UsageError("--compare: takes two groups")
+        raise SettingError("compare", " ".join(groups), "takes two groups")
     names = [" ".join(shlex.split(group)) for group in groups]
-    parts = [select(cells, group, "--compare") for group in names]
-    one, other = (by_seed(part, f"--compare {group}") for part, group in zip(parts, names, strict=True))
+    parts = [select(cells, group, "compare") for group in names]
+    one, other = (by_seed(part, "compare", group) for part, group in zip(parts, names, strict=True))
     seeds = [seed for seed in one.index if seed in other.index]
     if len(seeds) < 2:
-        raise UsageError(f"--compare: {len(seeds)} seeds in common, two are needed at least")
+        raise SettingError("compare", " and ".join(names), f"{len(seeds)} seeds in common, two are needed at least")
     pair = one[seeds].to_numpy(), other[seeds].to_numpy()
     difference = pair[0] - pair[1]
     p, ends = significance(pair), bootstrap(difference)
@@ -142,26 +142,26 @@ def verdict(
 
 
 def select(cells: pd.DataFrame, group: str, option: str) -> pd.DataFrame:
-    """The runs of a group, "optimizer=sgd lr=0.05"; UsageError, which names the option, if there is none."""
+    """The runs of a group, "optimizer=sgd lr=0.05"; SettingError, which names the option, if none is."""
     for word in group.split():
         flag, equals, value = word.partition("=")
         if not equals or flag not in COLUMNS:
-            raise UsageError(f"{option} {group}: {word} is no flag=value of these runs")
+            raise SettingError(option, group, f"{word} is no flag=value of these runs")
         cells = cells[cells[flag] == canonical(flag, value)]
     if cells.empty:
-        raise UsageError(f"{option} {group}: no run is in this group")
+        raise SettingError(option, group, "no run is in this group")
     return cells
 
 
-def by_seed(part: pd.DataFrame, group: str) -> pd.Series:
+def by_seed(part: pd.DataFrame, option: str, group: str) -> pd.Series:
     if part["seed"].duplicated().any():
-        raise UsageError(f"{group}: several runs have the same seed; name more flags, or --seeds")
+        raise SettingError(option, group, "several runs have the same seed; name more flags, or seeds")
     return scored(part).set_axis(part["seed"]).dropna()
 
 
 def setting_of(cells: pd.DataFrame, group: str, seeds: Sequence[int]) -> str:
     """The group in words, with the learning rate, which is what was tuned."""
-    part = select(cells, group, "--compare")
+    part = select(cells, group, "compare")
     rates = part.loc[part["seed"].isin(seeds), "lr"].unique()
     text = " ".join(word.removeprefix("optimizer=") for word in group.split())
     return text if "lr=" in group or len(rates) != 1 else f"{text} (learning rate {float(rates[0]):g})"

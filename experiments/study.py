@@ -291,10 +291,10 @@ def database(url: str) -> optuna.storages.RDBStorage:
             )
         except (IntegrityError, ProgrammingError) as error:
             if attempt == 2:
-                raise UsageError(f"--storage: {str(error).splitlines()[0]}") from error
+                raise UsageError(f"storage: {str(error).splitlines()[0]}") from error
             time.sleep(POLL)  # another machine made the tables in the same moment
         except (SQLAlchemyError, ImportError) as error:
-            raise UsageError(f"--storage: {str(error).splitlines()[0]}") from error
+            raise UsageError(f"storage: {str(error).splitlines()[0]}") from error
     raise AssertionError
 
 

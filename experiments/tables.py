@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from cifar10.errors import UsageError
+from cifar10.errors import SettingError, UsageError
 from cifar10.storage import write_bytes
 from experiments.runs import COLUMNS, RESULTS, Run, canonical, read_cells, read_runs, row_of_run, texts_of
 from experiments.statistics import PLAIN, SIGNED, compared, interval, paired_differences, plain, scored, select
@@ -51,7 +51,7 @@ def write_page(
     cells = in_order(cells, varying)
     shown = cells[cells["seed"].isin(seeds.split(","))] if seeds else cells
     if shown.empty:
-        raise UsageError(f"--seeds {seeds}: no run has one of these")
+        raise SettingError("seeds", seeds, "no run has one of these")
     settings = by_setting(shown, varying)
     answer, comparison = compared(shown, compare) if compare else ("", "")
     reference = read_reference(folder / "reference.csv")
@@ -213,14 +213,14 @@ def table(
 
 def minus_baseline(cells: pd.DataFrame, part: pd.DataFrame, baseline: str, varying: Sequence[str]) -> str:
     """The difference, paired by seed, of a setting from the one that has the baseline's flags and else its own."""
-    base = select(cells, baseline, "--baseline")
+    base = select(cells, baseline, "baseline")
     named = {word.partition("=")[0] for word in baseline.split()}
     named |= {"teacher_sha256"} if "teacher" in named else set()
     free = [flag for flag in varying if flag not in named]
     base = base[(base[free] == part.iloc[0][free]).all(axis=1)]
     if set(base.index) == set(part.index):
         return ""  # it is the baseline
-    return interval(paired_differences(part, base, ("--baseline", f"--baseline {baseline}")), SIGNED)
+    return interval(paired_differences(part, base, "baseline", baseline), SIGNED)
 
 
 def beside(part: pd.DataFrame, reference: pd.DataFrame) -> dict[str, str]:

@@ -1,6 +1,6 @@
 import torch
 
-from cifar10.augmentation import crop_and_flip, cutout, draw_plan
+from cifar10.augmentation import crop_and_flip, cutout, draw_epoch
 
 
 def images(count: int = 40) -> torch.Tensor:
@@ -8,30 +8,30 @@ def images(count: int = 40) -> torch.Tensor:
 
 
 def test_each_image_is_a_shifted_mirrored_view_of_its_reflect_padded_self() -> None:
-    data, plan, crop = images(), draw_plan(0, 3, 40, crop=4, flip=True), 4
+    data, draws, crop = images(), draw_epoch(0, 3, 40, crop=4, flip=True), 4
     indices = torch.randperm(40)[:25]
-    batch = crop_and_flip(data, indices, plan)
+    batch = crop_and_flip(data, indices, draws)
     padded = torch.nn.functional.pad(data.permute(0, 3, 1, 2).float(), [crop] * 4, mode="reflect").permute(0, 2, 3, 1)
     for image, i in zip(batch, indices.tolist(), strict=True):
-        top, left = crop + int(plan.rows[i]), crop + int(plan.columns[i])
+        top, left = crop + int(draws.rows[i]), crop + int(draws.columns[i])
         expected = padded[i, top : top + 32, left : left + 32]
-        assert torch.equal(image.float(), expected.flip(1) if plan.mirrored[i] else expected)
+        assert torch.equal(image.float(), expected.flip(1) if draws.mirrored[i] else expected)
 
 
 def test_all_shifts_and_both_mirrors_occur() -> None:
-    plan = draw_plan(0, 0, 5000, crop=2, flip=True)
-    assert plan.rows.unique().tolist() == plan.columns.unique().tolist() == [-2, -1, 0, 1, 2]
-    assert 0.45 < plan.mirrored.float().mean() < 0.55
+    draws = draw_epoch(0, 0, 5000, crop=2, flip=True)
+    assert draws.rows.unique().tolist() == draws.columns.unique().tolist() == [-2, -1, 0, 1, 2]
+    assert 0.45 < draws.mirrored.float().mean() < 0.55
 
 
 def test_off_means_untouched() -> None:
-    plan = draw_plan(0, 0, 40, crop=0, flip=False)
-    assert torch.equal(crop_and_flip(images(), torch.arange(40), plan), images())
+    draws = draw_epoch(0, 0, 40, crop=0, flip=False)
+    assert torch.equal(crop_and_flip(images(), torch.arange(40), draws), images())
 
 
 def test_the_plan_is_a_function_of_seed_and_epoch() -> None:
     def rows(seed: int, epoch: int) -> torch.Tensor:
-        return draw_plan(seed, epoch, 1000, crop=2, flip=True).rows
+        return draw_epoch(seed, epoch, 1000, crop=2, flip=True).rows
 
     assert torch.equal(rows(1, 2), rows(1, 2))
     assert not torch.equal(rows(1, 2), rows(1, 3))
@@ -39,16 +39,16 @@ def test_the_plan_is_a_function_of_seed_and_epoch() -> None:
 
 
 def test_what_happens_to_an_image_does_not_depend_on_its_batch() -> None:
-    data, plan = images(), draw_plan(0, 0, 40, crop=2, flip=True)
-    whole = crop_and_flip(data, torch.arange(40), plan)
-    assert torch.equal(whole[[7, 3]], crop_and_flip(data, torch.tensor([7, 3]), plan))
+    data, draws = images(), draw_epoch(0, 0, 40, crop=2, flip=True)
+    whole = crop_and_flip(data, torch.arange(40), draws)
+    assert torch.equal(whole[[7, 3]], crop_and_flip(data, torch.tensor([7, 3]), draws))
 
 
 def test_cutout_erases_the_planned_square_and_nothing_else() -> None:
-    plan = draw_plan(0, 0, 40, crop=0, flip=False)
-    batch = cutout(torch.ones(40, 3, 32, 32), torch.arange(40), plan, size=8)
+    draws = draw_epoch(0, 0, 40, crop=0, flip=False)
+    batch = cutout(torch.ones(40, 3, 32, 32), torch.arange(40), draws, size=8)
     for i in range(40):
         expected = torch.ones(3, 32, 32)
-        top, left = int(plan.hole_rows[i]) - 4, int(plan.hole_columns[i]) - 4
+        top, left = int(draws.hole_rows[i]) - 4, int(draws.hole_columns[i]) - 4
         expected[:, max(top, 0) : top + 8, max(left, 0) : left + 8] = 0
         assert torch.equal(batch[i], expected)

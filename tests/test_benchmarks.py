@@ -163,8 +163,8 @@ def test_denoising_is_compared_by_pairs_of_seeds(tmp_path: Path) -> None:
     table = preprocessing.corrupted_table(path).splitlines()
     assert len(table) == 2 + len(damages)
     methods = [method for method in DENOISE if method != "none"]
-    ways = [f"{method}, in {where} " for where in ("the test only", "training too") for method in methods]
-    assert table[0].split("|")[3:-1] == [f" {way}" for way in ways]
+    ways = [f"{method}, in {where}" for where in ("the test only", "training too") for method in methods]
+    assert [cell.strip() for cell in table[0].split("|")[3:-1]] == ways
     first = [cell.strip() for cell in table[2].strip("|").split("|")]
     assert first == ["clean", "75.00 ± 7.07", *["-1.00 ± 0.00"] * 4, *["+1.50 ± 0.71"] * 4]
 

@@ -29,6 +29,7 @@ from cifar10.records import CLASS_NAMES
 from cifar_datamodule import CIFAR10DataModule
 from conftest import ROOT, evaluated
 from made_up import OWN_NETWORKS, WITH_TEACHERS, made_up_checkpoint, of_format_2, own_network, write_checkpoint
+from models import answers as engine
 from models.checkpoint import load_checkpoint
 from models.classifier import load_classifier
 from models.networks import LeNet5
@@ -392,7 +393,7 @@ def test_a_picture_is_preprocessed_as_the_checkpoints_test_images_but_not_corrup
 def test_table_json_and_csv_say_the_same_of_every_file_in_sorted_order(
     call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(door, "BATCH_SIZE", 4)
+    monkeypatch.setattr(engine, "BATCH_SIZE", 4)
     rng = np.random.default_rng(1)
     names = [
         "z.png",

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import train as door
-from cifar10.augmentation import crop_and_flip, draw_plan
+from cifar10.augmentation import crop_and_flip, draw_epoch
 from cifar10.errors import DataError, UsageError
 from cifar10.records import RECORD_BYTES, read_records
 from cifar10.settings import FORMAT
@@ -70,12 +70,12 @@ def test_processes_share_out_each_image_of_an_epoch_once(
 def test_a_plan_stays_in_range_and_every_pixel_comes_from_its_image(
     seed: int, epoch: int, crop: int, flip: bool
 ) -> None:
-    plan = draw_plan(seed, epoch, 6, crop, flip)
-    assert max(plan.rows.abs().max(), plan.columns.abs().max()) <= crop
-    assert flip or not plan.mirrored.any()
+    draws = draw_epoch(seed, epoch, 6, crop, flip)
+    assert max(draws.rows.abs().max(), draws.columns.abs().max()) <= crop
+    assert flip or not draws.mirrored.any()
     images = torch.arange(6, dtype=torch.uint8)[:, None, None, None].expand(6, 32, 32, 3).contiguous()
     indices = torch.tensor([3, 0, 5])
-    batch = crop_and_flip(images, indices, plan)
+    batch = crop_and_flip(images, indices, draws)
     assert torch.equal(batch, indices.to(torch.uint8)[:, None, None, None].expand_as(batch))
 
 

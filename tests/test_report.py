@@ -236,7 +236,7 @@ def test_each_setting_is_compared_with_its_own_baseline_by_pairs_of_the_same_see
     assert shown[("adam", "2")] == "+2.00 ± 1.00 (-0.48 to +4.48)"
     assert shown[("sgd", "2")] == "+2.00 ± 2.00 (-2.97 to +6.97)"
     assert "--baseline crop=0" in page
-    with pytest.raises(UsageError, match="--baseline crop=7: no run is in this group"):
+    with pytest.raises(UsageError, match="baseline crop=7: no run is in this group"):
         logs.report(baseline="crop=7")
 
 
@@ -288,9 +288,9 @@ def test_runs_whose_logs_are_elsewhere_stay(logs: Logs) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"seeds": "7"}, "--seeds 7: no run has one of these"),
+        ({"seeds": "7"}, "seeds 7: no run has one of these"),
         ({"compare": ["optimizer=sgd"]}, "takes two groups"),
-        ({"compare": ["optimizer=sgd", "optimizer=nadam"]}, "--compare optimizer=nadam: no run is in this group"),
+        ({"compare": ["optimizer=sgd", "optimizer=nadam"]}, "compare optimizer=nadam: no run is in this group"),
         ({"compare": ["optimizer=sgd", "speed=1"]}, "speed=1 is no flag=value of these runs"),
         ({"compare": ["optimizer=sgd", "optimizer=adam"]}, "several runs have the same seed"),
         ({"compare": ["optimizer=sgd lr=0.05", "optimizer=adam"], "seeds": "1"}, "1 seeds in common"),

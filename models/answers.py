@@ -1,0 +1,66 @@
+"""Answers for picture files: read side by side, classified in whole batches. Light to import."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from cifar10.pictures import read_or_reason
+from cifar10.preprocessing import preprocess
+
+if TYPE_CHECKING:
+    from models.classifier import Classifier
+
+BATCH_SIZE = 250
+THREADS = min(4, os.cpu_count() or 1)  # Pillow decodes photos side by side; small files only queue for the interpreter
+
+
+class Answer(NamedTuple):
+    """`ranking`: the three most probable classes, with their probabilities, the first first."""
+
+    file: Path
+    ranking: list[tuple[str, float]]
+
+
+def classify(classifier: Classifier, files: Sequence[Path], fit: str) -> tuple[list[Answer], dict[Path, str]]:
+    """Answers for the files that can be read, in their order, and for the others the reason why not."""
+    warnings.filterwarnings("ignore", module="PIL")  # damaged metadata, which the pixels do not need
+    # A small file that claims to be hundreds of megapixels is refused, not just warned of.
+    warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+    answers: list[Answer] = []
+    failed: dict[Path, str] = {}
+    with (
+        ThreadPoolExecutor(THREADS) as pool,
+        tqdm(total=len(files), unit="image", leave=False, disable=None) as progress,
+    ):
+        for start in range(0, len(files), BATCH_SIZE):
+            batch, pixels = files[start : start + BATCH_SIZE], {}
+            for file, read in zip(batch, pool.map(partial(read_or_reason, fit=fit), batch), strict=True):
+                progress.update()
+                if isinstance(read, str):
+                    failed[file] = read
+                else:
+                    pixels[file] = read
+            if pixels:
+                answers += map(Answer, pixels, rank(classifier, np.stack(list(pixels.values()))))
+    return answers, failed
+
+
+def rank(classifier: Classifier, pixels: np.ndarray) -> list[list[tuple[str, float]]]:
+    """The three most probable classes, and their probabilities, of each of the images uint8 [N, 32, 32, 3]."""
+    import torch
+
+    images = preprocess(pixels.transpose(0, 3, 1, 2), classifier.preprocessing, classifier.whitening)
+    with torch.inference_mode():
+        values, labels = classifier(torch.from_numpy(images)).topk(3)
+    names = [[classifier.class_names[label] for label in row] for row in labels.tolist()]
+    return [list(zip(*columns, strict=True)) for columns in zip(names, values.tolist(), strict=True)]
