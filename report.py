@@ -58,7 +58,7 @@ def report(folders: Sequence[Path], compare: Sequence[str] = (), **flags: Any) -
         if not path.is_dir():
             raise UsageError(f"{path}: no such folder")
     folder = chosen.results_dir / (chosen.name or folders[0].resolve().name)
-    lines = origin(folders, chosen.name, chosen.seeds, compare, chosen.baseline)
+    lines = origin(folders, folder, chosen.name, chosen.seeds, compare, chosen.baseline)
     return write_page(folders, folder, chosen.seeds, compare, chosen.baseline, lines)
 
 

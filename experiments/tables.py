@@ -288,21 +288,23 @@ def read_csv(path: Path, **options: Any) -> pd.DataFrame:
 
 
 def origin(
-    folders: Sequence[Path], name: str | None, seeds: str | None, compare: Sequence[str], baseline: str | None
+    folders: Sequence[Path],
+    page: Path,
+    name: str | None,
+    seeds: str | None,
+    compare: Sequence[str],
+    baseline: str | None,
 ) -> str:
-    """The commands that make the page: the sweep, if there is one, anew or from the table beside, and the report."""
+    """The commands that make the page, in the folder `page`: the sweep, if there is one, anew or from the table beside, and the report."""
     command = ["python", "report.py", *(path.as_posix() for path in folders)]
     command += ["--name", name] if name else []
     command += ["--seeds", seeds] if seeds else []
     command += ["--compare", *compare] if compare else []
     command += ["--baseline", baseline] if baseline else []
-    page = name or folders[0].resolve().name
     lines = [f"    {shlex.join(command)}"]
     if (plan := Path("recipes") / "sweeps" / f"{folders[0].resolve().name}.yaml").exists():
         sweep = f"    python sweep.py --config {plan.as_posix()}"
-        again = (
-            f"With the results beside this page, instead of training anew:\n\n{sweep} --reuse results/{page}/cells.csv"
-        )
+        again = f"With the results beside this page, instead of training anew:\n\n{sweep} --reuse {(page / 'cells.csv').as_posix()}"
         lines = [sweep, *lines, f"\n{again}"]
     return "\n".join(lines)
 

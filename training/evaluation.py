@@ -25,12 +25,12 @@ from cifar10.records import CLASS_NAMES
 from cifar10.storage import write_bytes
 from training import diagnosis, figures
 from training.callbacks import best_checkpoint
+from training.files import TREND
 from training.tensorboard import add_projector, read_curves, writer_of
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-TREND = "trend.md"  # in the log folder of a finished run
 PROJECTED = 1000  # images in the projector
 MISTAKES = 30  # shown
 GUIDE = """
