@@ -295,7 +295,7 @@ def origin(
     compare: Sequence[str],
     baseline: str | None,
 ) -> str:
-    """The commands that make the page, in the folder `page`: the sweep, if there is one, anew or from the table beside, and the report."""
+    """The commands that make the page in the folder `page`: the sweep, anew or from the table there; the report."""
     command = ["python", "report.py", *(path.as_posix() for path in folders)]
     command += ["--name", name] if name else []
     command += ["--seeds", seeds] if seeds else []
@@ -304,7 +304,8 @@ def origin(
     lines = [f"    {shlex.join(command)}"]
     if (plan := Path("recipes") / "sweeps" / f"{folders[0].resolve().name}.yaml").exists():
         sweep = f"    python sweep.py --config {plan.as_posix()}"
-        again = f"With the results beside this page, instead of training anew:\n\n{sweep} --reuse {(page / 'cells.csv').as_posix()}"
+        table = (page / "cells.csv").as_posix()
+        again = f"With the results beside this page, instead of training anew:\n\n{sweep} --reuse {table}"
         lines = [sweep, *lines, f"\n{again}"]
     return "\n".join(lines)
 
