@@ -37,9 +37,8 @@ from training.diagnosis import Trend
 
 BEST_MODEL_PICTURES = {
     "what_it_learned/feature_maps",
-    "where_it_fails/confusion_matrix",
-    "where_it_fails/confusion_matrix_shares",
-    "where_it_fails/most_confident_mistakes",
+    "where_it_fails/confusion",
+    "where_it_fails/mistakes",
     "where_it_fails/reliability",
 }
 TRAINING_PICTURES = {
@@ -65,7 +64,7 @@ def test_everything_is_there_after_a_run_without_further_flags(run: Any, data_di
     found = tags(log_dir)
     assert set(found["images"]) == BEST_MODEL_PICTURES | TRAINING_PICTURES
     assert steps(log_dir, "images", "what_it_learned/filters_conv1") == [0, 1, 2]
-    assert steps(log_dir, "images", "where_it_fails/confusion_matrix") == [2]
+    assert steps(log_dir, "images", "where_it_fails/confusion") == [2]
     assert found["graph"]
     texts = {tag.removesuffix("/text_summary") for tag in found["tensors"]}
     assert texts >= {"result", "settings", "trend", "what_is_where"}
@@ -497,8 +496,8 @@ def test_figures_leave_no_trace_in_pyplot() -> None:
     perfect = F.one_hot(labels, 10).float()
     figure = figures.reliability(perfect, labels)
     assert "error 0.0%" in figure.get_suptitle()
-    assert figures.rgb(figure).shape == (640, 640, 3)
-    figures.confusion(torch.eye(10).long(), CLASS_NAMES, normalised=True)
+    assert figures.rgb(figure).shape == (960, 960, 3)
+    figures.confusion(torch.eye(10).long(), CLASS_NAMES)
     assert pyplot.get_fignums() == []
 
 

@@ -66,7 +66,7 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one_bit_for_bit(
     assert Path(resumed["checkpoint"]).name == Path(whole["checkpoint"]).name
     assert sorted(path.name for path in folder.iterdir()) == [Path(whole["checkpoint"]).name, "last.ckpt"]
     expected_curves, found_curves = curves(whole["log_dir"]), curves(resumed["log_dir"])
-    for name in ("train/loss", "train/acc", "val/loss", "val/acc", "train/loss_step", "lr"):
+    for name in ("train/loss", "train/acc", "val/loss", "val/acc", "train/loss_step", "train/lr"):
         assert sorted(set(found_curves[name])) == expected_curves[name]
 
 

@@ -77,7 +77,7 @@ def assert_same(first: Folder, second: Folder, version: int = 0) -> None:
         assert first.summary()[name] == second.summary(version)[name]
     logs = (first.logs / NAME / "version_0", second.logs / NAME / f"version_{version}")
     expected_curves, found_curves = map(curves, logs)
-    for tag in ("train/loss", "train/acc", "val/loss", "val/acc", "lr", "train/loss_step"):
+    for tag in ("train/loss", "train/acc", "val/loss", "val/acc", "train/lr", "train/loss_step"):
         assert sorted(set(found_curves[tag])) == expected_curves[tag]
     assert not list(second.run(version).glob("*.part"))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from cifar10.settings import FORMAT
 from cifar10.storage import write_bytes
 from lenet_module import LeNetModule
 from models.checkpoint import LAST, Checkpoint
-from training.cli import in_yaml
+from training.cli import command
 from training.config import SETTINGS, RunConfig, read_config
 from training.signals import Stopped, StopSignals
 
@@ -126,11 +125,10 @@ def release(checkpoint: Checkpoint, target: Path, test_acc: float) -> None:
     """
     values = config_of(checkpoint).plain()
     flags = {name: values[name] for name, each in SETTINGS.items() if each.metadata["identity"] or name == "teacher"}
-    words = [f"--{name}={in_yaml(value)}" for name, value in flags.items()]  # all of them, since defaults change
     facts = {
         "test_acc": round(test_acc, 6),  # float32 counts no further
         "measured_on": "the 10,000 test images of CIFAR-10, preprocessed as the flags say, one forward pass",
-        "command": shlex.join(["python", "train.py", *words]),
+        "command": command(flags),  # all of them, since defaults change
     }
     try:
         AtomicCheckpointIO().save_checkpoint(replace(checkpoint, flags=flags, format=FORMAT).entries() | facts, target)

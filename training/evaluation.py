@@ -23,18 +23,17 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 from cifar10.records import CLASS_NAMES
 from cifar10.storage import write_bytes
-from training import diagnosis, figures
+from training import diagnosis, figures, findings
 from training.callbacks import best_checkpoint
-from training.files import TREND
-from training.tensorboard import add_projector, read_curves, writer_of
+from training.files import CURVES, TREND
+from training.tensorboard import add_figure, add_projector, read_curves, writer_of
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 PROJECTED = 1000  # images in the projector
-MISTAKES = 30  # shown
 GUIDE = """
-- **Scalars** and **Time Series**: loss, accuracy and images/s over epochs (the axis says Step); `lr`,
+- **Time Series** and **Scalars**: loss, accuracy and images/s over epochs (the axis says Step); `train/lr`,
   `train/loss_step` and `train/grad_norm` over training steps. What is in `whole_run` has one value a run. Set
   *Smoothing* to 0: a curve of few epochs, smoothed, lags behind its values.
 - **Custom Scalars**: training and validation in one chart; the accuracy of each class. *Matches* tells the lines.{loss}
@@ -47,6 +46,8 @@ GUIDE = """
   is that on the images named by `select_on`. Parallel coordinates leave out runs without a value in a ticked column.
 - **Projector**: 1,000 validation images, placed by what the last layer gets of them. Colour by class, and try T-SNE.
 - **Text**: results, settings, and the trend of the run with its advice.
+
+The run's log folder has curves, tables and pictures as files, and `report.md`, which shows them.
 
 All that is shown of the best epoch is computed in float32, also where training steps were not.
 """
@@ -80,9 +81,9 @@ class BestModel(Callback):
     """When training ends, classifies the validation images with the best checkpoint, and shows it in TensorBoard.
 
     Confusion matrix, reliability diagram, most confident mistakes, feature maps of one image, projector; the curves of
-    the run, and their trend, which is in `trend.md` in the log folder too. Without a checkpoint that monitors a metric
-    the last weights are taken. Without validation there are only the curves of the training; without TensorBoard's
-    logger, nothing.
+    the run, and their trend. All but the maps and the projector are files in the log folder too, with the tables of
+    `findings.write_tables`. Without a checkpoint that monitors a metric the last weights are taken. Without validation
+    there are only the curves of the training; without TensorBoard's logger, nothing.
 
     Args:
         stage: What the metrics of the validation are called.
@@ -106,6 +107,7 @@ class BestModel(Callback):
         self.stage, self.class_names, self.draw = stage, class_names, draw
         self.config, self.train_loss_name = config, train_loss_name
         self.trend: diagnosis.Trend | None = None
+        self._images = diagnosis.said_of(stage, "validation")  # which are classified
         self._shown = False
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -135,6 +137,7 @@ class BestModel(Callback):
             writer.flush()
             curves = read_curves(Path(writer.log_dir))
             if predictions:
+                findings.write_tables(Path(writer.log_dir), predictions.logits, predictions.labels, self.class_names)
                 self._analyse(writer, curves, predictions, trainer.current_epoch)
             if self.draw:
                 self._draw_curves(writer, curves, trainer.current_epoch)
@@ -167,46 +170,25 @@ class BestModel(Callback):
         )
         if train or val:
             best = self.trend.best_epoch if self.trend else None
-            val_name = diagnosis.said_of(self.stage, "validation")
-            figure = figures.curves(train, val, best, val_name, self.train_loss_name)
-            writer.add_image("whole_run/curves", figures.rgb(figure), epoch, dataformats="HWC")
+            figure = figures.curves(train, val, best, self._images, self.train_loss_name)
+            add_figure(writer, "whole_run/curves", figure, epoch, Path(writer.log_dir) / CURVES)
         other = "" if self.train_loss_name == diagnosis.TRAINING else OTHER_LOSS.format(name=self.train_loss_name)
         writer.add_text("what_is_where", diagnosis.said_of(self.stage, GUIDE.format(loss=other)), epoch)
 
     def _draw_predictions(
-        self,
-        writer: SummaryWriter,
-        predictions: Predictions,
-        shown: np.ndarray,
-        maps: dict[str, Tensor],
-        epoch: int,
+        self, writer: SummaryWriter, predictions: Predictions, shown: np.ndarray, maps: dict[str, Tensor], epoch: int
     ) -> None:
-        probabilities = predictions.logits.softmax(1)
-        confidence, predicted = probabilities.max(1)
-        wrong = (predicted != predictions.labels).nonzero()[:, 0]
-        wrong = wrong[confidence[wrong].argsort(descending=True, stable=True)][:MISTAKES]
-        first = torch.arange(len(predictions.labels))[:PROJECTED]
-        names = [
-            (self.class_names[label], self.class_names[answer])
-            for label, answer in zip(predictions.labels.tolist(), predicted.tolist(), strict=True)
-        ]
-        arrow = "\N{RIGHTWARDS ARROW}"
-        captions = [f"{names[i][0]} {arrow}\n{names[i][1]} {confidence[i]:.0%}" for i in wrong.tolist()]
-        title = diagnosis.said_of(self.stage, f"Most confident validation mistakes: truth {arrow} prediction")
-        counts = predictions.confusion_matrix()
-        drawn = {
-            "where_it_fails/confusion_matrix": figures.confusion(counts, self.class_names),
-            "where_it_fails/confusion_matrix_shares": figures.confusion(counts, self.class_names, normalised=True),
-            "where_it_fails/reliability": figures.reliability(probabilities, predictions.labels),
-            "where_it_fails/most_confident_mistakes": figures.sheet(shown[wrong.numpy()], captions, title),
-            "what_it_learned/feature_maps": figures.feature_maps(
-                figures.pixels(predictions.images[first])[0], maps, probabilities[0], self.class_names, names[0][0]
-            ),
-        }
-        for tag, figure in drawn.items():
-            writer.add_image(tag, figures.rgb(figure), epoch, dataformats="HWC")
+        found = findings.draw(predictions.logits, predictions.labels, shown, self.class_names, self._images)
+        for file, figure in found.items():
+            add_figure(writer, f"where_it_fails/{Path(file).stem}", figure, epoch, Path(writer.log_dir) / file)
+        first = slice(PROJECTED)
+        pairs = zip(predictions.labels[first].tolist(), predictions.logits[first].argmax(1).tolist(), strict=True)
+        names = [(self.class_names[label], self.class_names[answer]) for label, answer in pairs]
+        picture, answer = figures.pixels(predictions.images[first])[0], predictions.logits[0].softmax(0)
+        figure = figures.feature_maps(picture, maps, answer, self.class_names, names[0][0])
+        add_figure(writer, "what_it_learned/feature_maps", figure, epoch)
         if predictions.features is not None:
-            add_projector(writer, predictions.features[first], names[: len(first)], shown[: len(first)], epoch)
+            add_projector(writer, predictions.features[first], names, shown[first], epoch)
 
 
 @torch.no_grad()

@@ -30,6 +30,7 @@ from lenet_module import LeNetModule
 from training import figures
 from training.config import RunConfig
 from training.run import make_halves, make_trainer, resolved
+from training.tensorboard import add_figure
 
 STEPS = 300
 LOWEST, HIGHEST = 1e-3, 30.0  # rates at the start and the end, in units of the module's own
@@ -133,8 +134,7 @@ def save(found: LRRange, log_dir: Path, name: str) -> Path:
     figure = figures.lr_range(
         found.lrs, found.losses, found.valley, found.suggestion, f"Learning-rate range test, {name}"
     )
-    logger.experiment.add_image("whole_run/lr_range_test", figures.rgb(figure), dataformats="HWC")
-    logger.experiment.close()
     path = Path(logger.log_dir) / "lr_range_test.png"
-    figure.savefig(path)
+    add_figure(logger.experiment, "whole_run/lr_range_test", figure, 0, path)
+    logger.experiment.close()
     return path

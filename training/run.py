@@ -35,6 +35,7 @@ from training.config import SETTINGS, RunConfig, with_contents
 from training.diagnosis import train_loss_name
 from training.evaluation import BestModel
 from training.files import read_result, reserve_version, write_config, write_result
+from training.findings import write_run_report
 from training.memory import keep_freed_memory
 from training.tensorboard import log_result
 
@@ -168,9 +169,9 @@ def test(run: Run) -> dict[str, Any]:
     tester, module = run.trainer, run.module
     if next(module.parameters()).dtype != torch.float32 and tester.world_size == 1:  # as with "bf16-true"
         tester = make_trainer(accelerator=run.config.accelerator, devices=1)
-        tester.loggers = run.trainer.loggers
         module = LeNetModule(run.config, val_name=run.config.select_on)
         module.load_state_dict(run.module.state_dict())
+    tester.loggers = []  # the result has the figures; curves of one point would hide the others
     tester.test(module, datamodule=run.datamodule, verbose=False)
     return result | {f"test_{name}": tester.callback_metrics[f"test/{name}"].item() for name in ("acc", "loss")}
 
@@ -192,6 +193,7 @@ def write(run: Run, result: dict[str, Any]) -> dict[str, Any]:
         log_result(run.logger.experiment, columns, result, config.epochs, first)
         run.logger.finalize("success")
         write_result(Path(run.logger.log_dir), config, result)
+        write_run_report(config, result)
     return result
 
 
