@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import curves, weights
+from conftest import curves, history, weights
 
 FLAGS = ["--optimizer", "adam", "--batch_size", "20", "--val_size", "100", "--width", "1", "--threads", "1"]
 NAME = "adam-lr0.002-bs20-seed0"
@@ -79,6 +79,7 @@ def assert_same(first: Folder, second: Folder, version: int = 0) -> None:
     expected_curves, found_curves = map(curves, logs)
     for tag in ("train/loss", "train/acc", "val/loss", "val/acc", "train/lr", "train/loss_step"):
         assert sorted(set(found_curves[tag])) == expected_curves[tag]
+    assert history(logs[1]) == history(logs[0])
     assert not list(second.run(version).glob("*.part"))
 
 

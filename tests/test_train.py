@@ -16,6 +16,7 @@ from made_up import OWN_NETWORKS, own_network
 from models.checkpoint import load_checkpoint
 from training import run as run_again
 from training.cli import read_recipe
+from training.evaluation import evaluate
 
 
 def test_a_run_learns_and_says_where_everything_is(run: Any, tmp_path: Path) -> None:
@@ -98,7 +99,7 @@ def test_a_network_in_a_file_of_ones_own_is_trained_evaluated_and_resumed(
     network = own_network(tmp_path / "mine", name)
     result = run(network=network, width=3, epochs=2, pictures=True)
     checkpoint = Path(result["checkpoint"])
-    again = run_again.evaluate(load_checkpoint(checkpoint, network), data_dir)
+    again = evaluate(load_checkpoint(checkpoint, network), data_dir)
     assert again["test/loss"] == pytest.approx(result["test_loss"])
     with pytest.raises(UsageError, match="a checkpoint brings no code"):
         load_checkpoint(checkpoint)

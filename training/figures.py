@@ -184,9 +184,10 @@ def curves(
     figure = _figure(9.6, 4.0, "")
     charts = ("loss", "loss", train_loss_name), ("acc", "accuracy", "training")
     for axes, (name, label, train_name) in zip(figure.subplots(1, 2), charts, strict=True):
-        for part, values, colour in ((train_name, train, TRAIN_COLOUR), (val_name, val, VAL_COLOUR)):
+        lines = (train_name, train, "o-", TRAIN_COLOUR), (val_name, val, "s--", VAL_COLOUR)  # apart in grey too
+        for part, values, style, colour in lines:
             if name in values:
-                axes.plot(*zip(*sorted(values[name].items()), strict=True), "o-", ms=3, color=colour, label=part)
+                axes.plot(*zip(*sorted(values[name].items()), strict=True), style, ms=3, color=colour, label=part)
         if best is not None:
             axes.axvline(best, color=BEST_COLOUR, ls=":", label=f"best epoch, {best}")
         axes.set(xlabel="epoch", ylabel=label, title=label.capitalize())
@@ -218,6 +219,19 @@ def comparison(groups: Mapping[str, Sequence[Mapping[int, float]]], label: str) 
     axes.set(xlabel="epoch", ylabel=label, ylim=(np.quantile(values, 0.05), values.max() + 0.01))
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower left", fontsize=8)
+    return figure
+
+
+def accuracies(table: np.ndarray, rows: Sequence[str], columns: Sequence[str], title: str) -> Figure:
+    """Fractions, float [R, C], in percent, each on a ground that is the darker the higher it is."""
+    figure = _figure(2.2 + 0.9 * len(columns), 1.0 + 0.32 * len(rows), title)
+    axes = figure.subplots()
+    axes.imshow(table, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    axes.set_xticks(range(len(columns)), columns, fontsize=9)
+    axes.set_yticks(range(len(rows)), rows, fontsize=9)
+    for (row, column), value in np.ndenumerate(table):
+        colour = "white" if value > 0.6 else "black"
+        axes.text(column, row, f"{value:.1%}", ha="center", va="center", fontsize=9, color=colour)
     return figure
 
 

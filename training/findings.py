@@ -120,7 +120,7 @@ def write_report(
     def picture(name: str, text: str) -> list[str]:
         return [f"![{text}]({name})"] if pictures and (folder / name).exists() else []
 
-    parts = [f"# {title}", f"```sh\n{command}\n```", _table(("result", ""), result)]
+    parts = [f"# {title}", f"```sh\n{command}\n```", in_markdown(("result", ""), result)]
     curves = picture(CURVES, "Loss and accuracy over epochs")
     if (folder / HISTORY).exists():
         parts += ["## Curves", *curves, f"The values of each epoch: [{HISTORY}]({HISTORY})."]
@@ -133,18 +133,18 @@ def write_report(
             "## Where it fails",
             f"On the {number:,} {images} images. Precision: of the images taken for this class, the share that are of "
             "it. Recall: of the images of this class, the share that are recognised. F1: their harmonic mean.",
-            _table([*columns[:-1], "images"], shares),
+            in_markdown([*columns[:-1], "images"], shares),
             f"As files: [{CLASSES}]({CLASSES}); [{COUNTS}]({COUNTS}), the confusion matrix, rows true.",
             *(part for name, text in PICTURES.items() for part in picture(name, f"{text}: {images} images")),
         ]
     if trend:
         parts += ["## Trend", trend.strip()]
-    write_bytes(folder / REPORT, ("\n\n".join(parts) + "\n").encode())
+    write_page(folder, *parts)
 
 
 def write_run_report(config: RunConfig, result: Mapping[str, Any]) -> None:
     """REPORT in the log folder of a finished run; `result` is what `train.train` returns."""
-    defaults = RunConfig(optimizer=config.optimizer).resolved().plain()
+    defaults = RunConfig(optimizer=config.optimizer).resolved().plain() | {"optimizer": RunConfig.optimizer}
     flags = {name: value for name, value in config.plain().items() if value != defaults[name]}
     trend = markdown(Trend(**result["trend"]), config.select_on) if result["trend"] else ""
     folder = Path(result["log_dir"])
@@ -152,6 +152,11 @@ def write_run_report(config: RunConfig, result: Mapping[str, Any]) -> None:
     write_report(folder, title, command(flags), result_rows(result), images, trend, config.pictures)
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def write_page(folder: Path, *parts: str) -> None:
+    """REPORT, of paragraphs."""
+    write_bytes(folder / REPORT, ("\n\n".join(parts) + "\n").encode())
+
+
+def in_markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     align = ["left", *["right"] * (len(columns) - 1)] if len(columns) > 2 else None
     return tabulate(rows, columns, "github", disable_numparse=True, colalign=align)

@@ -25,15 +25,14 @@ from cifar10.config import Data
 from cifar10.errors import SettingError, UsageError
 from cifar_datamodule import PREPROCESSED, CIFAR10DataModule
 from lenet_module import LeNetModule
-from models.checkpoint import LAST, Checkpoint, load_checkpoint
+from models.checkpoint import LAST, load_checkpoint
 from models.config import Teacher
 from models.distillation import load_teacher
-from models.networks import HorizontalFlipAverage
 from training import callbacks as visible
-from training.checkpoints import AtomicCheckpointIO, RunCheckpoint, StopOnSignal, config_of, load_module
+from training.best_model import BestModel
+from training.checkpoints import AtomicCheckpointIO, RunCheckpoint, StopOnSignal, config_of
 from training.config import SETTINGS, RunConfig, with_contents
 from training.diagnosis import train_loss_name
-from training.evaluation import BestModel
 from training.files import read_result, reserve_version, write_config, write_result
 from training.findings import write_run_report
 from training.memory import keep_freed_memory
@@ -294,35 +293,3 @@ def finished(config: RunConfig, resume: Path) -> dict[str, Any] | None:
     """The result of the run to resume, if it has trained all its epochs and was tested."""
     found = read_result(config.log_dir / resume.parent.parent.name / resume.parent.name)
     return found[1] if found and found[1]["epochs"] >= config.epochs else None
-
-
-def evaluate(
-    checkpoint: Checkpoint,
-    data_dir: Path | None = None,
-    mirror: str | None = None,
-    tta: bool = False,
-    **changes: Any,
-) -> dict[str, float]:
-    """Evaluate a checkpoint of `train` on the official test set in float32, preprocessed as in its run.
-
-    Args:
-        data_dir, mirror: As in `Data`; None takes the defaults.
-        tta: Test-time augmentation: whether each image is classified together with its horizontal flip.
-        changes: Settings of `Preprocessing`, instead of those of the run.
-
-    Returns:
-        `test/loss` and `test/acc`, a fraction.
-
-    Raises:
-        UsageError: The checkpoint's weights are of another network, or the changes contradict its run.
-        DataError: No source gives the data set.
-    """
-    module = load_module(checkpoint)
-    if tta:
-        module.model = HorizontalFlipAverage(module.model)  # type: ignore[assignment]
-    datamodule = CIFAR10DataModule(data_dir=data_dir or Data.data_dir, mirror=mirror)
-    datamodule.load_state_dict(checkpoint.data_state())
-    datamodule.preprocessing = checkpoint.preprocessing.changed(changes)
-    trainer = make_trainer(accelerator="cpu", devices=1)
-    trainer.test(module, datamodule=datamodule, verbose=False)
-    return {name: trainer.callback_metrics[name].item() for name in ("test/loss", "test/acc")}
