@@ -72,7 +72,7 @@ def resume(path: Path, **changes: Any) -> dict[str, Any]:
     return train(config, resume=checkpoint)
 
 
-def evaluated(path: Path, data_dir: Path, **changes: Any) -> dict[str, float]:
+def evaluated(path: Path, data_dir: Path | None = None, **changes: Any) -> dict[str, float]:
     """What evaluate.py finds of a checkpoint."""
     from models.checkpoint import load_checkpoint
     from training.evaluation import evaluate

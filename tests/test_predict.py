@@ -701,6 +701,7 @@ def test_a_released_file_of_the_full_size_network_is_small(tmp_path: Path, check
     [
         (["a", "--release", "a.ckpt", "--tta"], "not with --tta"),
         (["a", "--release", "a.ckpt", "--corrupt", "blur"], "not with --corrupt"),
+        (["a", "--release", "a.ckpt", "--on", "val"], "not with --on"),
     ],
 )
 def test_a_release_is_of_the_checkpoint_as_it_is(

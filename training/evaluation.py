@@ -104,7 +104,7 @@ def evaluate(
         loss.update(F.cross_entropy(some, labels), len(labels))
     acc = (logits.argmax(1) == images.labels).float().mean()
     if out:
-        name = SPLITS.get(on, Path(on).name)
+        name = SPLITS.get(on, f'"{Path(on).resolve().name}"')
         out.mkdir(parents=True, exist_ok=True)
         findings.write_tables(out, logits, images.labels, checkpoint.class_names)
         for file, figure in findings.draw(logits, images.labels, images.shown, checkpoint.class_names, name).items():
@@ -204,7 +204,7 @@ def _write_corruptions(
     table = np.column_stack([table, table.mean(1)])
     table = np.vstack([table, table.mean(0)])
     columns = [*(f"severity {severity}" for severity in range(1, SEVERITIES + 1)), "mean"]
-    figure = figures.accuracies(table, [*names, "mean"], columns, f"Accuracy on the images of {folder.name}, %")
+    figure = figures.accuracies(table, [*names, "mean"], columns, f"Accuracy on the images of {folder.name}")
     write_bytes(out / CORRUPTED, figures.png(figures.rgb(figure)))
     lines = [[name, *(f"{value:.1%}" for value in row)] for name, row in zip([*names, "mean"], table, strict=True)]
     findings.write_page(
