@@ -34,7 +34,6 @@ from conftest import curves, evaluated, history, resume, weights
 from lenet_module import LeNetModule
 from models.checkpoint import load_checkpoint
 from training import best_model, callbacks, figures, lr_finder
-from training.checkpoints import load_module
 from training.config import RunConfig
 from training.diagnosis import Trend
 
@@ -222,7 +221,8 @@ def test_in_mixed_precision_the_figures_are_those_of_the_checkpoint_in_float32(
     monkeypatch.setattr(figures, "confusion", draw)
     result = run(optimizer="adam", precision="bf16-mixed", epochs=1, pictures=True)
     checkpoint = load_checkpoint(Path(result["checkpoint"]))
-    module = load_module(checkpoint)
+    module = LeNetModule(width=1)
+    module.load_state_dict(checkpoint.state_dict)
     datamodule = CIFAR10DataModule(data_dir=data_dir, val_size=100)
     datamodule.load_state_dict(checkpoint.data_state())
     datamodule.setup()
@@ -392,9 +392,8 @@ def all_callbacks() -> list[Callback]:
         callbacks.ClassAccuracy(class_names=names),
         callbacks.GradientNorm(),
         callbacks.TrainingSpeed(),
-        callbacks.TrainingBatch(class_names=names),
+        callbacks.WhatItSees(class_names=names),
         callbacks.ConvFilters(),
-        callbacks.Graph(),
         best_model.BestModel(class_names=names),
     ]
 

@@ -2,7 +2,7 @@
 
 Each callback is one part, and works with any LightningModule whose batches are (images [B, 3, H, W], labels [B]):
 
-    pl.Trainer(callbacks=[EpochLines(), GradientNorm(), ConvFilters()], ...)
+    pl.Trainer(callbacks=[EpochLines(), GradientNorm(), WhatItSees()], ...)
 
 What is logged once an epoch is logged over the number of epochs done, before the checkpoint is written; so a killed
 and resumed run has whole curves.
@@ -266,47 +266,32 @@ class TrainingSpeed(Callback):
         log_epoch(trainer, {"train/images_per_second": self._images * trainer.world_size / self._seconds})
 
 
-class TrainingBatch(Callback):
-    """A picture of the run's first training batch as the network gets it, augmented, with its labels."""
+class WhatItSees(Callback):
+    """What goes into the network: pictures of the run's first training batch, augmented, and of an image of each class
+    before and after preprocessing, of a data module that has `examples`; and the graph, traced with the first image."""
 
     def __init__(self, images: int = 30, class_names: Sequence[str] = CLASS_NAMES) -> None:
         self.images, self.class_names = images, class_names
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        if trainer.global_step == 0 and (writer := writer_of(trainer)):
-            images, labels = figures.pixels(batch[0]), batch[1].tolist()
-            captions = [self.class_names[label] for label in labels]
-            title = "What the network sees: augmented images, and their labels"
-            figure = figures.sheet(images[: self.images], captions[: self.images], title)
-            add_figure(writer, "what_it_sees/training_batch", figure, 0)
-
-
-class BeforeAndAfter(Callback):
-    """A picture of an image of each class before and after preprocessing, of a data module that has `examples`."""
-
-    def __init__(self, class_names: Sequence[str] = CLASS_NAMES) -> None:
-        self.class_names = class_names
-
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        writer = writer_of(trainer)
-        if writer and trainer.global_step == 0 and hasattr(trainer.datamodule, "examples"):  # type: ignore[attr-defined]
-            rows = trainer.datamodule.examples()  # type: ignore[attr-defined]
+        datamodule, writer = trainer.datamodule, writer_of(trainer)  # type: ignore[attr-defined]
+        if writer and trainer.global_step == 0 and hasattr(datamodule, "examples"):
+            rows = datamodule.examples()
             if len(rows) > 1:
                 title = "What the network sees: an image of each class before and after preprocessing"
                 figure = figures.before_and_after(rows, self.class_names, title)
                 add_figure(writer, "what_it_sees/preprocessing", figure, 0)
 
-
-class Graph(Callback):
-    """The network's graph, in TensorBoard's Graphs tab, traced with the run's first training image."""
-
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step == 0 and (writer := writer_of(trainer)):
-            add_graph(writer, pl_module, batch[0][:1])
+        if trainer.global_step or not (writer := writer_of(trainer)):
+            return
+        pictures = figures.pixels(batch[0])[: self.images]
+        captions = [self.class_names[label] for label in batch[1].tolist()][: self.images]
+        title = "What the network sees: augmented images, and their labels"
+        add_figure(writer, "what_it_sees/training_batch", figures.sheet(pictures, captions, title), 0)
+        add_graph(writer, pl_module, batch[0][:1])
 
 
 class ConvFilters(Callback):

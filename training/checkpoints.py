@@ -16,7 +16,6 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from cifar10.errors import UsageError
 from cifar10.settings import FORMAT
 from cifar10.storage import write_bytes
-from lenet_module import LeNetModule
 from models.checkpoint import LAST, Checkpoint
 from training.cli import command
 from training.config import SETTINGS, RunConfig, read_config
@@ -100,14 +99,6 @@ def config_of(checkpoint: Checkpoint) -> RunConfig:
         return read_config(checkpoint.flags, checkpoint.format)
     except UsageError as error:
         raise UsageError(f"{checkpoint.path}: {error}") from error
-
-
-def load_module(checkpoint: Checkpoint) -> LeNetModule:
-    """The trained module of a checkpoint; UsageError if it is none of this program."""
-    config = replace(config_of(checkpoint), network=checkpoint.network.network)
-    module = LeNetModule(config, val_name=config.select_on)
-    module.model = checkpoint.make_network()
-    return module
 
 
 def release(checkpoint: Checkpoint, target: Path, test_acc: float) -> None:

@@ -25,7 +25,6 @@ from cifar10.config import Data, Preprocessing
 from cifar10.errors import UsageError
 from cifar10.pictures import find_images, read_or_reason
 from cifar10.preprocessing import preprocess, preprocess_lazily
-from cifar10.storage import write_bytes
 from cifar_datamodule import EVAL_BATCH_SIZE, PREPROCESSED, stratified_split
 from lenet_module import MeanLoss
 from models.checkpoint import Checkpoint
@@ -108,7 +107,7 @@ def evaluate(
         out.mkdir(parents=True, exist_ok=True)
         findings.write_tables(out, logits, images.labels, checkpoint.class_names)
         for file, figure in findings.draw(logits, images.labels, images.shown, checkpoint.class_names, name).items():
-            write_bytes(out / file, figures.png(figures.rgb(figure)))
+            findings.save(out / file, figure)
         result = [("accuracy", f"{acc:.2%}"), ("loss", f"{loss.compute():.4f}")]
         findings.write_report(out, f"{checkpoint.path.name} on {name} images", _command(), result, name)
     return {f"{prefix}loss": loss.compute().item(), f"{prefix}acc": acc.item()}
@@ -205,7 +204,7 @@ def _write_corruptions(
     table = np.vstack([table, table.mean(0)])
     columns = [*(f"severity {severity}" for severity in range(1, SEVERITIES + 1)), "mean"]
     figure = figures.accuracies(table, [*names, "mean"], columns, f"Accuracy on the images of {folder.name}")
-    write_bytes(out / CORRUPTED, figures.png(figures.rgb(figure)))
+    findings.save(out / CORRUPTED, figure)
     lines = [[name, *(f"{value:.1%}" for value in row)] for name, row in zip([*names, "mean"], table, strict=True)]
     findings.write_page(
         out,

@@ -152,6 +152,11 @@ def write_run_report(config: RunConfig, result: Mapping[str, Any]) -> None:
     write_report(folder, title, command(flags), result_rows(result), images, trend, config.pictures)
 
 
+def save(path: Path, figure: Figure) -> None:
+    """A figure as a PNG file."""
+    write_bytes(path, figures.png(figures.rgb(figure)))
+
+
 def write_page(folder: Path, *parts: str) -> None:
     """REPORT, of paragraphs."""
     write_bytes(folder / REPORT, ("\n\n".join(parts) + "\n").encode())

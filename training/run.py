@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,7 @@ class Watch:
         parts += [visible.ChartLayout(stage, self.best_model.train_loss_name), visible.ClassAccuracy(stage)]
         parts += [self.best_model]
         if config.pictures:
-            parts += [visible.TrainingBatch(), visible.ConvFilters(), visible.Graph(), visible.BeforeAndAfter()]
+            parts += [visible.WhatItSees(), visible.ConvFilters()]
         return [*parts, *filter(None, [self.best]), self.last]
 
 
@@ -185,7 +185,7 @@ def write(run: Run, result: dict[str, Any]) -> dict[str, Any]:
         "images_per_second": run.watch.lines.images_per_second,
         "log_dir": run.logger.log_dir if run.logger else None,
         "checkpoint": (run.watch.best and run.watch.best.best_model_path) or run.watch.last.best_model_path or None,
-        "trend": trend and trend.as_dict(),
+        "trend": trend and asdict(trend),
     }
     if run.logger:
         columns, first = compared(config)
