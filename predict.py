@@ -15,17 +15,13 @@ import sys
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cifar10.errors import UsageError
-from cifar10.pictures import FITS, find_images
+from cifar10.pictures import FITS, UNKNOWN, find_images
 from models.answers import Answer, classify
 from training.cli import Parser, exit_status
-
-if TYPE_CHECKING:
-    pass
 
 CHECKPOINT = Path(__file__).parent / "checkpoints" / "lenet5-cifar10.ckpt"
 
@@ -53,6 +49,14 @@ def show_csv(answers: Sequence[Answer]) -> None:
 def printable(text: object) -> str:
     """A path or reason for people: line breaks and other characters that would act on a terminal are escaped."""
     return str(text) if str(text).isprintable() else ascii(str(text))
+
+
+def told(passed_over: Sequence[Path]) -> str:
+    return f"passed over, hidden or no image: {len(passed_over)} in folders, such as {printable(passed_over[0])}"
+
+
+def nothing(passed_over: Sequence[Path]) -> UsageError:
+    return UsageError("no image files in the folders given" + (f"; {told(passed_over)}" if passed_over else ""))
 
 
 def label(file: Path) -> str:
@@ -98,9 +102,9 @@ def parser() -> Parser:
 
 def main() -> None:
     flags = parser().parse_args()
-    files = find_images(flags.files)
+    files, passed_over = find_images(flags.files)
     if not files and not (flags.export and not flags.files):
-        raise UsageError("no image files given" if not flags.files else "no image files in the folders given")
+        raise nothing(passed_over) if flags.files else UsageError("no image files given")
 
     from models.classifier import load_classifier  # takes more than a second: bad flags are refused before
 
@@ -117,6 +121,10 @@ def main() -> None:
     if not files:
         return
     answers, failed = classify(classifier, files, flags.fit)
+    passed_over += [file for file, reason in failed.items() if reason == UNKNOWN and file not in flags.files]
+    failed = {file: reason for file, reason in failed.items() if file not in passed_over}
+    if not answers and not failed:
+        raise nothing(passed_over)
     sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
     show = show_json if flags.json else show_csv if flags.csv else show_table
     show(answers)
@@ -125,8 +133,10 @@ def main() -> None:
     sys.stdout.flush()
     for file, reason in failed.items():
         print(f"predict.py: {printable(file)}: {printable(reason)}", file=sys.stderr)
+    if passed_over:
+        print(f"predict.py: {told(passed_over)}", file=sys.stderr)
     if failed:
-        raise UsageError(f"{len(failed)} of {len(files)} files could not be read")
+        raise UsageError(f"{len(failed)} of {len(answers) + len(failed)} files could not be read")
 
 
 if __name__ == "__main__":
