@@ -7,7 +7,6 @@ python train.py --optimizer adam --find_lr
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from cifar10.errors import UsageError
 from training.cli import Parser, RecipeFile, exit_status
 from training.config import GROUPS, RunConfig
 from training.diagnosis import Trend, sentences
+from training.shell import command_line, door
 
 
 def train(config: RunConfig | None = None, **flags: Any) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def summary(result: dict[str, Any]) -> str:
         lines |= sentences(Trend(**result["trend"]), result.get("select_on", "val"))
     if result["log_dir"]:
         lines |= {"logs": result["log_dir"], "checkpoint": result["checkpoint"]}
-        lines["next"] = f"tensorboard --logdir {shlex.quote(str(Path(result['log_dir']).parent.parent))}"
+        lines["next"] = command_line("tensorboard", "--logdir", Path(result["log_dir"]).parent.parent)
     return "\n".join(f"{name:<15}{value}" for name, value in lines.items())
 
 
@@ -90,7 +90,7 @@ def find_lr(config: RunConfig) -> None:
     lr, picture = find_lr(config)
     again = [argument for argument in sys.argv[1:] if argument not in ("--find_lr", "--find-lr")]
     print(f"suggested      {lr:g}\npicture        {picture}")
-    print(f"next           {shlex.join(['python', 'train.py', *again, '--lr', f'{lr:g}'])}")
+    print(f"next           {command_line('python', door('train.py'), *again, '--lr', f'{lr:g}')}")
 
 
 if __name__ == "__main__":

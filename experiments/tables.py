@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from cifar10.storage import write_bytes
 from experiments.runs import COLUMNS, RESULTS, Run, canonical, read_cells, read_runs, row_of_run, texts_of
 from experiments.statistics import PLAIN, SIGNED, compared, interval, paired_differences, plain, scored, select
 from training import figures
+from training.shell import command_line
 
 TITLES = {
     "batch_size": "batch size",
@@ -301,10 +301,10 @@ def origin(
     command += ["--seeds", seeds] if seeds else []
     command += ["--compare", *compare] if compare else []
     command += ["--baseline", baseline] if baseline else []
-    lines = [f"    {shlex.join(command)}"]
+    lines = [f"    {command_line(*command)}"]
     if (plan := Path("recipes") / "sweeps" / f"{folders[0].resolve().name}.yaml").exists():
-        sweep = f"    python sweep.py --config {plan.as_posix()}"
-        table = (page / "cells.csv").as_posix()
+        sweep = f"    {command_line('python', 'sweep.py', '--config', plan.as_posix())}"
+        table = command_line((page / "cells.csv").as_posix())
         again = f"With the results beside this page, instead of training anew:\n\n{sweep} --reuse {table}"
         lines = [sweep, *lines, f"\n{again}"]
     return "\n".join(lines)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from lenet_module import LeNetModule
 from models.checkpoint import LAST, Checkpoint
 from training.cli import in_yaml
 from training.config import SETTINGS, RunConfig, read_config
+from training.shell import command_line
 from training.signals import Stopped, StopSignals
 
 
@@ -130,7 +130,7 @@ def release(checkpoint: Checkpoint, target: Path, test_acc: float) -> None:
     facts = {
         "test_acc": round(test_acc, 6),  # float32 counts no further
         "measured_on": "the 10,000 test images of CIFAR-10, preprocessed as the flags say, one forward pass",
-        "command": shlex.join(["python", "train.py", *words]),
+        "command": command_line("python", "train.py", *words),
     }
     try:
         AtomicCheckpointIO().save_checkpoint(replace(checkpoint, flags=flags, format=FORMAT).entries() | facts, target)

@@ -8,6 +8,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from training.shell import command_line, door
+
 
 class Stopped(Exception):
     """A signal asked the run to stop.
@@ -22,7 +24,8 @@ class Stopped(Exception):
         super().__init__(signal, folder, advice)
         self.signal = signal
         self.folder = folder
-        self.advice = f"go on with: python train.py --resume {folder}" if folder else advice
+        again = command_line("python", door("train.py"), "--resume", folder)
+        self.advice = f"go on with: {again}" if folder else advice
 
 
 class StopSignals:
