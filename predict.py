@@ -52,7 +52,7 @@ def printable(text: object) -> str:
 
 
 def told(passed_over: Sequence[Path]) -> str:
-    return f"passed over, hidden or no image: {len(passed_over)} in folders, such as {printable(passed_over[0])}"
+    return f"passed over, hidden or no image: {len(passed_over)} in folders, such as {printable(min(passed_over))}"
 
 
 def nothing(passed_over: Sequence[Path]) -> UsageError:
@@ -80,7 +80,7 @@ def report(answers: Sequence[Answer], class_names: Sequence[str]) -> str:
 
 def parser() -> Parser:
     parser = Parser(description="Classify image files, by CIFAR-10's ten classes.", usage="%(prog)s files [flags]")
-    parser.add_argument("files", nargs="*", type=Path, help="Image files, and folders of them.")
+    parser.add_argument("files", nargs="*", type=Path, help="Image files, and folders of them, hidden ones apart.")
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="File of train.py, or its run's folder.")
     parser.add_argument(
         "--network", metavar="FILE:CLASS", help="The checkpoint's network, where it is one of your own."
@@ -121,8 +121,9 @@ def main() -> None:
     if not files:
         return
     answers, failed = classify(classifier, files, flags.fit)
-    passed_over += [file for file, reason in failed.items() if reason == UNKNOWN and file not in flags.files]
-    failed = {file: reason for file, reason in failed.items() if file not in passed_over}
+    for file in {file for file, reason in failed.items() if reason == UNKNOWN} - set(flags.files):
+        passed_over.append(file)
+        del failed[file]
     if not answers and not failed:
         raise nothing(passed_over)
     sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]

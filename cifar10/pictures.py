@@ -90,7 +90,7 @@ def read_image(path: Path, fit: str = "crop") -> np.ndarray:
         if image.has_transparency_data:
             image, alpha = opaque(image)
         if isinstance(file, TiffImageFile) and file.mode == "I;16":
-            image = scaled(image, file.tag_v2[BITSPERSAMPLE][0], file.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0)
+            image = in_16_bits(image, file.tag_v2[BITSPERSAMPLE][0], file.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0)
         image = to_srgb(image, file.info.get("icc_profile"))
         if alpha:
             image.putalpha(alpha)
@@ -102,8 +102,8 @@ def opened(path: Path) -> Image.Image:
     """A file, of which no pixel is decoded yet.
 
     Raises:
-        DecompressionBombError: It has more pixels than Pillow allows, or than `JPEG_PIXELS`; DecompressionBombWarning
-            likewise, where warnings are errors.
+        DecompressionBombError: It has more pixels than Pillow allows, or than `JPEG_PIXELS` if it is a JPEG that is not
+            progressive; DecompressionBombWarning likewise, where warnings are errors.
     """
     register_heif()
     try:
@@ -111,7 +111,7 @@ def opened(path: Path) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         with suppress(SyntaxError):  # not a JPEG
             file = JpegImageFile(path)  # without the check
-            if prod(file.size) <= JPEG_PIXELS:
+            if prod(file.size) <= JPEG_PIXELS and "progressive" not in file.info:  # which libjpeg holds whole
                 return file
             file.close()
         raise
@@ -133,10 +133,8 @@ def scale_transparent_colour(file: Image.Image) -> None:
         file.info["transparency"] = tuple(value >> 8 for value in file.info["transparency"])
 
 
-def scaled(image: Image.Image, bits: int, inverted: bool) -> Image.Image:
+def in_16_bits(image: Image.Image, bits: int, inverted: bool) -> Image.Image:
     """A TIFF's grey image of 12 or 16 bits, as Pillow gives it, from 0, which is black, to 65535."""
-    if bits == 16 and not inverted:
-        return image
     pixels = np.asarray(image).astype(np.uint32) * 65535 // (2**bits - 1)
     return Image.fromarray((65535 - pixels if inverted else pixels).astype(np.uint16))
 
@@ -146,7 +144,7 @@ def opaque(image: Image.Image) -> tuple[Image.Image, Image.Image]:
     if image.mode.startswith("I"):
         seen = np.asarray(image) != image.info["transparency"]
         return image, Image.fromarray(seen.astype(np.uint8) * 255)
-    filled = image.convert("LA" if image.mode == "La" else None).convert("RGBA")
+    filled = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
     return filled.convert("L" if is_grey(image) else "RGB"), filled.getchannel("A")
 
 
