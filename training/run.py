@@ -35,7 +35,7 @@ from training.config import SETTINGS, RunConfig, with_contents
 from training.diagnosis import train_loss_name
 from training.evaluation import BestModel
 from training.files import read_result, reserve_version, write_config, write_result
-from training.memory import keep_freed_memory
+from training.hardware import keep_freed_memory
 from training.tensorboard import log_result
 
 
@@ -152,6 +152,8 @@ def build(config: RunConfig, resume: Path | None = None, started: float | None =
 
 def fit(run: Run) -> None:
     """Train all epochs, or those that a stopped run still lacks, and look at what the best epoch's network does."""
+    if run.trainer.is_global_zero and not run.config.quiet:
+        print(f"training in {run.config.precision}, threads: {run.config.threads}", flush=True)
     run.trainer.fit(run.module, datamodule=run.datamodule, ckpt_path=run.resume, weights_only=True)
     run.watch.best_model.show(
         run.trainer, run.module, run.datamodule.val_dataloader()
@@ -278,6 +280,8 @@ def to_resume(path: Path, given: dict[str, Any]) -> tuple[RunConfig, Path]:
     path = checkpoint.path.absolute()
     if not path.parent.name.startswith("version_"):
         raise UsageError(f"{path}: must be in its run's folder, checkpoints/<run>/version_N")
+    if given.get("precision") == "auto":  # it is decided once, on the machine on which the run started
+        given = given | {"precision": config.precision}
     changed = replace(config, **given)
     for name in given:
         before, after = getattr(config, name), getattr(changed, name)
