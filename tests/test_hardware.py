@@ -1,6 +1,7 @@
 import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +82,16 @@ def test_a_run_keeps_the_precision_that_it_started_with_on_another_processor(
     resume(folder, epochs=3, precision="auto")
     assert f"training in {precision}" in capsys.readouterr().out
     assert config_of(load_checkpoint(folder)).precision == precision
+
+
+@pytest.mark.parametrize(
+    ("cores", "threads", "lines"), [(1.4, 2, 1), (1.9, 2, 0), (0.5, 1, 0)], ids=["busy", "free", "one thread"]
+)
+def test_a_run_says_once_that_its_threads_waited_for_other_programs(
+    cores: float, threads: int, lines: int, run: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(time, "process_time", lambda: cores * time.perf_counter())
+    run(epochs=3, threads=threads)
+    assert capsys.readouterr().out.count("--threads 1 may be faster") == lines
+    run(epochs=1, threads=threads, quiet=True)
+    assert "--threads 1" not in capsys.readouterr().out

@@ -28,6 +28,8 @@ from training import figures
 from training.diagnosis import TRAINING
 from training.tensorboard import add_graph, add_layout, writer_of
 
+BUSY = 0.8  # share of the processor time that all threads asked for, below which they wait for each other
+
 
 class EpochLines(Callback):
     """A progress bar while an epoch trains (on a terminal), and one line that stays when it is over.
@@ -212,19 +214,33 @@ class GradientNorm(Callback):
 
 
 class TrainingSpeed(Callback):
-    """`train/images_per_second` once an epoch: of the training batches alone, of all processes together."""
+    """`train/images_per_second` once an epoch: of the training batches alone, of all processes together.
+
+    A line says once when the threads waited for other programs: threads that wait for each other lose twice then.
+
+    Args:
+        quiet: The line is left out.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._images, self._start = 0, time.perf_counter()
+        self._images, self._start, self._cpu_start = 0, time.perf_counter(), time.process_time()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._images += len(batch[1])
         self._seconds = time.perf_counter() - self._start  # validation comes after the last batch
+        self._cpu_seconds = time.process_time() - self._cpu_start
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         log_epoch(trainer, {"train/images_per_second": self._images * trainer.world_size / self._seconds})
+        share = self._cpu_seconds / (self._seconds * torch.get_num_threads())
+        if torch.get_num_threads() > 1 and share < BUSY and trainer.is_global_zero and not self.quiet:
+            self.quiet = True
+            print(f"other programs left {share:.0%} of the processor: --threads 1 may be faster", flush=True)
 
 
 class TrainingBatch(Callback):

@@ -89,7 +89,7 @@ class Watch:
         if config.fast_dev_run:
             return parts
         stage = config.select_on
-        parts += [LearningRateMonitor("step"), visible.GradientNorm(), visible.TrainingSpeed()]
+        parts += [LearningRateMonitor("step"), visible.GradientNorm(), visible.TrainingSpeed(config.quiet)]
         parts += [visible.ChartLayout(stage, self.best_model.train_loss_name), visible.ClassAccuracy(stage)]
         parts += [self.best_model]
         if config.pictures:
