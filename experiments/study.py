@@ -159,6 +159,7 @@ class Engine:
             for other in earlier
         ):
             raise optuna.TrialPruned  # two machines enqueued it in the same moment
+        trial.set_user_attr("reason", None)  # of the trial that this one is again
         trial.set_user_attr("chosen", {flag: suggest(trial, flag, text) for flag, text in attributes["space"].items()})
         try:
             if attributes["key"] not in self.asked:
@@ -213,17 +214,8 @@ def suggest(trial: Trial, flag: str, text: str) -> str:
 
 
 def again(study: Study, trial: FrozenTrial) -> None:
-    """Enqueue a failed trial anew, with the parameters that it had."""
-    attributes = {name: value for name, value in trial.user_attrs.items() if name != "reason"}
-    study.add_trial(
-        optuna.create_trial(
-            state=TrialState.WAITING,
-            params=trial.params,
-            distributions=trial.distributions,
-            user_attrs=attributes,
-            system_attrs=trial.system_attrs,
-        )
-    )
+    """Enqueue a failed trial anew, with the parameters and attributes that it had."""
+    optuna.storages.RetryHeartbeatStaleTrialCallback()(study, trial)
 
 
 def enqueue_stopped(study: Study, trial: FrozenTrial) -> None:
