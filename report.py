@@ -42,7 +42,8 @@ def report(folders: Sequence[Path], compare: Sequence[str] = (), **flags: Any) -
 
     Args:
         folders: Log folders of runs, or folders of such.
-        compare: Two groups, "optimizer=sgd lr=0.05" each, compared by pairs of runs with the same seed.
+        compare: Groups, "optimizer=sgd lr=0.05" each: the first against each other one, by pairs of runs with the same
+            seed.
         flags: Of `ReportSettings`.
 
     Returns:
@@ -51,21 +52,25 @@ def report(folders: Sequence[Path], compare: Sequence[str] = (), **flags: Any) -
     Raises:
         UsageError: There is no run, or the groups cannot be paired.
     """
-    from experiments.tables import origin, write_page  # takes pandas, SciPy and Matplotlib
+    from experiments.tables import write_page  # takes pandas, SciPy and Matplotlib
 
     chosen = ReportSettings(**flags)
     for path in folders:
         if not path.is_dir():
             raise UsageError(f"{path}: no such folder")
-    folder = chosen.results_dir / (chosen.name or folders[0].resolve().name)
-    lines = origin(folders, folder, chosen.name, chosen.seeds, compare, chosen.baseline)
-    return write_page(folders, folder, chosen.seeds, compare, chosen.baseline, lines)
+    return write_page(folders, chosen.results_dir, chosen.name, chosen.seeds, compare, chosen.baseline)
 
 
 def parser() -> Parser:
     parser = Parser("Tables, curves and comparisons of runs.", usage="%(prog)s FOLDER [FOLDER ...] [flags]")
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="Log folders of runs, or of sweeps.")
-    parser.add_argument("--compare", nargs=2, default=[], metavar="GROUP", help="Such as optimizer=sgd optimizer=adam.")
+    parser.add_argument(
+        "--compare",
+        nargs="+",
+        default=[],
+        metavar="GROUP",
+        help="Such as optimizer=sgd optimizer=adam: the first group against each other one.",
+    )
     parser.add_settings(ReportSettings)
     return parser
 

@@ -1,4 +1,4 @@
-"""Runs made into a page: tables in Markdown and CSV, curves, and what was found, from what runs left."""
+"""Runs made into a page: tables in Markdown, CSV and LaTeX, curves, and what was found, from what runs left."""
 
 from __future__ import annotations
 
@@ -9,15 +9,31 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
+import optuna
+import optuna.visualization.matplotlib as plots
 import pandas as pd
+from matplotlib import pyplot
 from matplotlib.figure import Figure
+from optuna.study import Study
 from tabulate import tabulate
 
 from cifar10.errors import SettingError, UsageError
 from cifar10.storage import write_bytes
 from experiments.runs import COLUMNS, RESULTS, Run, canonical, read_cells, read_runs, row_of_run, texts_of
-from experiments.statistics import PLAIN, SIGNED, compared, interval, paired_differences, plain, scored, select
+from experiments.statistics import (
+    PLAIN,
+    SIGNED,
+    agreement,
+    compared,
+    interval,
+    paired_differences,
+    prediction,
+    scored,
+    select,
+)
+from experiments.study import searches
 from training import figures
 from training.shell import command_line
 
@@ -31,18 +47,20 @@ TITLES = {
     "last_test_acc": "test accuracy, %, last epoch",
 }
 REFERENCE = {"best_epoch": "report: best epoch", "accuracy": "report: accuracy, %"}  # of reference.csv
+CURVE = "accuracy over epochs"  # the column of pictures, which only the page has
 DESCENDING = ("optimizer", "lr", "batch_size")  # columns that come first, in the order of the report's table
 
 
 def write_page(
     folders: Sequence[Path],
-    folder: Path,
+    results_dir: Path,
+    name: str | None,
     seeds: str | None,
     compare: Sequence[str],
     baseline: str | None,
-    origin: str,
 ) -> Path:
-    """Write the page of a set of runs into `folder`; `origin` are the lines that say how it was made."""
+    """Write the page of a set of runs, and what lies beside it, into a folder of this name, else the first folder's."""
+    folder = results_dir / (name or folders[0].resolve().name)
     runs = find_runs(folders)
     cells, curves = collect(runs, folder)
     if cells.empty:
@@ -53,28 +71,36 @@ def write_page(
     if shown.empty:
         raise SettingError("seeds", seeds, "no run has one of these")
     settings = by_setting(shown, varying)
-    answer, comparison = compared(shown, compare) if compare else ("", "")
+    answer, comparison = compared(shown, compare) if compare else ("", None)
     reference = read_reference(folder / "reference.csv")
-    result_table = table(settings, varying, reference, baseline)
+    theirs = [figures_of_others(part, reference).get("accuracy") for part in settings.values()]
+    both = [(scored(part), float(figure)) for part, figure in zip(settings.values(), theirs, strict=True) if figure]
+    table = table_of(settings, varying, reference, baseline)
+    searched = [search for path in folders for search in searches(path)]
 
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("curve-*.png"):
+    for old in (path for pattern in ("curve-*.png", "comparison.*") for path in folder.glob(pattern)):
         old.unlink()
+    draw(settings, curves, folder)
+    draw_searches(searched, folder)
+    write_cells(folder / "cells.csv", cells, varying)
+    write(folder / "curves.csv", curves.to_csv(index=False, lineterminator="\n"))
+    options = {"--name": [name], "--seeds": [seeds], "--compare": compare, "--baseline": [baseline]}
     notes = folder / "notes.md"
     parts = [
         f"# {folder.name}",
         answer,
         notes.read_text(encoding="utf-8").strip() if notes.exists() else "",
-        origin,
-        result_table,
+        origin(folders, folder, options),
+        write_table(folder / "table", table),
+        explanation(settings, baseline),
+        agreement(both),
         optimism(shown),
-        comparison,
+        "" if comparison is None else f"## Compared\n\n{write_table(folder / 'comparison', comparison)}",
         "![Accuracy over epochs](curves.png)",
+        *(f"![A search: {path.stem}]({path.name})" for path in sorted(folder.glob("search-*.png"))),
         unfinished(runs),
     ]
-    draw(settings, curves, folder)
-    write_cells(folder / "cells.csv", cells, varying)
-    write(folder / "curves.csv", curves.to_csv(index=False, lineterminator="\n"))
     write(folder / "README.md", "\n\n".join(filter(None, parts)) + "\n")
     return folder / "README.md"
 
@@ -184,31 +210,45 @@ def shown(flag: str, text: str) -> str:
         return text
 
 
-def table(
+def table_of(
     settings: dict[str, pd.DataFrame], varying: Sequence[str], reference: pd.DataFrame, baseline: str | None = None
-) -> str:
-    """A row a setting, with the interval of its mean if there are several seeds, beside the figures of others."""
+) -> pd.DataFrame:
+    """A row a setting, as texts, with the interval of its mean if there are several seeds, beside others' figures."""
     rows = []
     cells = pd.concat(settings.values())
     for number, part in enumerate(settings.values()):
         first = part.iloc[0]
         row = {TITLES.get(flag, flag): shown(flag, first[flag]) for flag in varying}
-        row["accuracy over epochs"] = f"![](curve-{number:02d}.png)"
-        row["best epoch"] = ", ".join(plain(epoch) for epoch in part["best_epoch"].dropna())
-        for score in RESULTS[1:-1]:
-            if cells[score].notna().any():
-                row[TITLES[score]] = interval(part[score].dropna())
+        row[CURVE] = f"![](curve-{number:02d}.png)"
+        row["best epoch"] = ", ".join(f"{epoch:g}" for epoch in part["best_epoch"].dropna())
+        row |= {TITLES[score]: interval(part[score].dropna()) for score in RESULTS[1:-1]}
         if baseline:
             row["minus baseline, points"] = minus_baseline(cells, part, baseline, varying)
-        row |= beside(part, reference)
-        row["seconds"] = f"{part['seconds'].median():.0f}"
-        rows.append(row)
-    text = tabulate(rows, "keys", "pipe", disable_numparse=True)
-    if baseline:
-        text += f"\n\nBaseline: {baseline}; differences are paired by seed."
+        rows.append(row | beside(part, reference) | {"seconds": f"{part['seconds'].median():.0f}"})
+    table = pd.DataFrame(rows)
+    return table.loc[:, (table != "").any()]
+
+
+def write_table(path: Path, table: pd.DataFrame) -> str:
+    """Write a table of texts as CSV and LaTeX (of the package booktabs), and return it in Markdown."""
+    bare = table.drop(columns=CURVE, errors="ignore")
+    write(path.with_suffix(".csv"), bare.to_csv(index=False, lineterminator="\n"))
+    write(path.with_suffix(".tex"), in_text(bare, "latex_booktabs") + "\n")
+    return f"{in_text(table, 'pipe')}\n\nThe same as [CSV]({path.name}.csv) and [LaTeX]({path.name}.tex)."
+
+
+def in_text(table: pd.DataFrame, form: str) -> str:
+    return tabulate(table.to_dict("list"), "keys", form, disable_numparse=True)
+
+
+def explanation(settings: dict[str, pd.DataFrame], baseline: str | None) -> str:
+    """What the figures of the table are."""
+    lines = [f"Baseline: {baseline}; differences are paired by seed, their intervals are not corrected."] * bool(
+        baseline
+    )
     if any(len(part) > 1 for part in settings.values()):
-        text += "\n\nSeveral seeds: mean ± standard deviation (95% interval of the mean, Student's t); seconds: median."
-    return text
+        lines += ["Several seeds: mean ± standard deviation (95% interval of the mean, Student's t); seconds: median."]
+    return "\n\n".join(lines)
 
 
 def minus_baseline(cells: pd.DataFrame, part: pd.DataFrame, baseline: str, varying: Sequence[str]) -> str:
@@ -224,19 +264,25 @@ def minus_baseline(cells: pd.DataFrame, part: pd.DataFrame, baseline: str, varyi
 
 
 def beside(part: pd.DataFrame, reference: pd.DataFrame) -> dict[str, str]:
-    """The columns of reference.csv for a setting: of the row that has all flags that it names."""
-    if reference.empty:
-        return {}
-    first = part.iloc[0]
-    flags = [flag for flag in reference if flag in COLUMNS]
-    same = reference[(reference[flags] == first[flags]).all(axis=1)]
-    theirs = same.iloc[0] if len(same) else pd.Series("", index=reference.columns)
-    row = {REFERENCE.get(column, column): theirs[column] for column in reference.columns.drop(flags)}
-    if "accuracy" in reference:
-        row[REFERENCE["accuracy"]] = PLAIN(float(theirs["accuracy"])) if theirs["accuracy"] else ""
-        difference = scored(part).mean() - float(theirs["accuracy"] or math.nan)
-        row["ours minus report's, points"] = "" if math.isnan(difference) else SIGNED(difference)
+    """The columns of reference.csv for a setting, and how its accuracy agrees with the report's."""
+    theirs = figures_of_others(part, reference)
+    row = {REFERENCE.get(column, column): text for column, text in theirs.items()}
+    if "accuracy" in theirs:
+        runs, figure = scored(part), float(theirs["accuracy"] or "nan")
+        known = not math.isnan(figure)
+        row[REFERENCE["accuracy"]] = PLAIN(figure) if known else ""
+        row["ours minus report's, points"] = SIGNED(runs.mean() - figure) if known else ""
+        low, high = prediction(runs) if known and len(runs) > 1 else (math.nan, math.nan)
+        within = f"{'yes' if low <= figure <= high else 'no'} ({PLAIN(low)} to {PLAIN(high)})"
+        row["report's within 95% prediction interval"] = "" if math.isnan(low) else within
     return row
+
+
+def figures_of_others(part: pd.DataFrame, reference: pd.DataFrame) -> dict[str, str]:
+    """The row of reference.csv whose flags a setting has, without these; its texts are empty if there is none."""
+    flags = [flag for flag in reference if flag in COLUMNS]
+    same = reference[(reference[flags] == part.iloc[0][flags]).all(axis=1)]
+    return {column: same[column].iloc[0] if len(same) else "" for column in reference.columns.drop(flags)}
 
 
 def optimism(cells: pd.DataFrame) -> str:
@@ -287,26 +333,19 @@ def read_csv(path: Path, **options: Any) -> pd.DataFrame:
         raise UsageError(f"{path}: damaged: {' '.join(str(error).split())}") from error
 
 
-def origin(
-    folders: Sequence[Path],
-    page: Path,
-    name: str | None,
-    seeds: str | None,
-    compare: Sequence[str],
-    baseline: str | None,
-) -> str:
+def origin(folders: Sequence[Path], page: Path, options: dict[str, Sequence[str | None]]) -> str:
     """The commands that make the page in the folder `page`: the sweep, anew or from the table there; the report."""
     command = ["python", "report.py", *(path.as_posix() for path in folders)]
-    command += ["--name", name] if name else []
-    command += ["--seeds", seeds] if seeds else []
-    command += ["--compare", *compare] if compare else []
-    command += ["--baseline", baseline] if baseline else []
+    for flag, values in options.items():
+        command += [flag, *filter(None, values)] if any(values) else []
     lines = [f"    {command_line(*command)}"]
     if (plan := Path("recipes") / "sweeps" / f"{folders[0].resolve().name}.yaml").exists():
         sweep = f"    {command_line('python', 'sweep.py', '--config', plan.as_posix())}"
-        table = command_line((page / "cells.csv").as_posix())
-        again = f"With the results beside this page, instead of training anew:\n\n{sweep} --reuse {table}"
-        lines = [sweep, *lines, f"\n{again}"]
+        again = f"{sweep} --reuse {command_line((page / 'cells.csv').as_posix())}"
+        lines = [sweep, *lines, f"
+With the results beside this page, instead of training anew:
+
+{again}"]
     return "\n".join(lines)
 
 
@@ -347,6 +386,30 @@ def accuracies(part: pd.DataFrame, curves: pd.DataFrame) -> Iterator[dict[int, f
             if f"{part}_acc" in own and len(values := own[f"{part}_acc"].dropna()):
                 yield {int(epoch): float(value) for epoch, value in values.items()}  # type: ignore[arg-type]
                 break
+
+
+def draw_searches(searched: Sequence[Study], folder: Path) -> None:
+    """Of each search Optuna's slice plot and, if it was over several flags, its plot of their importance.
+
+    Importance is by PED-ANOVA (Watanabe et al. 2023). Where no journal is at hand, earlier pictures stay.
+    """
+    for old in folder.glob("search-*.png") if searched else ():
+        old.unlink()
+    for number, study in enumerate(searched):
+        with matplotlib.rc_context({"savefig.bbox": "tight"}):  # and Optuna sets a style
+            drawn: dict[str, Any] = {"slice": plots.plot_slice(study, target_name="validation accuracy")}
+            if len(study.best_params) > 1:
+                by = optuna.importance.PedAnovaImportanceEvaluator()
+                drawn["importance"] = plots.plot_param_importances(
+                    study, evaluator=by, target_name="validation accuracy"
+                )
+            for kind, axes in drawn.items():
+                figure = np.ravel(axes)[0].figure
+                figure.suptitle(study.study_name)
+                for each in np.ravel(axes):
+                    each.tick_params(axis="x", which="both", labelrotation=45, labelsize=8)
+                save(figure, folder / f"search-{number:02d}-{kind}.png")
+                pyplot.close(figure)
 
 
 def save(figure: Figure, path: Path) -> None:
