@@ -61,13 +61,17 @@ def agreement(settings: Sequence[tuple[pd.Series, float]]) -> str:
     return text
 
 
-def paired_differences(one: pd.DataFrame, other: pd.DataFrame, option: str, group: str) -> pd.Series:
-    """Of the runs with the same seed, the first's accuracy minus the second's, in points.
-
-    Raises:
-        SettingError: A group has several runs of a seed.
-    """
-    return (by_seed(one, option, group) - by_seed(other, option, group)).dropna()
+def minus_baseline(cells: pd.DataFrame, part: pd.DataFrame, baseline: str, varying: Sequence[str]) -> str:
+    """The difference, paired by seed, of a setting from the one that has the baseline's flags and else its own."""
+    base = select(cells, baseline, "baseline")
+    named = {word.partition("=")[0] for word in baseline.split()}
+    named |= {"teacher_sha256"} if "teacher" in named else set()
+    free = [flag for flag in varying if flag not in named]
+    base = base[(base[free] == part.iloc[0][free]).all(axis=1)]
+    if set(base.index) == set(part.index):
+        return ""  # it is the baseline
+    ours, theirs = (by_seed(runs, "baseline", baseline) for runs in (part, base))
+    return interval((ours - theirs).dropna(), SIGNED)
 
 
 def compared(cells: pd.DataFrame, groups: Sequence[str]) -> tuple[str, pd.DataFrame]:

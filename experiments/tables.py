@@ -22,17 +22,7 @@ from tabulate import tabulate
 from cifar10.errors import SettingError, UsageError
 from cifar10.storage import write_bytes
 from experiments.runs import COLUMNS, RESULTS, Run, canonical, read_cells, read_runs, row_of_run, texts_of
-from experiments.statistics import (
-    PLAIN,
-    SIGNED,
-    agreement,
-    compared,
-    interval,
-    paired_differences,
-    prediction,
-    scored,
-    select,
-)
+from experiments.statistics import PLAIN, SIGNED, agreement, compared, interval, minus_baseline, prediction, scored
 from experiments.study import searches
 from training import figures
 from training.shell import command_line
@@ -47,6 +37,7 @@ TITLES = {
     "last_test_acc": "test accuracy, %, last epoch",
 }
 REFERENCE = {"best_epoch": "report: best epoch", "accuracy": "report: accuracy, %"}  # of reference.csv
+TAGS = {f"{part}/{score}" for part in ("train", "val", "test") for score in ("loss", "acc")}  # in curves.csv
 CURVE = "accuracy over epochs"  # the column of pictures, which only the page has
 DESCENDING = ("optimizer", "lr", "batch_size")  # columns that come first, in the order of the report's table
 
@@ -126,28 +117,21 @@ def collect(runs: dict[str, Run], folder: Path) -> tuple[pd.DataFrame, pd.DataFr
 
     Settings are texts, as `runs.texts_of` writes them; results are numbers.
     """
-    cells, curves = [], []
-    for key, run in runs.items():
-        if run.result:
-            scalars = {
-                tag.replace("/", "_"): values
-                for tag, values in run.curves().items()
-                if tag.split("/")[0] in ("train", "val", "test") and tag.split("/")[1] in ("loss", "acc")
-            }
-            cells.append({"run": key} | row_of_run(run, scalars))
-            of_run = pd.DataFrame(scalars).rename_axis("epoch").reset_index().round(5)
-            curves.append(of_run.assign(run=key))
-    known = {row["run"] for row in cells}
-    earlier = [row for row in read_table(folder / "cells.csv") if row["run"] not in known]
-    old = read_curves(folder / "curves.csv")
-    if not old.empty:
-        curves.insert(0, old[~old["run"].isin(known)])
-    table = pd.DataFrame([*earlier, *cells], columns=["run", "format", *COLUMNS, *RESULTS])
+    finished = {key: run for key, run in runs.items() if run.result}
+    cells = [row for row in read_table(folder / "cells.csv") if row["run"] not in finished]
+    old = read_csv(folder / "curves.csv", index_col="run")
+    curves = [old[~old.index.isin(finished)]]
+    for key, run in finished.items():
+        scalars = {tag.replace("/", "_"): values for tag, values in run.curves().items() if tag in TAGS}
+        cells.append({"run": key} | row_of_run(run, scalars))
+        of_run = pd.DataFrame(scalars).rename_axis("epoch").reset_index().round(5)
+        curves.append(of_run.assign(run=key).set_index("run"))
+    table = pd.DataFrame(cells, columns=["run", "format", *COLUMNS, *RESULTS])
     table[list(RESULTS)] = table[list(RESULTS)].astype(float)
-    points = pd.concat([part for part in curves if not part.empty], ignore_index=True) if curves else pd.DataFrame()
+    points = [part for part in curves if len(part)]
     return (
         table.round({score: 1 if score == "seconds" else 2 for score in RESULTS}),
-        points[["run", *points.columns.drop("run")]] if len(points) else points,
+        pd.concat(points).reset_index() if points else pd.DataFrame(),
     )
 
 
@@ -251,18 +235,6 @@ def explanation(settings: dict[str, pd.DataFrame], baseline: str | None) -> str:
     return "\n\n".join(lines)
 
 
-def minus_baseline(cells: pd.DataFrame, part: pd.DataFrame, baseline: str, varying: Sequence[str]) -> str:
-    """The difference, paired by seed, of a setting from the one that has the baseline's flags and else its own."""
-    base = select(cells, baseline, "baseline")
-    named = {word.partition("=")[0] for word in baseline.split()}
-    named |= {"teacher_sha256"} if "teacher" in named else set()
-    free = [flag for flag in varying if flag not in named]
-    base = base[(base[free] == part.iloc[0][free]).all(axis=1)]
-    if set(base.index) == set(part.index):
-        return ""  # it is the baseline
-    return interval(paired_differences(part, base, "baseline", baseline), SIGNED)
-
-
 def beside(part: pd.DataFrame, reference: pd.DataFrame) -> dict[str, str]:
     """The columns of reference.csv for a setting, and how its accuracy agrees with the report's."""
     theirs = figures_of_others(part, reference)
@@ -292,18 +264,6 @@ def optimism(cells: pd.DataFrame) -> str:
         return ""
     spread = f"{gain.min():.2f} to {gain.max():.2f}"
     return f"Choosing the epoch on the test set adds {gain.mean():.2f} points to the last epoch's accuracy ({spread})."
-
-
-def read_curves(path: Path) -> pd.DataFrame:
-    """Of earlier pages, a row an epoch; empty if there is no such file.
-
-    Raises:
-        UsageError: It is damaged, or does not say of which run.
-    """
-    table = read_csv(path)
-    if not table.empty and "run" not in table:
-        raise UsageError(f"{path}: has no column run")
-    return table
 
 
 def read_reference(path: Path) -> pd.DataFrame:
@@ -412,9 +372,9 @@ def draw_searches(searched: Sequence[Study], folder: Path) -> None:
                 pyplot.close(figure)
 
 
-def save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path, **options: Any) -> None:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    figure.savefig(buffer, format="png", **options)
     write_bytes(path, buffer.getvalue())
 
 
