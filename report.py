@@ -2,12 +2,14 @@
 
 python report.py logs/coursework
 python report.py logs/sgd_vs_adam --seeds 1,2,3,4,5,6,7,8 --compare optimizer=sgd optimizer=adam
+python report.py logs/optimizers --compare optimizer=sgd optimizer=adam optimizer=adamw
 python report.py logs/preprocessing --baseline "denoise=none segment=none normalize=dataset"
 
-Writes results/<name>/: README.md, cells.csv (a row a run), curves.csv (a row an epoch) and pictures. Runs whose logs
-are on another machine keep what the two CSV files have of them. Two files in that folder come from elsewhere: notes.md
-becomes part of the page, and reference.csv has further columns of the table, by the flags that it names; its
-`best_epoch` and `accuracy` are the coursework report's.
+Writes results/<name>/: README.md, its tables as CSV and LaTeX, cells.csv (a row a run), curves.csv (a row an epoch) and
+pictures, of searches Optuna's too. Runs whose logs are on another machine keep what cells.csv and curves.csv have of
+them. Two files in that folder come from elsewhere: notes.md becomes part of the page, and reference.csv has further
+columns of the table, by the flags that it names; its `best_epoch` and `accuracy` are the coursework report's, and the
+page says how far ours agree with it.
 """
 
 from __future__ import annotations

@@ -50,7 +50,10 @@ def agreement(settings: Sequence[tuple[pd.Series, float]]) -> str:
     if not settings:
         return ""
     difference = interval(pd.Series([runs.mean() - figure for runs, figure in settings]), SIGNED)
-    text = f"Ours minus the report's accuracy, mean of {len(settings)} settings: {difference} points."
+    text = (
+        f"Ours minus the report's accuracy over {len(settings)} settings: {difference} points, mean ± standard "
+        "deviation (95% interval of the mean, Student's t)."
+    )
     repeated = [(prediction(runs), figure) for runs, figure in settings if len(runs) > 1]
     inside = sum(low <= figure <= high for (low, high), figure in repeated)
     if repeated:
@@ -171,7 +174,7 @@ def verdict(
     difference = pair[0] - pair[1]
     better, worse = settings if difference.mean() >= 0 else settings[::-1]
     low, high = sorted((pair[0].mean(), pair[1].mean()))
-    pairs, size = len(difference), f"difference of {high - low:.2f} points"
+    pairs, size = len(difference), f"difference of {abs(difference.mean()):.2f} points"
     corrected = f", corrected for {comparisons} comparisons" if comparisons > 1 else ""
     flatters = ", whose epoch was chosen on the test set, which flatters" if on_test else ""
     if least >= 0.05:

@@ -122,14 +122,11 @@ class Engine:
 
     def best(self, cells: list[Cell], flag: str) -> list[dict[str, str]]:
         """For each value of `flag`, what is assigned to the cell with the highest validation accuracy."""
-        best: dict[Any, tuple[float, dict[str, str]]] = {}
-        for trial in self.trials(cells).values():
-            if trial.state == TrialState.COMPLETE:
-                values = assigned(trial)
-                value, accuracy = getattr(self.plan.config(values), flag), trial.user_attrs["result"]["val_acc"]
-                if value not in best or accuracy > best[value][0]:
-                    best[value] = accuracy, values
-        return [values for accuracy, values in best.values()]
+        done = [trial for trial in self.trials(cells).values() if trial.state == TrialState.COMPLETE]
+        best: dict[Any, dict[str, str]] = {}
+        for trial in sorted(done, key=lambda trial: trial.user_attrs["result"]["val_acc"], reverse=True):
+            best.setdefault(getattr(self.plan.config(assigned(trial)), flag), assigned(trial))
+        return list(best.values())
 
     def _work(self) -> None:
         try:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import io
-import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +57,11 @@ def write_page(
         raise UsageError(f"{', '.join(map(str, folders))}: none of {len(runs)} runs is finished")
     varying = varying_settings(cells)
     cells = in_order(cells, varying)
-    shown = cells[cells["seed"].isin(seeds.split(","))] if seeds else cells
-    if shown.empty:
+    chosen = cells[cells["seed"].isin(seeds.split(","))] if seeds else cells
+    if chosen.empty:
         raise SettingError("seeds", seeds, "no run has one of these")
-    settings = by_setting(shown, varying)
-    answer, comparison = compared(shown, compare) if compare else ("", None)
+    settings = by_setting(chosen, varying)
+    answer, comparison = compared(chosen, compare) if compare else ("", None)
     reference = read_reference(folder / "reference.csv")
     theirs = [figures_of_others(part, reference).get("accuracy") for part in settings.values()]
     both = [(scored(part), float(figure)) for part, figure in zip(settings.values(), theirs, strict=True) if figure]
@@ -86,7 +85,7 @@ def write_page(
         write_table(folder / "table", table),
         explanation(settings, baseline),
         agreement(both),
-        optimism(shown),
+        optimism(chosen),
         "" if comparison is None else f"## Compared\n\n{write_table(folder / 'comparison', comparison)}",
         "![Accuracy over epochs](curves.png)",
         *(f"![A search: {path.stem}]({path.name})" for path in sorted(folder.glob("search-*.png"))),
@@ -208,8 +207,9 @@ def table_of(
         row |= {TITLES[score]: interval(part[score].dropna()) for score in RESULTS[1:-1]}
         if baseline:
             row["minus baseline, points"] = minus_baseline(cells, part, baseline, varying)
-        rows.append(row | beside(part, reference) | {"seconds": f"{part['seconds'].median():.0f}"})
-    table = pd.DataFrame(rows)
+        rows.append(row | beside(part, reference))
+    table = pd.DataFrame(rows).fillna("")
+    table["seconds"] = [f"{part['seconds'].median():.0f}" for part in settings.values()]
     return table.loc[:, (table != "").any()]
 
 
@@ -217,19 +217,19 @@ def write_table(path: Path, table: pd.DataFrame) -> str:
     """Write a table of texts as CSV and LaTeX (of the package booktabs), and return it in Markdown."""
     bare = table.drop(columns=CURVE, errors="ignore")
     write(path.with_suffix(".csv"), bare.to_csv(index=False, lineterminator="\n"))
-    write(path.with_suffix(".tex"), in_text(bare, "latex_booktabs") + "\n")
-    return f"{in_text(table, 'pipe')}\n\nThe same as [CSV]({path.name}.csv) and [LaTeX]({path.name}.tex)."
-
-
-def in_text(table: pd.DataFrame, form: str) -> str:
-    return tabulate(table.to_dict("list"), "keys", form, disable_numparse=True)
+    latex, markdown = (
+        tabulate(each.to_dict("list"), "keys", form, disable_numparse=True)
+        for each, form in ((bare, "latex_booktabs"), (table, "pipe"))
+    )
+    write(path.with_suffix(".tex"), latex + "\n")
+    return f"{markdown}\n\nThe same as [CSV]({path.name}.csv) and [LaTeX]({path.name}.tex)."
 
 
 def explanation(settings: dict[str, pd.DataFrame], baseline: str | None) -> str:
     """What the figures of the table are."""
-    lines = [f"Baseline: {baseline}; differences are paired by seed, their intervals are not corrected."] * bool(
-        baseline
-    )
+    lines = []
+    if baseline:
+        lines += [f"Baseline: {baseline}; differences are paired by seed, their intervals are not corrected."]
     if any(len(part) > 1 for part in settings.values()):
         lines += ["Several seeds: mean ± standard deviation (95% interval of the mean, Student's t); seconds: median."]
     return "\n\n".join(lines)
@@ -239,14 +239,13 @@ def beside(part: pd.DataFrame, reference: pd.DataFrame) -> dict[str, str]:
     """The columns of reference.csv for a setting, and how its accuracy agrees with the report's."""
     theirs = figures_of_others(part, reference)
     row = {REFERENCE.get(column, column): text for column, text in theirs.items()}
-    if "accuracy" in theirs:
-        runs, figure = scored(part), float(theirs["accuracy"] or "nan")
-        known = not math.isnan(figure)
-        row[REFERENCE["accuracy"]] = PLAIN(figure) if known else ""
-        row["ours minus report's, points"] = SIGNED(runs.mean() - figure) if known else ""
-        low, high = prediction(runs) if known and len(runs) > 1 else (math.nan, math.nan)
-        within = f"{'yes' if low <= figure <= high else 'no'} ({PLAIN(low)} to {PLAIN(high)})"
-        row["report's within 95% prediction interval"] = "" if math.isnan(low) else within
+    if theirs.get("accuracy"):
+        runs, figure = scored(part), float(theirs["accuracy"])
+        row |= {REFERENCE["accuracy"]: PLAIN(figure), "ours minus report's, points": SIGNED(runs.mean() - figure)}
+        if len(runs) > 1:
+            low, high = prediction(runs)
+            answer = "yes" if low <= figure <= high else "no"
+            row["report's within 95% prediction interval"] = f"{answer} ({PLAIN(low)} to {PLAIN(high)})"
     return row
 
 
@@ -293,19 +292,17 @@ def read_csv(path: Path, **options: Any) -> pd.DataFrame:
         raise UsageError(f"{path}: damaged: {' '.join(str(error).split())}") from error
 
 
-def origin(folders: Sequence[Path], page: Path, options: dict[str, Sequence[str | None]]) -> str:
+def origin(folders: Sequence[Path], page: Path, options: Mapping[str, Sequence[str | None]]) -> str:
     """The commands that make the page in the folder `page`: the sweep, anew or from the table there; the report."""
     command = ["python", "report.py", *(path.as_posix() for path in folders)]
     for flag, values in options.items():
         command += [flag, *filter(None, values)] if any(values) else []
     lines = [f"    {command_line(*command)}"]
     if (plan := Path("recipes") / "sweeps" / f"{folders[0].resolve().name}.yaml").exists():
-        sweep = f"    {command_line('python', 'sweep.py', '--config', plan.as_posix())}"
-        again = f"{sweep} --reuse {command_line((page / 'cells.csv').as_posix())}"
-        lines = [sweep, *lines, f"
-With the results beside this page, instead of training anew:
-
-{again}"]
+        sweep = ["python", "sweep.py", "--config", plan.as_posix()]
+        again = command_line(*sweep, "--reuse", (page / "cells.csv").as_posix())
+        lines = [f"    {command_line(*sweep)}", *lines]
+        lines += [f"\nWith the results beside this page, instead of training anew:\n\n    {again}"]
     return "\n".join(lines)
 
 

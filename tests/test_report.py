@@ -309,7 +309,7 @@ def test_the_reports_figure_is_within_the_spread_of_several_seeds_or_not(logs: L
     within = [row["report's within 95% prediction interval"] for row in rows(page)]
     assert within == ["yes (66.03 to 75.97)", "no (59.60 to 60.60)", ""]
     assert [row["ours minus report's, points"] for row in rows(page)] == ["-3.00", "-0.90", "+0.00"]
-    assert "mean of 3 settings: -1.30 ± 1.54 (-5.12 to +2.52) points" in page
+    assert "over 3 settings: -1.30 ± 1.54 (-5.12 to +2.52) points" in page
     assert "single run in 1 of the 2 settings with several seeds" in page
 
 

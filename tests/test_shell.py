@@ -71,7 +71,8 @@ def test_the_commands_that_a_page_keeps_can_be_pasted(
     plan.parent.mkdir(parents=True)
     plan.touch()
     groups = ["optimizer=sgd lr=0.1", "optimizer=adam"]
-    text = tables.origin([Path("logs", name)], Path("results", name), name, "0,1", groups, "width=1 seed=0")
+    options = {"--name": [name], "--seeds": ["0,1"], "--compare": groups, "--baseline": ["width=1 seed=0"]}
+    text = tables.origin([Path("logs", name)], Path("results", name), options)
     anew, report, reuse = (f"python {part}".split("\n\n")[0] for part in text.split("    python ")[1:])
     table = f"results/{name}/cells.csv"
     assert pasted(anew) == ["sweep.py", "--config", plan.as_posix()]
