@@ -82,13 +82,14 @@ class EpochLines(Callback):
         self._epoch_images = 0
         self._epoch_start = time.perf_counter()
         self._sums: dict[str, float | Tensor] = {}  # over this process's images of the epoch
+        terminal = getattr(sys.stderr, "isatty", None)  # what a notebook puts in its place may not have it
         self._bar = tqdm(
             total=int(trainer.num_training_batches),
             desc=f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}",
             bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
             leave=False,
             dynamic_ncols=True,
-            disable=self.quiet or not sys.stderr.isatty(),
+            disable=self.quiet or terminal is None or not terminal(),
         )
 
     @rank_zero_only

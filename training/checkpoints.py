@@ -13,11 +13,14 @@ import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
+from cifar10.config import DataConfig
 from cifar10.errors import UsageError
-from cifar10.settings import FORMAT
+from cifar10.settings import FORMAT, settings
 from cifar10.storage import write_bytes
+from cifar_datamodule import CIFAR10DataModule
 from lenet_module import LeNetModule
 from models.checkpoint import LAST, Checkpoint
+from models.config import ModelConfig
 from training.cli import in_yaml
 from training.config import SETTINGS, RunConfig, read_config
 from training.shell import command_line
@@ -114,8 +117,8 @@ def load_module(checkpoint: Checkpoint) -> LeNetModule:
 def release(checkpoint: Checkpoint, target: Path, test_acc: float) -> None:
     """Write a checkpoint without what only training needs, and with what a user of its weights should know.
 
-    `load_checkpoint` reads it; beside its entries it has `test_acc`, `measured_on`, and `command`, which makes the run
-    again. Of the run's settings it has those that are part of its identity.
+    `load_checkpoint` and Lightning read it; beside their entries it has `test_acc`, `measured_on`, and `command`, which
+    makes the run again. Of the run's settings it has those that are part of its identity.
 
     Args:
         target: The file to write; its folder is made.
@@ -132,7 +135,16 @@ def release(checkpoint: Checkpoint, target: Path, test_acc: float) -> None:
         "measured_on": "the 10,000 test images of CIFAR-10, preprocessed as the flags say, one forward pass",
         "command": command_line("python", "train.py", *words),
     }
+    model, data = (
+        {name: flags[name] for name in settings(kind) if name in flags} for kind in (ModelConfig, DataConfig)
+    )
+    lightning = {
+        "pytorch-lightning_version": pl.__version__,
+        LeNetModule.CHECKPOINT_HYPER_PARAMS_KEY: model | {"val_name": flags["select_on"]},
+        CIFAR10DataModule.CHECKPOINT_HYPER_PARAMS_KEY: data,
+    }
+    entries = replace(checkpoint, flags=flags, format=FORMAT).entries() | lightning | facts
     try:
-        AtomicCheckpointIO().save_checkpoint(replace(checkpoint, flags=flags, format=FORMAT).entries() | facts, target)
+        AtomicCheckpointIO().save_checkpoint(entries, target)
     except OSError as error:
         raise UsageError(f"{target}: {error.strerror}") from error

@@ -173,6 +173,8 @@ def test(run: Run) -> dict[str, Any]:
         tester.loggers = run.trainer.loggers
         module = LeNetModule(run.config, val_name=run.config.select_on)
         module.load_state_dict(run.module.state_dict())
+    if run.config.select_on == "test":
+        tester.loggers = []  # the curve of the epochs is there
     tester.test(module, datamodule=run.datamodule, verbose=False)
     return result | {f"test_{name}": tester.callback_metrics[f"test/{name}"].item() for name in ("acc", "loss")}
 
