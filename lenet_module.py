@@ -4,6 +4,8 @@
 gives (float images [B, 3, 32, 32], int64 labels [B]):
 
     pl.Trainer(max_epochs=10).fit(LeNetModule(optimizer="adam"), train_dataloaders=loader)
+
+With `CIFAR10DataModule` it is a program of one line, `LightningCLI(LeNetModule, CIFAR10DataModule)`.
 """
 
 from __future__ import annotations
@@ -33,9 +35,12 @@ class LeNetModule(pl.LightningModule):
 
     Logged once an epoch, over the epoch's number (counted from 1): `train/loss`, `train/acc`, `val/loss`, `val/acc`,
     and in a test `test/loss`, `test/acc`; while training, over steps: `train/loss_step`. `Trainer.test` and
-    `Trainer.validate` return theirs, and as `step` the epochs done. Accuracies are fractions
-    in [0, 1]. Label smoothing and distillation are in the training loss alone, so that the others compare across runs;
-    for the same reason the Trainer's `precision` is that of training steps, and evaluation is in float32.
+    `Trainer.validate` return theirs, and the number of epochs done as `step`. Accuracies are fractions in [0, 1].
+    Label smoothing and distillation are in the training loss alone, so that the others compare across runs; for the
+    same reason the Trainer's `precision` is that of training steps, and evaluation and prediction are in float32.
+
+    `load_from_checkpoint` takes what train.py wrote. A network of someone's own is in a file that is named there: it
+    is run.
 
     Args:
         config: What learns and how, such as a run's configuration; None takes the defaults.
