@@ -22,6 +22,7 @@ from lenet_module import LeNetModule
 from made_up import OWN_NETWORKS, own_network
 from models.checkpoint import load_checkpoint
 from models.classifier import load_classifier
+from training.callbacks import on_terminal
 from training.checkpoints import release
 
 RELEASED = ROOT / "checkpoints" / "lenet5-cifar10.ckpt"
@@ -222,10 +223,19 @@ def test_in_a_notebook_train_takes_texts_as_paths_and_prints_a_line_an_epoch(
         first = door.train(**small, **folders)
         second = door.train(**small, **folders)
     lines = out.getvalue().splitlines()
-    assert [line[:9] for line in lines] == ["epoch 1/2", "epoch 2/2"] * 2 and "\r" not in out.getvalue()
+    assert [line[:9] for line in lines if line.startswith("epoch")] == [
+        "epoch 1/2",
+        "epoch 2/2",
+    ] * 2 and "\r" not in out.getvalue()
     assert Path(first["log_dir"]).parent == Path(second["log_dir"]).parent == Path("x/sgd-lr0.05-bs50-seed0")
     assert (first["test_loss"], first["val_acc"]) == (second["test_loss"], second["val_acc"])
     assert load_classifier(first["checkpoint"]).class_names  # a text, too
+
+
+@pytest.mark.parametrize("stream", [None, Cell(), io.StringIO()], ids=["none", "cell", "file"])
+def test_progress_is_not_drawn_where_nothing_says_that_there_is_a_terminal(stream: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert not on_terminal()
 
 
 @pytest.mark.parametrize("make", [LeNetModule, door.train])

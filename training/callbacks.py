@@ -82,14 +82,13 @@ class EpochLines(Callback):
         self._epoch_images = 0
         self._epoch_start = time.perf_counter()
         self._sums: dict[str, float | Tensor] = {}  # over this process's images of the epoch
-        terminal = getattr(sys.stderr, "isatty", None)  # what a notebook puts in its place may not have it
         self._bar = tqdm(
             total=int(trainer.num_training_batches),
             desc=f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}",
             bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
             leave=False,
             dynamic_ncols=True,
-            disable=self.quiet or terminal is None or not terminal(),
+            disable=self.quiet or not on_terminal(),
         )
 
     @rank_zero_only
@@ -309,6 +308,12 @@ def log_epoch(trainer: pl.Trainer, values: dict[str, float]) -> None:
     """Log values of the epoch that is ending over the number of epochs done."""
     for logger in trainer.loggers:
         logger.log_metrics(values, step=trainer.current_epoch + 1)
+
+
+def on_terminal() -> bool:
+    """Whether standard error says that it is a terminal; what a notebook puts in its place may say nothing."""
+    isatty = getattr(sys.stderr, "isatty", None)
+    return isatty is not None and isatty()
 
 
 def best_checkpoint(trainer: pl.Trainer) -> str:
