@@ -87,14 +87,29 @@ class RunCheckpoint(ModelCheckpoint):
 class StopOnSignal(StopSignals, Callback):
     """Ctrl-C and SIGTERM raise `Stopped` at the end of the running step; a second signal acts at once.
 
-    Nothing is written then: the checkpoint of the last whole epoch is what a run goes on from.
+    Nothing is written then: the checkpoint of the last whole epoch is what a run goes on from. Of several processes all
+    stop after the same step, whichever of them got the signal; while they wait for each other at the start, one ends at
+    once if `waiting` is set.
     """
 
-    def _stop(self, trainer: pl.Trainer, *hook_arguments: Any) -> None:
-        if self.received is not None:
-            folder = Path(getattr(trainer.checkpoint_callback, "dirpath", None) or "")
-            raise Stopped(self.received, folder if (folder / LAST).exists() else None)
+    def _met(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.waiting = False
+        self.listen()  # Lightning's own handler, set meanwhile, breaks into what the processes exchange
 
+    def _stop(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *hook_arguments: Any) -> None:
+        received = self.received or 0
+        if trainer.world_size > 1:
+            if not trainer.training:  # where not all have as many batches
+                return
+            mine = torch.tensor(received, device=pl_module.device)
+            received = int(trainer.strategy.reduce(mine, reduce_op="max"))
+        if received and trainer.local_rank:
+            raise SystemExit  # the first process of the machine tells; for any other status Lightning would kill it
+        if received:
+            folder = Path(getattr(trainer.checkpoint_callback, "dirpath", None) or "")
+            raise Stopped(received, folder if (folder / LAST).exists() else None)
+
+    on_train_start = on_test_start = _met
     on_train_batch_end = on_validation_batch_end = on_test_batch_end = _stop  # type: ignore[assignment]
 
 

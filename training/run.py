@@ -6,17 +6,22 @@ result = train(optimizer="adam", epochs=3)
 from __future__ import annotations
 
 import logging
+import os
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.environments import LightningEnvironment
+from pytorch_lightning.accelerators import AcceleratorRegistry
 from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.strategies import StrategyRegistry
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
@@ -31,12 +36,14 @@ from models.distillation import load_teacher
 from models.networks import HorizontalFlipAverage
 from training import callbacks as visible
 from training.checkpoints import AtomicCheckpointIO, RunCheckpoint, StopOnSignal, config_of, load_module
-from training.config import SETTINGS, RunConfig, with_contents
+from training.config import SETTINGS, Hardware, RunConfig, with_contents
 from training.diagnosis import train_loss_name
 from training.evaluation import BestModel
-from training.files import read_result, reserve_version, write_config, write_result
+from training.files import lock_run, read_result, reserve_version, write_config, write_result
 from training.hardware import keep_freed_memory
 from training.tensorboard import log_result
+
+LOG_EVERY = 20  # steps between two points of a curve over steps, if an epoch has as many
 
 
 def train(
@@ -63,10 +70,10 @@ def train(
         Stopped: Ctrl-C or SIGTERM.
     """
     run = build(replace(config or RunConfig(), **flags), resume, started)
-    with run.watch.stop:
+    with run.lock, run.watch.stop:
         fit(run)
         result = test(run)
-    return write(run, result) if run.trainer.is_global_zero else {}
+        return write(run, result) if run.trainer.is_global_zero else {}
 
 
 @dataclass(frozen=True)
@@ -99,7 +106,7 @@ class Watch:
 
 @dataclass
 class Run:
-    """The parts of a run; `logger` is None if nothing is kept."""
+    """The parts of a run; `logger` is None, and nothing locked, if nothing is kept."""
 
     config: RunConfig
     resume: Path | None
@@ -108,6 +115,7 @@ class Run:
     trainer: pl.Trainer
     watch: Watch
     logger: TensorBoardLogger | None = None
+    lock: ExitStack = field(default_factory=ExitStack)
 
 
 def build(config: RunConfig, resume: Path | None = None, started: float | None = None) -> Run:
@@ -138,12 +146,19 @@ def build(config: RunConfig, resume: Path | None = None, started: float | None =
         max_epochs=config.epochs,
         callbacks=watch.callbacks(config),
         limit_val_batches=None if monitor else 0,
-        log_every_n_steps=20,
+        log_every_n_steps=LOG_EVERY,
         enable_checkpointing=not config.fast_dev_run,
         fast_dev_run=config.fast_dev_run,
     )
     if config.batch_size % trainer.world_size:
         raise SettingError("batch_size", config.batch_size, f"does not divide by the {trainer.world_size} processes")
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if name not in os.environ]
+    if missing and config.num_nodes > 1 and isinstance(trainer.strategy.cluster_environment, LightningEnvironment):  # type: ignore[attr-defined]
+        raise SettingError("num_nodes", config.num_nodes, f"needs {missing[0]} in the environment of each machine")
+    datamodule.prepare_data()
+    datamodule.setup()
+    trainer.log_every_n_steps = min(LOG_EVERY, len(datamodule.train_dataloader()))  # type: ignore[attr-defined]
+    watch.stop.waiting = trainer.world_size > 1
     run = Run(config, resume, datamodule, module, trainer, watch)
     if not config.fast_dev_run:
         make_folders(run)
@@ -201,6 +216,7 @@ def write(run: Run, result: dict[str, Any]) -> dict[str, Any]:
 
 def resolved(config: RunConfig) -> RunConfig:
     """Set the process up; the configuration with all that a run decides once, at its start, and keeps."""
+    refuse_hardware(config)
     keep_freed_memory()
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -223,13 +239,12 @@ def make_folders(run: Run) -> None:
     if run.resume:
         name, version = run.resume.absolute().parent.parent.name, run.resume.absolute().parent.name
     elif trainer.is_global_zero:
-        run.datamodule.prepare_data()
-        run.datamodule.setup()
         version = reserve_version(config.log_dir / name, config.checkpoint_dir / name)
     for checkpoint in filter(None, [run.watch.best, run.watch.last]):
         checkpoint.dirpath = str(config.checkpoint_dir / name / version)
     run.logger = trainer.logger = RunLogger(config.log_dir, name, version, default_hp_metric=False)
     if trainer.is_global_zero:
+        run.lock = lock_run(config.checkpoint_dir / name / version)
         Path(run.logger.log_dir).mkdir(parents=True, exist_ok=True)
         write_config(Path(run.logger.log_dir), config)
 
@@ -252,9 +267,11 @@ class RunLogger(TensorBoardLogger):
 def make_trainer(**options: Any) -> pl.Trainer:
     """Lightning's Trainer with what all runs of this project share; UsageError if it refuses an option."""
     # What Lightning would say here is either in our own lines or does not hold for data in memory.
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # a resumed run's
+    warnings.filterwarnings("ignore", ".*sync_dist=True.*")  # our metrics are of all processes already
     warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning 2.6 on newer PyTorch
     try:
         return pl.Trainer(
@@ -267,8 +284,27 @@ def make_trainer(**options: Any) -> pl.Trainer:
             plugins=[AtomicCheckpointIO()],
             **options,
         )
-    except (MisconfigurationException, ValueError) as error:
-        raise UsageError(str(error).splitlines()[0]) from error
+    except (MisconfigurationException, ValueError, ModuleNotFoundError) as error:
+        raise UsageError(" ".join(str(error).split())) from error
+
+
+def refuse_hardware(config: Hardware) -> None:
+    """SettingError for what this machine or this project does not have, as far as can be asked beforehand."""
+    accelerators = [name for name, each in AcceleratorRegistry.items() if each["accelerator"].is_available()]
+    gpus = [name for name in accelerators if name != "cpu"]
+    there = ["auto", *sorted(accelerators), *(["gpu"] if gpus else [])]
+    # What trains in copies of this process brings no result back to it.
+    copies = ("spawn", "fork", "notebook")
+    known = [
+        "auto",
+        *sorted({name for name in StrategyRegistry.available_strategies() if not any(word in name for word in copies)}),
+    ]
+    for name, values in (("accelerator", there), ("strategy", known)):
+        if getattr(config, name) not in values:
+            raise SettingError(name, getattr(config, name), f"must be one of {', '.join(values)} here")
+    on_cpu = config.accelerator == "cpu" or not gpus
+    if on_cpu and config.devices != "auto" and not (isinstance(config.devices, int) and config.devices > 0):
+        raise SettingError("devices", config.devices, "must be a number of processes, 1 or above, or auto on the CPU")
 
 
 def to_resume(path: Path, given: dict[str, Any]) -> tuple[RunConfig, Path]:
@@ -279,7 +315,7 @@ def to_resume(path: Path, given: dict[str, Any]) -> tuple[RunConfig, Path]:
     """
     checkpoint = load_checkpoint(path, given.get("network"))
     config = config_of(checkpoint)
-    path = checkpoint.path.absolute()
+    path = Path(os.path.abspath(checkpoint.path))
     if not path.parent.name.startswith("version_"):
         raise UsageError(f"{path}: must be in its run's folder, checkpoints/<run>/version_N")
     if given.get("precision") == "auto":  # it is decided once, on the machine on which the run started
@@ -289,15 +325,48 @@ def to_resume(path: Path, given: dict[str, Any]) -> tuple[RunConfig, Path]:
         before, after = getattr(config, name), getattr(changed, name)
         # More epochs are as if there had been more from the start, if nothing depends on how many there are.
         endless = name == "epochs" and config.schedule == "constant" and not config.plain_epochs
-        if before != after and not SETTINGS[name].metadata["resumable"] and not (endless and after > before):
+        same = name == "teacher" and config.teacher_sha256  # which is looked at
+        free = SETTINGS[name].metadata["resumable"] or (endless and after > before) or same
+        if before != after and not free:
             raise SettingError(name, after, f"the run to resume has {before}, which must stay")
-    return replace(changed, checkpoint_dir=path.parent.parent.parent), path
+    return replace(changed, **folders_of(config, path.parent, given)), path
+
+
+def folders_of(config: RunConfig, folder: Path, given: Collection[str]) -> dict[str, Any]:
+    """Where data, logs, checkpoints and teacher of a run are, but for what is `given`.
+
+    Relative paths are meant from where the run was started, which the place of its checkpoints tells; if that was
+    moved, or told nothing, from here.
+
+    Args:
+        folder: Of its checkpoints, absolute.
+
+    Raises:
+        UsageError: One of them is not there.
+    """
+    inside = config.checkpoint_dir / folder.parent.name / folder.name
+    start = Path(os.path.abspath(folder.joinpath(*[".."] * len(inside.parts))))
+    told = not inside.is_absolute() and start / inside == folder
+    start = start if told and start != Path.cwd() else Path()
+    found = {"checkpoint_dir": start / config.checkpoint_dir if told else folder.parent.parent}
+    for name, below in {"log_dir": f"{folder.parent.name}/{folder.name}", "data_dir": "", "teacher": ""}.items():
+        path = getattr(config, name)
+        if path and name not in given:
+            there = [each for each in (start / path, path) if (each / below).exists()]
+            if not there:
+                raise SettingError(name, start / path / below, "not there; the run to resume needs it, so say where")
+            found[name] = there[0]
+    return found
 
 
 def finished(config: RunConfig, resume: Path) -> dict[str, Any] | None:
     """The result of the run to resume, if it has trained all its epochs and was tested."""
-    found = read_result(config.log_dir / resume.parent.parent.name / resume.parent.name)
-    return found[1] if found and found[1]["epochs"] >= config.epochs else None
+    folder = config.log_dir / resume.parent.parent.name / resume.parent.name
+    found = read_result(folder)
+    if not found or found[1]["epochs"] < config.epochs:
+        return None
+    checkpoint = config.checkpoint_dir / folder.parent.name / folder.name / Path(found[1]["checkpoint"]).name
+    return found[1] | {"log_dir": str(folder), "checkpoint": str(checkpoint)}  # where they are now
 
 
 def evaluate(
