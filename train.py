@@ -69,7 +69,7 @@ def main() -> None:
         return
 
     # PyTorch and Lightning take seconds to import: a bad flag is refused before.
-    from training.run import finished, to_resume
+    from training.resume import finished, to_resume
 
     if finding:
         find_lr(config)

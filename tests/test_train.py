@@ -153,7 +153,8 @@ def test_fast_dev_run_leaves_nothing_behind(run: Any, tmp_path: Path, data_dir: 
 def test_hardware_that_is_not_there_is_refused_by_its_flag_and_leaves_nothing(
     run: Any, tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch, flags: dict[str, Any]
 ) -> None:
-    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", "NODE_RANK": "2"}.items():
+        monkeypatch.setenv(name, value)  # of two nodes the second has rank 1
     ((name, value),) = flags.items()
     with pytest.raises(SettingError, match=f"^{name} {value}: .") as raised:
         run(**flags)

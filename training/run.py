@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +17,12 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from lightning_fabric.plugins.environments import LightningEnvironment
+from lightning_fabric.plugins.environments import (
+    LSFEnvironment,
+    MPIEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from pytorch_lightning.accelerators import AcceleratorRegistry
 from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -25,21 +30,22 @@ from pytorch_lightning.strategies import StrategyRegistry
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
+from torch.distributed import DistNetworkError, DistStoreError
 
 from cifar10.config import Data
 from cifar10.errors import SettingError, UsageError
 from cifar_datamodule import PREPROCESSED, CIFAR10DataModule
 from lenet_module import LeNetModule
-from models.checkpoint import LAST, Checkpoint, load_checkpoint
+from models.checkpoint import LAST, Checkpoint
 from models.config import Teacher
 from models.distillation import load_teacher
 from models.networks import HorizontalFlipAverage
 from training import callbacks as visible
-from training.checkpoints import AtomicCheckpointIO, RunCheckpoint, StopOnSignal, config_of, load_module
+from training.checkpoints import AtomicCheckpointIO, RunCheckpoint, StopOnSignal, load_module
 from training.config import SETTINGS, Hardware, RunConfig, with_contents
 from training.diagnosis import train_loss_name
 from training.evaluation import BestModel
-from training.files import lock_run, read_result, reserve_version, write_config, write_result
+from training.files import lock_run, reserve_version, write_config, write_result
 from training.hardware import keep_freed_memory
 from training.tensorboard import log_result
 
@@ -152,9 +158,6 @@ def build(config: RunConfig, resume: Path | None = None, started: float | None =
     )
     if config.batch_size % trainer.world_size:
         raise SettingError("batch_size", config.batch_size, f"does not divide by the {trainer.world_size} processes")
-    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if name not in os.environ]
-    if missing and config.num_nodes > 1 and isinstance(trainer.strategy.cluster_environment, LightningEnvironment):  # type: ignore[attr-defined]
-        raise SettingError("num_nodes", config.num_nodes, f"needs {missing[0]} in the environment of each machine")
     datamodule.prepare_data()
     datamodule.setup()
     trainer.log_every_n_steps = min(LOG_EVERY, len(datamodule.train_dataloader()))  # type: ignore[attr-defined]
@@ -169,10 +172,12 @@ def fit(run: Run) -> None:
     """Train all epochs, or those that a stopped run still lacks, and look at what the best epoch's network does."""
     if run.trainer.is_global_zero and not run.config.quiet:
         print(f"training in {run.config.precision}, threads: {run.config.threads}", flush=True)
-    run.trainer.fit(run.module, datamodule=run.datamodule, ckpt_path=run.resume, weights_only=True)
-    run.watch.best_model.show(
-        run.trainer, run.module, run.datamodule.val_dataloader()
-    )  # a run stopped after its last epoch
+    try:
+        run.trainer.fit(run.module, datamodule=run.datamodule, ckpt_path=run.resume, weights_only=True)
+    except (DistNetworkError, DistStoreError) as error:  # such as a port that is taken
+        raise UsageError(f"the processes of the run do not meet: {str(error).splitlines()[0]}") from error
+    # Of a run that was stopped after its last epoch, nothing is shown yet.
+    run.watch.best_model.show(run.trainer, run.module, run.datamodule.val_dataloader())
 
 
 def test(run: Run) -> dict[str, Any]:
@@ -289,84 +294,25 @@ def make_trainer(**options: Any) -> pl.Trainer:
 
 
 def refuse_hardware(config: Hardware) -> None:
-    """SettingError for what this machine or this project does not have, as far as can be asked beforehand."""
-    accelerators = [name for name, each in AcceleratorRegistry.items() if each["accelerator"].is_available()]
+    """SettingError for what this machine or this project does not have, as far as can be asked before Lightning is."""
+    accelerators = sorted(name for name, each in AcceleratorRegistry.items() if each["accelerator"].is_available())
     gpus = [name for name in accelerators if name != "cpu"]
-    there = ["auto", *sorted(accelerators), *(["gpu"] if gpus else [])]
-    # What trains in copies of this process brings no result back to it.
-    copies = ("spawn", "fork", "notebook")
-    known = [
-        "auto",
-        *sorted({name for name in StrategyRegistry.available_strategies() if not any(word in name for word in copies)}),
-    ]
-    for name, values in (("accelerator", there), ("strategy", known)):
+    # Strategies that train in copies of this process bring nothing back to it.
+    copied = ("spawn", "fork", "notebook")
+    strategies = [name for name in StrategyRegistry.available_strategies() if not name.endswith(copied)]
+    there = {"accelerator": ["auto", *accelerators, *(["gpu"] if gpus else [])], "strategy": ["auto", *strategies]}
+    for name, values in there.items():
         if getattr(config, name) not in values:
-            raise SettingError(name, getattr(config, name), f"must be one of {', '.join(values)} here")
-    on_cpu = config.accelerator == "cpu" or not gpus
-    if on_cpu and config.devices != "auto" and not (isinstance(config.devices, int) and config.devices > 0):
+            raise SettingError(name, getattr(config, name), f"must be one of {', '.join(values)} on this machine")
+    whole = isinstance(config.devices, int) and config.devices > 0
+    if (config.accelerator == "cpu" or not gpus) and not (whole or config.devices == "auto"):
         raise SettingError("devices", config.devices, "must be a number of processes, 1 or above, or auto on the CPU")
-
-
-def to_resume(path: Path, given: dict[str, Any]) -> tuple[RunConfig, Path]:
-    """The configuration to go on with from a checkpoint, its own but for what a resumed run may change, and the file.
-
-    Raises:
-        UsageError: `path` is no checkpoint in the folder of its run, or `given` changes what the run is.
-    """
-    checkpoint = load_checkpoint(path, given.get("network"))
-    config = config_of(checkpoint)
-    path = Path(os.path.abspath(checkpoint.path))
-    if not path.parent.name.startswith("version_"):
-        raise UsageError(f"{path}: must be in its run's folder, checkpoints/<run>/version_N")
-    if given.get("precision") == "auto":  # it is decided once, on the machine on which the run started
-        given = given | {"precision": config.precision}
-    changed = replace(config, **given)
-    for name in given:
-        before, after = getattr(config, name), getattr(changed, name)
-        # More epochs are as if there had been more from the start, if nothing depends on how many there are.
-        endless = name == "epochs" and config.schedule == "constant" and not config.plain_epochs
-        same = name == "teacher" and config.teacher_sha256  # which is looked at
-        free = SETTINGS[name].metadata["resumable"] or (endless and after > before) or same
-        if before != after and not free:
-            raise SettingError(name, after, f"the run to resume has {before}, which must stay")
-    return replace(changed, **folders_of(config, path.parent, given)), path
-
-
-def folders_of(config: RunConfig, folder: Path, given: Collection[str]) -> dict[str, Any]:
-    """Where data, logs, checkpoints and teacher of a run are, but for what is `given`.
-
-    Relative paths are meant from where the run was started, which the place of its checkpoints tells; if that was
-    moved, or told nothing, from here.
-
-    Args:
-        folder: Of its checkpoints, absolute.
-
-    Raises:
-        UsageError: One of them is not there.
-    """
-    inside = config.checkpoint_dir / folder.parent.name / folder.name
-    start = Path(os.path.abspath(folder.joinpath(*[".."] * len(inside.parts))))
-    told = not inside.is_absolute() and start / inside == folder
-    start = start if told and start != Path.cwd() else Path()
-    found = {"checkpoint_dir": start / config.checkpoint_dir if told else folder.parent.parent}
-    for name, below in {"log_dir": f"{folder.parent.name}/{folder.name}", "data_dir": "", "teacher": ""}.items():
-        path = getattr(config, name)
-        if path and name not in given:
-            there = [each for each in (start / path, path) if (each / below).exists()]
-            if not there:
-                raise SettingError(name, start / path / below, "not there; the run to resume needs it, so say where")
-            found[name] = there[0]
-    return found
-
-
-def finished(config: RunConfig, resume: Path) -> dict[str, Any] | None:
-    """The result of the run to resume, if it has trained all its epochs and was tested."""
-    folder = config.log_dir / resume.parent.parent.name / resume.parent.name
-    found = read_result(folder)
-    if not found or found[1]["epochs"] < config.epochs:
-        return None
-    checkpoint = config.checkpoint_dir / folder.parent.name / folder.name / Path(found[1]["checkpoint"]).name
-    return found[1] | {"log_dir": str(folder), "checkpoint": str(checkpoint)}  # where they are now
+    launchers = (LSFEnvironment, MPIEnvironment, SLURMEnvironment, TorchElasticEnvironment)
+    if config.num_nodes > 1 and not any(each.detect() for each in launchers):
+        address, port, rank = (os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK"))
+        if not (address and port.isdecimal() and rank.isdecimal() and int(rank) < config.num_nodes):
+            needed = f"MASTER_ADDR, MASTER_PORT and NODE_RANK, 0 to {config.num_nodes - 1}"
+            raise SettingError("num_nodes", config.num_nodes, f"needs {needed}, in the environment of each machine")
 
 
 def evaluate(
