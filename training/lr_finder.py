@@ -29,7 +29,8 @@ from lenet_module import LeNetModule
 from training import figures
 from training.callbacks import on_terminal
 from training.config import RunConfig
-from training.run import make_halves, make_trainer, resolved
+from training.run import make_halves, resolved
+from training.trainer import make_trainer
 
 STEPS = 300
 LOWEST, HIGHEST = 1e-3, 30.0  # rates at the start and the end, in units of the module's own
