@@ -3,8 +3,8 @@
     datamodule = CIFAR10DataModule(batch_size=128)
     pl.Trainer(use_distributed_sampler=False).fit(any_module, datamodule=datamodule)
 
-A batch is (float32 images [B, 3, 32, 32], channels_last, normalised; int64 labels [B]); with a teacher, training
-batches have a third part, its logits, float32 [B, 10].
+A batch is (float32 images [B, 3, 32, 32], contiguous, normalised; int64 labels [B]); with a teacher, training batches
+have a third part, its logits, float32 [B, 10]. To predict are the test images, in their order, with their labels.
 """
 
 from __future__ import annotations
@@ -24,13 +24,7 @@ from cifar10 import download, records
 from cifar10.augmentation import Draws, crop_and_flip, cutout, draw_epoch
 from cifar10.cache import Lazy
 from cifar10.config import DataConfig, Preprocessing
-from cifar10.preprocessing import (
-    before_and_after,
-    fit_whitening,
-    from_state,
-    normalize,
-    preprocess_lazily,
-)
+from cifar10.preprocessing import before_and_after, fit_whitening, from_state, normalize, preprocess_lazily
 
 PREPROCESSED = "preprocessed"  # the folder of what is kept, beside the data set's; it may be deleted at any time
 EVAL_BATCH_SIZE = 250  # as fast as larger ones, in less memory
@@ -62,7 +56,9 @@ class CIFAR10DataModule(pl.LightningDataModule):
         **flags: Any,
     ) -> None:
         super().__init__()
-        self.config = replace(config or DataConfig(), **flags).group(DataConfig)
+        # LightningCLI finds its arguments by the call that takes the flags.
+        self.config = (DataConfig(**flags) if config is None else replace(config, **flags)).group(DataConfig)
+        self.save_hyperparameters(self.config.plain(), logger=False)
         self.preprocessing = self.config.group(Preprocessing)
         self.teacher = teacher
         self.mean: Tensor | None = None  # float32 [3], of the training part's pixels, in [0, 255]
@@ -78,10 +74,11 @@ class CIFAR10DataModule(pl.LightningDataModule):
             self._verified = True
 
     def setup(self, stage: str | None = None) -> None:
-        if self._train is not None or (stage == "test" and self.mean is not None):
+        """Prepare the images, by the statistics and the whitening of the training part unless a state was loaded."""
+        if self._train is not None or (stage in ("test", "predict") and self.mean is not None):
             return
         images, labels = self._images(train=True), self._labels(train=True)
-        if self.teacher is not None:
+        if self.teacher is not None and self._teacher_logits is None:
             self._teacher_logits = self.teacher(images.array)
         self.train_indices, self.val_indices = stratified_split(labels, self.config.val_size, self.config.split_seed)
         firsts = [int(self.train_indices[labels[self.train_indices] == label][0]) for label in labels.unique()]
@@ -89,14 +86,17 @@ class CIFAR10DataModule(pl.LightningDataModule):
         corrupted = self.preprocessing.corrupt_on == "both"
         images = preprocess_lazily(images, self.preprocessing, corrupted=corrupted, folder=self._kept)
         if self.preprocessing.normalize == "zca":
-            self.whitening = fit_whitening(images, self.train_indices.numpy(), self._kept)
+            if self.whitening is None:
+                self.whitening = fit_whitening(images, self.train_indices.numpy(), self._kept)
             images = preprocess_lazily(images, Preprocessing(), self.whitening, folder=self._kept)
-        self._train = _channels_last(images.array), labels
-        self.mean, self.std = torch.zeros(3), torch.full((3,), 255.0)
-        if self.preprocessing.normalize != "none":
-            self.mean, self.std = channel_statistics(self._train[0], self.train_indices)
+        self._train = _pixels_last(images.array), labels
+        if self.mean is None:
+            self.mean, self.std = torch.zeros(3), torch.full((3,), 255.0)
+            if self.preprocessing.normalize != "none":
+                self.mean, self.std = channel_statistics(self._train[0], self.train_indices)
 
     def train_dataloader(self) -> DataLoader:
+        self.setup()  # again, if a state was loaded since
         rank, world_size = self._process()
         if self.config.batch_size % world_size:
             raise ValueError(f"batch_size {self.config.batch_size} does not divide by the {world_size} processes")
@@ -112,13 +112,17 @@ class CIFAR10DataModule(pl.LightningDataModule):
             return self.test_dataloader()
         if self.config.val_size == 0:
             return []
+        self.setup()
         assert self._train is not None
         return self._evaluation_loader(*self._train, self.val_indices)
 
     def test_dataloader(self) -> DataLoader:
         images, labels = self._images(train=False), self._labels(train=False)
         images = preprocess_lazily(images, self.preprocessing, self.whitening, corrupted=True, folder=self._kept)
-        return self._evaluation_loader(_channels_last(images.array), labels, torch.arange(len(labels)))
+        return self._evaluation_loader(_pixels_last(images.array), labels, torch.arange(len(labels)))
+
+    def predict_dataloader(self) -> DataLoader:
+        return self.test_dataloader()
 
     def state_dict(self) -> dict[str, Any]:
         """The preprocessing and the statistics: later images have to be treated by the same."""
@@ -128,6 +132,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.mean, self.std = state_dict["mean"], state_dict["std"]
         self.preprocessing, self.whitening = from_state(state_dict)
+        self._train = None  # Lightning loads a checkpoint after `setup`, which may have prepared them in another way
 
     def examples(self) -> dict[str, np.ndarray]:
         """What `before_and_after` makes of the first training image of each class; after `setup`."""
@@ -246,13 +251,8 @@ class ShuffledBatches(Sampler):
     """
 
     def __init__(self, indices: Tensor, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
-        self.indices, self.batch_size, self.seed, self.rank, self.world_size = (
-            indices,
-            batch_size,
-            seed,
-            rank,
-            world_size,
-        )
+        self.indices, self.batch_size, self.seed = indices, batch_size, seed
+        self.rank, self.world_size = rank, world_size
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -268,7 +268,7 @@ class ShuffledBatches(Sampler):
             yield self.epoch, batch[self.rank :: self.world_size]
 
 
-def _channels_last(images: np.ndarray) -> Tensor:
+def _pixels_last(images: np.ndarray) -> Tensor:
     """uint8 [N, 32, 32, 3] of images [N, 3, 32, 32], in the same memory."""
     return torch.from_numpy(images).permute(0, 2, 3, 1)
 

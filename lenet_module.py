@@ -4,6 +4,8 @@
 gives (float images [B, 3, 32, 32], int64 labels [B]):
 
     pl.Trainer(max_epochs=10).fit(LeNetModule(optimizer="adam"), train_dataloaders=loader)
+
+With `CIFAR10DataModule` it is a program of one line, `LightningCLI(LeNetModule, CIFAR10DataModule)`.
 """
 
 from __future__ import annotations
@@ -32,9 +34,13 @@ class LeNetModule(pl.LightningModule):
     """Cross-entropy training of `LeNet5`, or of another network.
 
     Logged once an epoch, over the epoch's number (counted from 1): `train/loss`, `train/acc`, `val/loss`, `val/acc`,
-    and in a test `test/loss`, `test/acc`; while training, over steps: `train/loss_step`. Accuracies are fractions
-    in [0, 1]. Label smoothing and distillation are in the training loss alone, so that the others compare across runs;
-    for the same reason the Trainer's `precision` is that of training steps, and evaluation is in float32.
+    and in a test `test/loss`, `test/acc`; while training, over steps: `train/loss_step`. `Trainer.test` and
+    `Trainer.validate` return theirs, and the number of epochs done as `step`. Accuracies are fractions in [0, 1].
+    Label smoothing and distillation are in the training loss alone, so that the others compare across runs; for the
+    same reason the Trainer's `precision` is that of training steps, and evaluation and prediction are in float32.
+
+    `load_from_checkpoint` takes what train.py wrote. A network of someone's own is in a file that is named there: it
+    is run.
 
     Args:
         config: What learns and how, such as a run's configuration; None takes the defaults.
@@ -49,7 +55,9 @@ class LeNetModule(pl.LightningModule):
 
     def __init__(self, config: ModelConfig | None = None, *, val_name: str = "val", **flags: Any) -> None:
         super().__init__()
-        self.config = replace(config or ModelConfig(), **flags).group(ModelConfig).resolved()
+        # LightningCLI finds its arguments by the call that takes the flags.
+        config = ModelConfig(**flags) if config is None else replace(config, **flags)
+        self.config = config.group(ModelConfig).resolved()
         self.save_hyperparameters(self.config.plain() | {"val_name": val_name}, logger=False)
         self.model: Any = make_network(self.config.network, self.config.width, self.config.network_sha256)
         self.train_metrics = _metrics("train/")
@@ -95,34 +103,43 @@ class LeNetModule(pl.LightningModule):
     def on_test_epoch_end(self) -> None:
         self._log_epoch(self.test_metrics)
 
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Probabilities, float32 [B, 10], of a batch of images or of (images, anything else)."""
+        return self._exact_logits(batch if isinstance(batch, Tensor) else batch[0]).softmax(1)
+
     def configure_optimizers(self) -> Any:
         optimizer = make_optimizer(self.parameters(), self.config)
         schedule = make_schedule(optimizer, self.config.schedule, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "train/lr"}}
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], metrics: MetricCollection) -> Tensor:
-        """Update `metrics` and return the logits [B, 10].
-
-        In float32 under mixed precision too; weights that the Trainer keeps in another format ("bf16-true") stay in it.
-        """
+        """Update `metrics` and return the logits [B, 10]."""
         images, labels = batch
-        with torch.autocast(self.device.type, enabled=False):
-            logits = self(images.to(next(self.parameters()).dtype))
+        logits = self._exact_logits(images)
         loss = F.cross_entropy(logits, labels)
         metrics.update(loss=loss, images=len(labels), preds=logits, target=labels)
         return logits
 
+    def _exact_logits(self, images: Tensor) -> Tensor:
+        """Float32 logits, computed in float32 under mixed precision too.
+
+        Weights that the Trainer keeps in another format ("bf16-true") stay in it.
+        """
+        with torch.autocast(self.device.type, enabled=False):
+            return self(images.to(next(self.parameters()).dtype))
+
     def _log_epoch(self, metrics: MetricCollection) -> None:
         """Log an epoch's metrics over the number of epochs done, which compares batch sizes as steps cannot."""
-        epochs_done = self.current_epoch + int(self.trainer.state.fn == TrainerFn.FITTING)
         values = metrics.compute()
-        self.log_dict(values | {"epoch": float(epochs_done)}, logger=False)
-        curve_is_there = self.trainer.testing and self.hparams["val_name"] == "test"
-        if not (self.trainer.sanity_checking or curve_is_there):
-            for logger in self.loggers:
-                logger.log_metrics({name: value.item() for name, value in values.items()}, step=epochs_done)
-                logger.save()
         metrics.reset()
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            self.log_dict(values | {"step": float(self.current_epoch)})  # Lightning's name of the x axis
+            return
+        epochs_done = self.current_epoch + 1
+        self.log_dict(values | {"epoch": float(epochs_done)}, logger=False)
+        for logger in [] if self.trainer.sanity_checking else self.loggers:
+            logger.log_metrics({name: value.item() for name, value in values.items()}, step=epochs_done)
+            logger.save()
 
     def _current_lr(self) -> float:
         return self.trainer.optimizers[0].param_groups[0]["lr"]

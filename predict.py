@@ -15,17 +15,13 @@ import sys
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cifar10.errors import UsageError
-from cifar10.pictures import FITS, find_images
+from cifar10.pictures import FITS, UNKNOWN, find_images
 from models.answers import Answer, classify
 from training.cli import Parser, exit_status
-
-if TYPE_CHECKING:
-    pass
 
 CHECKPOINT = Path(__file__).parent / "checkpoints" / "lenet5-cifar10.ckpt"
 
@@ -55,6 +51,14 @@ def printable(text: object) -> str:
     return str(text) if str(text).isprintable() else ascii(str(text))
 
 
+def told(passed_over: Sequence[Path]) -> str:
+    return f"passed over, hidden or no image: {len(passed_over)} in folders, such as {printable(min(passed_over))}"
+
+
+def nothing(passed_over: Sequence[Path]) -> UsageError:
+    return UsageError("no image files in the folders given" + (f"; {told(passed_over)}" if passed_over else ""))
+
+
 def label(file: Path) -> str:
     """The name of the folder that the file is in."""
     return Path(os.path.abspath(file)).parent.name
@@ -76,7 +80,7 @@ def report(answers: Sequence[Answer], class_names: Sequence[str]) -> str:
 
 def parser() -> Parser:
     parser = Parser(description="Classify image files, by CIFAR-10's ten classes.", usage="%(prog)s files [flags]")
-    parser.add_argument("files", nargs="*", type=Path, help="Image files, and folders of them.")
+    parser.add_argument("files", nargs="*", type=Path, help="Image files, and folders of them, hidden ones apart.")
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="File of train.py, or its run's folder.")
     parser.add_argument(
         "--network", metavar="FILE:CLASS", help="The checkpoint's network, where it is one of your own."
@@ -98,9 +102,9 @@ def parser() -> Parser:
 
 def main() -> None:
     flags = parser().parse_args()
-    files = find_images(flags.files)
+    files, passed_over = find_images(flags.files)
     if not files and not (flags.export and not flags.files):
-        raise UsageError("no image files given" if not flags.files else "no image files in the folders given")
+        raise nothing(passed_over) if flags.files else UsageError("no image files given")
 
     from models.classifier import load_classifier  # takes more than a second: bad flags are refused before
 
@@ -117,6 +121,11 @@ def main() -> None:
     if not files:
         return
     answers, failed = classify(classifier, files, flags.fit)
+    for file in {file for file, reason in failed.items() if reason == UNKNOWN} - set(flags.files):
+        passed_over.append(file)
+        del failed[file]
+    if not answers and not failed:
+        raise nothing(passed_over)
     sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
     show = show_json if flags.json else show_csv if flags.csv else show_table
     show(answers)
@@ -125,8 +134,10 @@ def main() -> None:
     sys.stdout.flush()
     for file, reason in failed.items():
         print(f"predict.py: {printable(file)}: {printable(reason)}", file=sys.stderr)
+    if passed_over:
+        print(f"predict.py: {told(passed_over)}", file=sys.stderr)
     if failed:
-        raise UsageError(f"{len(failed)} of {len(files)} files could not be read")
+        raise UsageError(f"{len(failed)} of {len(answers) + len(failed)} files could not be read")
 
 
 if __name__ == "__main__":

@@ -2,12 +2,14 @@
 
 python report.py logs/coursework
 python report.py logs/sgd_vs_adam --seeds 1,2,3,4,5,6,7,8 --compare optimizer=sgd optimizer=adam
+python report.py logs/optimizers --compare optimizer=sgd optimizer=adam optimizer=adamw
 python report.py logs/preprocessing --baseline "denoise=none segment=none normalize=dataset"
 
-Writes results/<name>/: README.md, cells.csv (a row a run), curves.csv (a row an epoch) and pictures. Runs whose logs
-are on another machine keep what the two CSV files have of them. Two files in that folder come from elsewhere: notes.md
-becomes part of the page, and reference.csv has further columns of the table, by the flags that it names; its
-`best_epoch` and `accuracy` are the coursework report's.
+Writes results/<name>/: README.md, its tables as CSV and LaTeX, cells.csv (a row a run), curves.csv (a row an epoch) and
+pictures, of searches Optuna's too. Runs whose logs are on another machine keep what cells.csv and curves.csv have of
+them. Two files in that folder come from elsewhere: notes.md becomes part of the page, and reference.csv has further
+columns of the table, by the flags that it names; its `best_epoch` and `accuracy` are the coursework report's, and the
+page says how far ours agree with it.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ def report(folders: Sequence[Path], compare: Sequence[str] = (), **flags: Any) -
 
     Args:
         folders: Log folders of runs, or folders of such.
-        compare: Two groups, "optimizer=sgd lr=0.05" each, compared by pairs of runs with the same seed.
+        compare: Groups, "optimizer=sgd lr=0.05" each: the first against each other one, by pairs of runs with the same
+            seed.
         flags: Of `ReportSettings`.
 
     Returns:
@@ -51,21 +54,25 @@ def report(folders: Sequence[Path], compare: Sequence[str] = (), **flags: Any) -
     Raises:
         UsageError: There is no run, or the groups cannot be paired.
     """
-    from experiments.tables import origin, write_page  # takes pandas, SciPy and Matplotlib
+    from experiments.tables import write_page  # takes pandas, SciPy and Matplotlib
 
     chosen = ReportSettings(**flags)
     for path in folders:
         if not path.is_dir():
             raise UsageError(f"{path}: no such folder")
-    folder = chosen.results_dir / (chosen.name or folders[0].resolve().name)
-    lines = origin(folders, folder, chosen.name, chosen.seeds, compare, chosen.baseline)
-    return write_page(folders, folder, chosen.seeds, compare, chosen.baseline, lines)
+    return write_page(folders, chosen.results_dir, chosen.name, chosen.seeds, compare, chosen.baseline)
 
 
 def parser() -> Parser:
     parser = Parser("Tables, curves and comparisons of runs.", usage="%(prog)s FOLDER [FOLDER ...] [flags]")
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="Log folders of runs, or of sweeps.")
-    parser.add_argument("--compare", nargs=2, default=[], metavar="GROUP", help="Such as optimizer=sgd optimizer=adam.")
+    parser.add_argument(
+        "--compare",
+        nargs="+",
+        default=[],
+        metavar="GROUP",
+        help="Such as optimizer=sgd optimizer=adam: the first group against each other one.",
+    )
     parser.add_settings(ReportSettings)
     return parser
 

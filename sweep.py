@@ -12,7 +12,6 @@ killed: finished cells are not run again, and a running one goes on from its las
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from experiments.grid import Cell, Plan
 from experiments.study import Engine, default_workers, open_study
 from training.cli import Parser, RecipeFile, exit_status
 from training.config import SETTINGS
+from training.shell import command_line, door
 from training.signals import StopSignals
 
 
@@ -131,7 +131,7 @@ def main() -> None:
     del flags["config"]
     complete = sweep(**flags)
     chosen = SweepSettings(**{name: value for name, value in flags.items() if name not in ("grid", "search")})
-    print(f"next  {shlex.join(['python', 'report.py', str(plan_of(chosen).log_dir)])}")
+    print(f"next  {command_line('python', door('report.py'), plan_of(chosen).log_dir)}")
     if not complete:
         sys.exit("sweep.py: some cells failed; --retry runs them again")
 

@@ -7,7 +7,6 @@ python train.py --optimizer adam --find_lr
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from training.cli import Parser, RecipeFile, exit_status
 from training.config import GROUPS, RunConfig
 from training.diagnosis import Trend, sentences
 from training.files import REPORT
+from training.shell import command_line, door
 
 
 def train(config: RunConfig | None = None, **flags: Any) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def summary(result: dict[str, Any]) -> str:
         report = Path(result["log_dir"]) / REPORT
         lines |= {"logs": result["log_dir"], **({"report": str(report)} if report.exists() else {})}
         lines["checkpoint"] = result["checkpoint"]
-        lines["next"] = f"tensorboard --logdir {shlex.quote(str(Path(result['log_dir']).parent.parent))}"
+        lines["next"] = command_line("tensorboard", "--logdir", Path(result["log_dir"]).parent.parent)
     return "\n".join(f"{name:<15}{value}" for name, value in lines.items())
 
 
@@ -72,7 +72,7 @@ def main() -> None:
         return
 
     # PyTorch and Lightning take seconds to import: a bad flag is refused before.
-    from training.run import finished, to_resume
+    from training.resume import finished, to_resume
 
     if finding:
         find_lr(config)
@@ -93,7 +93,7 @@ def find_lr(config: RunConfig) -> None:
     lr, picture = find_lr(config)
     again = [argument for argument in sys.argv[1:] if argument not in ("--find_lr", "--find-lr")]
     print(f"suggested      {lr:g}\npicture        {picture}")
-    print(f"next           {shlex.join(['python', 'train.py', *again, '--lr', f'{lr:g}'])}")
+    print(f"next           {command_line('python', door('train.py'), *again, '--lr', f'{lr:g}')}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ import math
 import os
 import platform
 import re
-import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import median
@@ -14,13 +13,15 @@ import pytorch_lightning as pl
 import torch
 from tabulate import tabulate
 
+from training.shell import command_line
+
 
 def header(title: str, module: str, arguments: Sequence[str], count: int, counted: str = "rounds") -> str:
     """Title and origin of a page, in Markdown; `module` is what made it, `count` is of what `counted` names."""
     return "\n".join(
         [
             f"# {title}\n",
-            f"- command: `{shlex.join(['python', '-m', module, *arguments])}`",
+            f"- command: `{command_line('python', '-m', module, *arguments)}`",
             f"- processor: {processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
             f"- versions: Python {platform.python_version()}, torch {torch.__version__}, Lightning {pl.__version__}",
             f"- date: {datetime.date.today()}",

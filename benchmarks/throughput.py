@@ -41,7 +41,7 @@ from cifar_datamodule import AugmentedBatches, CIFAR10DataModule
 from lenet_module import LeNet5
 from models.config import Optimization
 from models.optimizers import make_optimizer, make_schedule
-from training.memory import keep_freed_memory
+from training.hardware import keep_freed_memory
 from training.run import train
 
 OUT = Path("results/throughput.md")

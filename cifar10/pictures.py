@@ -2,32 +2,69 @@
 
 from __future__ import annotations
 
+import re
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cache
+from importlib import import_module
 from io import BytesIO
+from math import prod
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError, features
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
 SIZE = (32, 32)
 BACKGROUND = "white"  # behind transparent pixels, as a browser shows them, and around padded images
 DRAFT = (256, 256)  # the least a JPEG is decoded to: eight times SIZE, so that the filter still decides the pixels
+JPEG_PIXELS = 250_000_000  # the most of a JPEG, which is decoded reduced: more than a phone's 200 megapixels
 FITS = {  # to SIZE; Pillow's bicubic filter widens with the reduction, so it antialiases
     "crop": lambda image: ImageOps.fit(image, SIZE, Image.Resampling.BICUBIC),
     "pad": lambda image: ImageOps.pad(image, SIZE, Image.Resampling.BICUBIC, BACKGROUND),
     "stretch": lambda image: image.resize(SIZE, Image.Resampling.BICUBIC),
 }
 PROFILED = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # the mode that a profile of this colour space converts from
+NOT_DECODED = {"BUFR", "GRIB", "HDF5", "MPEG"}  # Pillow tells these by name, and has no decoder for them
+# Those of MPO, which Pillow opens as JPEG, and of what it opens with a plugin or in some versions.
+MORE_SUFFIXES = {".mpo", ".heic", ".heics", ".heif", ".heifs", ".hif", ".avif", ".avifs"}
+HEIF = re.compile(rb".{4}ftyp.*?(heic|heix|hevc|mif1|msf1|avif|avis)", re.DOTALL)  # brands, ISO/IEC 23008-12, AVIF 1.1
+UNKNOWN = "no image that Pillow knows, or damaged"
 
 
-def find_images(paths: Sequence[Path]) -> list[Path]:
-    """The files among `paths`, and those in its folders, at any depth, whose suffix Pillow knows; sorted, each once."""
-    files = {path for path in paths if not path.is_dir()}
-    for folder in set(paths) - files:
-        known = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
-        files |= {path for path in folder.rglob("*") if path.suffix.lower() in known and path.is_file()}
-    return sorted(files)
+def find_images(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """The files among `paths`, and those in its folders, at any depth, whose suffix is an image's; sorted, each once.
+
+    Links to folders are followed, and each folder is searched once. A folder that cannot be listed is among the files,
+    and reading it tells why.
+
+    Returns:
+        Also the hidden ones in folders, which are passed over: their names begin with a dot. Hidden folders are not
+        searched.
+    """
+    decoded = Image.OPEN.keys() - NOT_DECODED
+    known = {suffix for suffix, name in Image.registered_extensions().items() if name in decoded} | MORE_SUFFIXES
+    waiting = deque(path for path in paths if path.is_dir())
+    files, hidden, searched = set(paths) - set(waiting), set[Path](), set[Path]()
+    while waiting:
+        folder = waiting.popleft()
+        if (real := folder.resolve()) in searched:
+            continue
+        searched.add(real)
+        try:
+            inside = list(folder.iterdir())
+        except OSError:
+            files.add(folder)
+            continue
+        for path in inside:
+            is_hidden = path.name.startswith(".")
+            if path.is_dir() and not is_hidden:
+                waiting.insert(len(waiting) if path.is_symlink() else 0, path)  # links last: folders keep their names
+            elif path.suffix.lower() in known and path.is_file():
+                (hidden if is_hidden else files).add(path)
+    return sorted(files), sorted(hidden)
 
 
 def read_image(path: Path, fit: str = "crop") -> np.ndarray:
@@ -40,17 +77,20 @@ def read_image(path: Path, fit: str = "crop") -> np.ndarray:
     Raises:
         Exception: Whatever Pillow raises for a damaged file.
     """
-    with Image.open(path) as file:
+    with opened(path) as file:
         if file.format == "EPS":  # Pillow would have Ghostscript run it
             raise ValueError("EPS is a program, and none is run")
         file.draft(None, DRAFT)
+        scale_transparent_colour(file)
         file.load()
         image: Image.Image = file
         with suppress(Exception):  # damaged EXIF tells no orientation
             image = ImageOps.exif_transpose(file)
         alpha = None
-        if image.has_transparency_data and not image.mode.startswith(("I", "F")):
+        if image.has_transparency_data:
             image, alpha = opaque(image)
+        if isinstance(file, TiffImageFile) and file.mode == "I;16":
+            image = in_16_bits(image, file.tag_v2[BITSPERSAMPLE][0], file.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0)
         image = to_srgb(image, file.info.get("icc_profile"))
         if alpha:
             image.putalpha(alpha)
@@ -58,9 +98,53 @@ def read_image(path: Path, fit: str = "crop") -> np.ndarray:
         return np.asarray(FITS[fit](image))
 
 
+def opened(path: Path) -> Image.Image:
+    """A file, of which no pixel is decoded yet.
+
+    Raises:
+        DecompressionBombError: It has more pixels than Pillow allows, or than `JPEG_PIXELS` if it is a JPEG that is not
+            progressive; DecompressionBombWarning likewise, where warnings are errors.
+    """
+    register_heif()
+    try:
+        return Image.open(path)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        with suppress(SyntaxError):  # not a JPEG
+            file = JpegImageFile(path)  # without the check
+            if prod(file.size) <= JPEG_PIXELS and "progressive" not in file.info:  # which libjpeg holds whole
+                return file
+            file.close()
+        raise
+
+
+@cache
+def register_heif() -> None:
+    """Let Pillow read HEIC too, where pillow-heif, which nothing requires, is installed."""
+    with suppress(ImportError):
+        import_module("pillow_heif").register_heif_opener()
+
+
+def scale_transparent_colour(file: Image.Image) -> None:
+    """Give a PNG's transparent colour the scale of its pixels: Pillow scales those of 2, 4 and 3 x 16 bits alone."""
+    stored = file.tile[0][3] if file.format == "PNG" and file.tile else None  # type: ignore[attr-defined]
+    if "transparency" in file.info and stored in ("L;2", "L;4"):
+        file.info["transparency"] *= {"L;2": 85, "L;4": 17}[stored]
+    elif "transparency" in file.info and stored == "RGB;16B":
+        file.info["transparency"] = tuple(value >> 8 for value in file.info["transparency"])
+
+
+def in_16_bits(image: Image.Image, bits: int, inverted: bool) -> Image.Image:
+    """A TIFF's grey image of 12 or 16 bits, as Pillow gives it, from 0, which is black, to 65535."""
+    pixels = np.asarray(image).astype(np.uint32) * 65535 // (2**bits - 1)
+    return Image.fromarray((65535 - pixels if inverted else pixels).astype(np.uint16))
+
+
 def opaque(image: Image.Image) -> tuple[Image.Image, Image.Image]:
     """An image that has transparent pixels as one that has none, grey if it was, and how opaque each is, mode L."""
-    filled = image.convert("RGBA")
+    if image.mode.startswith("I"):
+        seen = np.asarray(image) != image.info["transparency"]
+        return image, Image.fromarray(seen.astype(np.uint8) * 255)
+    filled = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
     return filled.convert("L" if is_grey(image) else "RGB"), filled.getchannel("A")
 
 
@@ -107,7 +191,20 @@ def read_or_reason(path: Path, fit: str) -> np.ndarray | str:
     try:
         return read_image(path, fit)
     except UnidentifiedImageError:
-        return "no image that Pillow knows, or damaged"
+        return what_it_needs(path) or UNKNOWN
     except Exception as error:  # Pillow's many decoders raise whatever they trip over
         reason = error.strerror if isinstance(error, OSError) else None
         return reason or f"not decoded: {str(error) or type(error).__name__}"
+
+
+def what_it_needs(path: Path) -> str | None:
+    """How a HEIC or AVIF file that Pillow does not know can be read; None for another, or a damaged one."""
+    with path.open("rb") as file:
+        brand = HEIF.match(file.read(64))
+    if brand and brand[1].startswith(b"avi"):
+        return (
+            None
+            if "AVIF" in Image.OPEN and features.check("avif")
+            else "AVIF: to read it, pip install --upgrade pillow"
+        )
+    return "HEIC: to read it, pip install pillow-heif" if brand and "HEIF" not in Image.OPEN else None

@@ -136,12 +136,13 @@ def from_state(state: Mapping[str, Any], format: int = 1) -> tuple[Preprocessing
 
 
 def normalize(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """uint8 [B, 32, 32, 3] to float32 [B, 3, 32, 32], which is channels_last without a copy.
+    """uint8 [B, 32, 32, 3] to float32 [B, 3, 32, 32], contiguous.
 
     Args:
         mean, std: float32 [3], per channel, in [0, 255].
     """
-    return ((pixels - mean) / std).permute(0, 3, 1, 2)
+    planes = pixels.permute(0, 3, 1, 2).contiguous()  # bytes are moved faster than floats, and planes computed with
+    return planes.sub(mean[:, None, None]).div_(std[:, None, None])
 
 
 def before_and_after(

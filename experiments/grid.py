@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,16 +94,17 @@ class Plan:
         return [Cell(f"{key} {number}", assigned, space) for number in range(trials)]
 
     def config(self, assigned: dict[str, str]) -> RunConfig:
-        """What a run is; the sweep's own texts are on top of the recipe."""
+        """What a run is, with what is in the files that it names; the sweep's own texts are on top of the recipe."""
         key = json.dumps(assigned, sort_keys=True)
         if key not in self._configs:
-            self._configs[key] = config_of(self.recipe_flags | self._texts(assigned))
+            self._configs[key] = with_contents(RunConfig(**self.recipe_flags | self._texts(assigned)))
         return self._configs[key]
 
     def arguments(self, assigned: dict[str, str], threads: int) -> list[str]:
         """The command line of a run, which gets `threads` unless the sweep's texts say otherwise."""
         recipe = ["--config", self.recipe] if self.recipe else []
-        return recipe + arguments({"threads": str(threads)} | self._texts(assigned))
+        texts = {"threads": str(threads)} | self._texts(assigned)
+        return recipe + [f"--{flag}={value}" for flag, value in texts.items()]
 
     def _texts(self, assigned: dict[str, str]) -> dict[str, str]:
         """All flags on top of the recipe's."""
@@ -133,15 +133,6 @@ class Plan:
 def read_results(path: Path) -> dict[str, dict[str, Any]]:
     """The results in a `cells.csv` by identity, each with the file that it is `reused` from; UsageError if damaged."""
     return {config.identity(): result_of_row(row) | {"reused": path.as_posix()} for row, config in read_cells(path)}
-
-
-def config_of(flags: Mapping[str, Any]) -> RunConfig:
-    """A run's configuration from its flags or their texts, with what is in the files that they name."""
-    return with_contents(RunConfig(**flags))
-
-
-def arguments(texts: dict[str, str]) -> list[str]:
-    return [f"--{flag}={value}" for flag, value in texts.items()]
 
 
 def parse(text: str) -> dict[str, str]:

@@ -1,23 +1,21 @@
-"""Statistics of runs: intervals of means, and comparisons paired by seed. Accuracies are in percent."""
+"""Statistics of runs: intervals, comparisons paired by seed, agreement with others' figures. Accuracies in percent."""
 
 from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from scipy import stats
-from tabulate import tabulate
 
 from cifar10.errors import SettingError
 from experiments.runs import COLUMNS, canonical
 
 RESAMPLES = 9999
-MIN_PAIRS = 6  # with fewer, flipping the signs of all pairs cannot give a p below 0.05: the least is 2 / 2^pairs
 PLAIN, SIGNED = "{:.2f}".format, "{:+.2f}".format
+EQUAL = "none: all differences are equal"
 
 
 def scored(part: pd.DataFrame) -> pd.Series:
@@ -26,67 +24,117 @@ def scored(part: pd.DataFrame) -> pd.Series:
 
 
 def interval(values: pd.Series, number: Callable[[float], str] = PLAIN) -> str:
+    """Mean ± standard deviation (95% interval of the mean, Student's t), as far as there are values enough."""
     if len(values) < 2:
         return number(values.iloc[0]) if len(values) else ""
-    error = stats.sem(values)
     text = f"{number(values.mean())} ± {values.std():.2f}"
+    error = stats.sem(values)
     if error == 0:
         return text
     low, high = stats.t.interval(0.95, len(values) - 1, values.mean(), error)
     return f"{text} ({number(low)} to {number(high)})"
 
 
-def paired_differences(one: pd.DataFrame, other: pd.DataFrame, option: str, group: str) -> pd.Series:
-    """Of the runs with the same seed, the first's accuracy minus the second's, in points.
+def prediction(values: pd.Series) -> tuple[float, float]:
+    """Where one run more of this setting would lie with 95%, by Student's t: mean ± t s √(1 + 1/n), n at least 2."""
+    margin = stats.t.ppf(0.975, len(values) - 1) * values.std() * math.sqrt(1 + 1 / len(values))
+    return values.mean() - margin, values.mean() + margin
 
-    Raises:
-        SettingError: A group has several runs of a seed.
+
+def agreement(settings: Sequence[tuple[pd.Series, float]]) -> str:
+    """Whether the report's figures are reproduced, in words: over all settings, and in those with several seeds.
+
+    Args:
+        settings: Of each the accuracies of its runs, and the report's figure, which is of one run.
     """
-    return (by_seed(one, option, group) - by_seed(other, option, group)).dropna()
+    if not settings:
+        return ""
+    difference = interval(pd.Series([runs.mean() - figure for runs, figure in settings]), SIGNED)
+    text = (
+        f"Ours minus the report's accuracy over {len(settings)} settings: {difference} points, mean ± standard "
+        "deviation (95% interval of the mean, Student's t)."
+    )
+    repeated = [(prediction(runs), figure) for runs, figure in settings if len(runs) > 1]
+    inside = sum(low <= figure <= high for (low, high), figure in repeated)
+    if repeated:
+        text += (
+            f" The report's figure is within the 95% prediction interval of a single run in {inside} of the "
+            f"{len(repeated)} settings with several seeds."
+        )
+    return text
 
 
-def compared(cells: pd.DataFrame, groups: Sequence[str]) -> tuple[str, str]:
-    """The answer in two sentences, and the figures that it stands on.
+def minus_baseline(cells: pd.DataFrame, part: pd.DataFrame, baseline: str, varying: Sequence[str]) -> str:
+    """The difference, paired by seed, of a setting from the one that has the baseline's flags and else its own."""
+    base = select(cells, baseline, "baseline")
+    named = {word.partition("=")[0] for word in baseline.split()}
+    named |= {"teacher_sha256"} if "teacher" in named else set()
+    free = [flag for flag in varying if flag not in named]
+    base = base[(base[free] == part.iloc[0][free]).all(axis=1)]
+    if set(base.index) == set(part.index):
+        return ""  # it is the baseline
+    ours, theirs = (by_seed(runs, "baseline", baseline) for runs in (part, base))
+    return interval((ours - theirs).dropna(), SIGNED)
+
+
+def compared(cells: pd.DataFrame, groups: Sequence[str]) -> tuple[str, pd.DataFrame]:
+    """The first group against each of the others: the answers in words, and the figures that they stand on.
 
     Paired by seed: the difference's 95% interval by bootstrap (BCa, Efron 1987), p by flipping the signs of all pairs
     (exact as long as 2^pairs is within RESAMPLES), and the effect size, mean / standard deviation of the differences.
+    Of several comparisons at once p is corrected.
 
     Raises:
-        UsageError: Not two groups; a group has several runs of a seed; fewer than two seeds in common.
+        UsageError: Fewer than two groups; a group has several runs of a seed; fewer than two seeds in common.
     """
-    if len(groups) != 2:
-        raise SettingError("compare", " ".join(groups), "takes two groups")
-    names = [" ".join(shlex.split(group)) for group in groups]
-    parts = [select(cells, group, "compare") for group in names]
-    one, other = (by_seed(part, "compare", group) for part, group in zip(parts, names, strict=True))
-    seeds = [seed for seed in one.index if seed in other.index]
-    if len(seeds) < 2:
-        raise SettingError("compare", " and ".join(names), f"{len(seeds)} seeds in common, two are needed at least")
-    pair = one[seeds].to_numpy(), other[seeds].to_numpy()
-    difference = pair[0] - pair[1]
-    p, ends = significance(pair), bootstrap(difference)
-    settings = [setting_of(cells, group, seeds) for group in names]
-    figures = {
-        "pairs": len(seeds),
-        f"{names[0]}, mean, %": PLAIN(pair[0].mean()),
-        f"{names[1]}, mean, %": PLAIN(pair[1].mean()),
-        "mean difference, points": SIGNED(difference.mean()),
-        "95% interval (BCa bootstrap)": f"{SIGNED(ends[0])} to {SIGNED(ends[1])}" if ends else EQUAL,
-        "p (sign flips, two-sided)": f"{p:.2g}",
-        "effect size (mean / sd of the differences)": PLAIN(difference.mean() / difference.std(ddof=1))
-        if ends
-        else EQUAL,
-        "pairs in which the first is better": f"{(difference > 0).sum()} of {len(seeds)}",
-    }
-    head = f"## {names[0]} against {names[1]}\n\n"
-    page = head + tabulate(figures.items(), ("paired by seed", ""), "pipe", disable_numparse=True)
-    return verdict(settings, pair, p, ends, chosen_on_test(parts)), page
+    first, *others = [" ".join(shlex.split(group)) for group in groups]
+    if not others or len({first, *others}) < len(groups):
+        raise SettingError("compare", " ".join(groups), "takes two groups or more, each once")
+    parts = {group: select(cells, group, "compare") for group in (first, *others)}
+    tables = [paired(parts, first, other) for other in others]
+    pairs = [table.to_numpy().T for table in tables]
+    raw = [significance(pair) for pair in pairs]
+    p, least = holm(raw), holm([2 / 2 ** len(table) for table in tables])  # the least: of equal signs in all pairs
+    answers, figures = [], {}
+    for number, (other, pair) in enumerate(zip(others, pairs, strict=True)):
+        difference = pair[0] - pair[1]
+        ends = bootstrap(difference)
+        settings = [setting_of(parts[group], group, tables[number].index) for group in (first, other)]
+        on_test = any((parts[group]["select_on"] == "test").any() for group in (first, other))
+        answers.append(verdict(settings, pair, p[number], ends, on_test, least[number], len(pairs)))
+        figures[f"{first} against {other}"] = {
+            "pairs": str(len(difference)),
+            "mean of the first, %": PLAIN(pair[0].mean()),
+            "mean of the second, %": PLAIN(pair[1].mean()),
+            "mean difference, points": SIGNED(difference.mean()),
+            "95% interval (BCa bootstrap)": f"{SIGNED(ends[0])} to {SIGNED(ends[1])}" if ends else EQUAL,
+            "p (sign flips, two-sided)": f"{raw[number]:.2g}",
+            "p, corrected (Holm)": f"{p[number]:.2g}",
+            "effect size (mean / sd of the differences)": PLAIN(difference.mean() / difference.std(ddof=1))
+            if ends
+            else EQUAL,
+            "pairs in which the first is better": f"{(difference > 0).sum()} of {len(difference)}",
+        }
+    table = pd.DataFrame(figures).drop([] if others[1:] else "p, corrected (Holm)")
+    return "\n\n".join(answers), table.rename_axis("paired by seed").reset_index()
 
 
-EQUAL = "none: all differences are equal"
+def paired(parts: Mapping[str, pd.DataFrame], *groups: str) -> pd.DataFrame:
+    """The accuracies of groups, a column each, by the seeds that they have in common."""
+    scores = [by_seed(parts[group], "compare", group) for group in groups]
+    table = pd.concat(scores, axis=1, join="inner", keys=groups)
+    if len(table) < 2:
+        raise SettingError("compare", " and ".join(groups), f"{len(table)} seeds in common, two are needed at least")
+    return table
 
 
-def significance(pair: tuple[np.ndarray, np.ndarray]) -> float:
+def holm(values: Sequence[float]) -> np.ndarray:
+    """p of several tests at once, corrected (Holm 1979, A Simple Sequentially Rejective Multiple Test Procedure)."""
+    steps = np.maximum.accumulate(np.sort(values) * np.arange(len(values), 0, -1))
+    return np.minimum(steps, 1)[np.argsort(np.argsort(values))]
+
+
+def significance(pair: np.ndarray) -> float:
     """p, two-sided, that flipping the signs of the paired differences gives."""
     return stats.permutation_test(
         pair,
@@ -106,39 +154,44 @@ def bootstrap(difference: np.ndarray) -> tuple[float, float] | None:
     return None if math.isnan(low) or math.isnan(high) else (float(low), float(high))
 
 
-def chosen_on_test(parts: Sequence[pd.DataFrame]) -> bool:
-    """Whether an epoch of these runs was chosen on the test set."""
-    return any((part["select_on"] == "test").any() for part in parts)
-
-
 def verdict(
     settings: Sequence[str],
-    pair: tuple[np.ndarray, np.ndarray],
+    pair: Sequence[np.ndarray] | np.ndarray,
     p: float,
     ends: tuple[float, float] | None,
     on_test: bool,
+    least: float,
+    comparisons: int = 1,
 ) -> str:
-    """Two bold sentences: what each setting reaches, and whether the difference is more than seeds explain."""
+    """Two bold sentences: what each setting reaches, and whether the difference is more than seeds explain.
+
+    Args:
+        pair: Accuracies, float64 [2, pairs].
+        p, least: Corrected for the comparisons; what these pairs give, and the least that so many could.
+        ends: Of the difference's interval.
+        on_test: Whether an epoch was chosen on the test set.
+    """
     difference = pair[0] - pair[1]
     better, worse = settings if difference.mean() >= 0 else settings[::-1]
-    means = sorted((pair[0].mean(), pair[1].mean()), reverse=True)
-    pairs, size = len(difference), abs(difference.mean())
-    answer = (
-        f"**With {better} the network reaches {means[0]:.2f}% test accuracy, with {worse} {means[1]:.2f}%: means of "
-        f"{pairs} runs each, paired by seed"
-        + (", whose epoch was chosen on the test set, which flatters. " if on_test else ". ")
-    )
-    if pairs < MIN_PAIRS:
-        least = 2 / 2**pairs
-        return answer + (
-            f"{pairs} pairs are too few to tell whether the difference of {size:.2f} points is more than seeds "
-            f"explain: the smallest p that they could give is {least:.2g}.**"
+    low, high = sorted((pair[0].mean(), pair[1].mean()))
+    pairs, size = len(difference), f"difference of {abs(difference.mean()):.2f} points"
+    corrected = f", corrected for {comparisons} comparisons" if comparisons > 1 else ""
+    flatters = ", whose epoch was chosen on the test set, which flatters" if on_test else ""
+    if least >= 0.05:
+        answer = (
+            f"{pairs} pairs are too few to tell whether the {size} is more than seeds explain: the smallest p that "
+            f"they could give is {least:.2g}{corrected}"
         )
-    if p >= 0.05:
-        return answer + f"The difference of {size:.2f} points is within what seeds alone explain (p = {p:.2g}).**"
-    low, high = sorted(end * np.sign(difference.mean()) for end in ends) if ends else (size, size)
-    within = f" (95% interval {low:.2f} to {high:.2f})" if ends else ""
-    return answer + f"The difference of {size:.2f} points{within} is more than seeds explain (p = {p:.2g}).**"
+    elif p >= 0.05:
+        answer = f"The {size} is within what seeds alone explain (p = {p:.2g}{corrected})"
+    else:
+        bounds = sorted(end * np.sign(difference.mean()) for end in ends or ())
+        within = f" (95% interval {bounds[0]:.2f} to {bounds[1]:.2f})" if ends else ""
+        answer = f"The {size}{within} is more than seeds explain (p = {p:.2g}{corrected})"
+    return (
+        f"**With {better} the network reaches {high:.2f}% test accuracy, with {worse} {low:.2f}%: means of {pairs} "
+        f"runs each, paired by seed{flatters}. {answer}.**"
+    )
 
 
 def select(cells: pd.DataFrame, group: str, option: str) -> pd.DataFrame:
@@ -159,15 +212,8 @@ def by_seed(part: pd.DataFrame, option: str, group: str) -> pd.Series:
     return scored(part).set_axis(part["seed"]).dropna()
 
 
-def setting_of(cells: pd.DataFrame, group: str, seeds: Sequence[int]) -> str:
+def setting_of(part: pd.DataFrame, group: str, seeds: pd.Index) -> str:
     """The group in words, with the learning rate, which is what was tuned."""
-    part = select(cells, group, "compare")
     rates = part.loc[part["seed"].isin(seeds), "lr"].unique()
     text = " ".join(word.removeprefix("optimizer=") for word in group.split())
     return text if "lr=" in group or len(rates) != 1 else f"{text} (learning rate {float(rates[0]):g})"
-
-
-def plain(value: Any) -> str:
-    if pd.isna(value):
-        return ""
-    return f"{value:g}" if isinstance(value, float) else str(value)

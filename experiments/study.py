@@ -36,6 +36,7 @@ from cifar10.storage import write_bytes
 from experiments.grid import Cell, Plan, ends
 from training.config import RunConfig
 
+JOURNAL = "study.log"  # in the sweep's log folder
 TRAIN = Path(__file__).parent.parent / "train.py"
 RUN_MEMORY = 1.5e9  # bytes; results/throughput.md has the peak of a run
 HEARTBEAT, GRACE = 20, 90  # seconds; a machine that is silent for longer has died, and others take over its cells
@@ -121,14 +122,11 @@ class Engine:
 
     def best(self, cells: list[Cell], flag: str) -> list[dict[str, str]]:
         """For each value of `flag`, what is assigned to the cell with the highest validation accuracy."""
-        best: dict[Any, tuple[float, dict[str, str]]] = {}
-        for trial in self.trials(cells).values():
-            if trial.state == TrialState.COMPLETE:
-                values = assigned(trial)
-                value, accuracy = getattr(self.plan.config(values), flag), trial.user_attrs["result"]["val_acc"]
-                if value not in best or accuracy > best[value][0]:
-                    best[value] = accuracy, values
-        return [values for accuracy, values in best.values()]
+        done = [trial for trial in self.trials(cells).values() if trial.state == TrialState.COMPLETE]
+        best: dict[Any, dict[str, str]] = {}
+        for trial in sorted(done, key=lambda trial: trial.user_attrs["result"]["val_acc"], reverse=True):
+            best.setdefault(getattr(self.plan.config(assigned(trial)), flag), assigned(trial))
+        return list(best.values())
 
     def _work(self) -> None:
         try:
@@ -159,6 +157,7 @@ class Engine:
             for other in earlier
         ):
             raise optuna.TrialPruned  # two machines enqueued it in the same moment
+        trial.set_user_attr("reason", None)  # of the trial that this one is again
         trial.set_user_attr("chosen", {flag: suggest(trial, flag, text) for flag, text in attributes["space"].items()})
         try:
             if attributes["key"] not in self.asked:
@@ -213,17 +212,8 @@ def suggest(trial: Trial, flag: str, text: str) -> str:
 
 
 def again(study: Study, trial: FrozenTrial) -> None:
-    """Enqueue a failed trial anew, with the parameters that it had."""
-    attributes = {name: value for name, value in trial.user_attrs.items() if name != "reason"}
-    study.add_trial(
-        optuna.create_trial(
-            state=TrialState.WAITING,
-            params=trial.params,
-            distributions=trial.distributions,
-            user_attrs=attributes,
-            system_attrs=trial.system_attrs,
-        )
-    )
+    """Enqueue a failed trial anew, with the parameters and attributes that it had."""
+    optuna.storages.RetryHeartbeatStaleTrialCallback()(study, trial)
 
 
 def enqueue_stopped(study: Study, trial: FrozenTrial) -> None:
@@ -248,6 +238,12 @@ def run_train(arguments: list[str], output: Path) -> None:
     runpy.run_path(str(TRAIN), run_name="__main__")
 
 
+def quieten() -> None:
+    """Keep Optuna from telling of what it does, and of what may change in it."""
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+
+
 @contextmanager
 def open_study(plan: Plan, storage: str | None) -> Iterator[Study]:
     """The study of a sweep, which without a database one process at a time can have.
@@ -255,14 +251,13 @@ def open_study(plan: Plan, storage: str | None) -> Iterator[Study]:
     Raises:
         UsageError: Another process has it, or the database cannot be reached.
     """
-    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
-    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    quieten()
     plan.log_dir.mkdir(parents=True, exist_ok=True)
     try:
         with nullcontext() if storage else FileLock(plan.log_dir / "sweep.lock", timeout=0):
             study = optuna.create_study(
                 study_name=plan.name,
-                storage=database(storage) if storage else journal(plan.log_dir / "study.log"),
+                storage=database(storage) if storage else journal(plan.log_dir / JOURNAL),
                 sampler=SeededByTrial(),
                 direction="maximize",
                 load_if_exists=True,
@@ -281,6 +276,30 @@ def journal(path: Path) -> optuna.storages.JournalStorage:
     if path.exists() and not (text := path.read_bytes()).endswith(b"\n"):
         write_bytes(path, text[: text.rfind(b"\n") + 1])  # behind half a line, Optuna could read nothing
     return optuna.storages.JournalStorage(JournalFileBackend(str(path), JournalFileOpenLock(str(path))))
+
+
+def searches(log_dir: Path) -> list[Study]:
+    """The finished trials, two at least, of each search in a sweep's journal, as a study that its flags name.
+
+    Raises:
+        UsageError: The journal is damaged.
+    """
+    path, found = log_dir / JOURNAL, dict[str, Study]()
+    if not path.exists():
+        return []
+    quieten()
+    try:
+        storage = optuna.storages.JournalStorage(JournalFileBackend(str(path)))  # only read: a sweep may be at it
+        studies = [optuna.load_study(study_name=name, storage=storage) for name in optuna.get_all_study_names(storage)]
+    except (ValueError, KeyError) as error:
+        raise UsageError(f"{path}: damaged: {error}") from error
+    for trial in (trial for study in studies for trial in study.get_trials(states=(TrialState.COMPLETE,))):
+        if space := trial.user_attrs.get("space"):
+            name = " ".join(f"{flag}={text}" for flag, text in (trial.user_attrs["assigned"] | space).items())
+            if name not in found:
+                found[name] = optuna.create_study(study_name=name, direction="maximize")
+            found[name].add_trial(trial)
+    return [study for study in found.values() if len(study.trials) > 1]
 
 
 def database(url: str) -> optuna.storages.RDBStorage:

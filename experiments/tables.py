@@ -1,25 +1,30 @@
-"""Runs made into a page: tables in Markdown and CSV, curves, and what was found, from what runs left."""
+"""Runs made into a page: tables in Markdown, CSV and LaTeX, curves, and what was found, from what runs left."""
 
 from __future__ import annotations
 
 import io
-import math
-import shlex
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
+import optuna
+import optuna.visualization.matplotlib as plots
 import pandas as pd
+from matplotlib import pyplot
 from matplotlib.figure import Figure
+from optuna.study import Study
 from tabulate import tabulate
 
 from cifar10.errors import SettingError, UsageError
 from cifar10.storage import write_bytes
 from experiments.runs import COLUMNS, RESULTS, Run, canonical, read_cells, read_runs, row_of_run, texts_of
-from experiments.statistics import PLAIN, SIGNED, compared, interval, paired_differences, plain, scored, select
+from experiments.statistics import PLAIN, SIGNED, agreement, compared, interval, minus_baseline, prediction, scored
+from experiments.study import searches
 from training import figures
+from training.shell import command_line
 
 TITLES = {
     "batch_size": "batch size",
@@ -31,50 +36,61 @@ TITLES = {
     "last_test_acc": "test accuracy, %, last epoch",
 }
 REFERENCE = {"best_epoch": "report: best epoch", "accuracy": "report: accuracy, %"}  # of reference.csv
+TAGS = {f"{part}/{score}" for part in ("train", "val", "test") for score in ("loss", "acc")}  # in curves.csv
+CURVE = "accuracy over epochs"  # the column of pictures, which only the page has
 DESCENDING = ("optimizer", "lr", "batch_size")  # columns that come first, in the order of the report's table
 
 
 def write_page(
     folders: Sequence[Path],
-    folder: Path,
+    results_dir: Path,
+    name: str | None,
     seeds: str | None,
     compare: Sequence[str],
     baseline: str | None,
-    origin: str,
 ) -> Path:
-    """Write the page of a set of runs into `folder`; `origin` are the lines that say how it was made."""
+    """Write the page of a set of runs, and what lies beside it, into a folder of this name, else the first folder's."""
+    folder = results_dir / (name or folders[0].resolve().name)
     runs = find_runs(folders)
     cells, curves = collect(runs, folder)
     if cells.empty:
         raise UsageError(f"{', '.join(map(str, folders))}: none of {len(runs)} runs is finished")
     varying = varying_settings(cells)
     cells = in_order(cells, varying)
-    shown = cells[cells["seed"].isin(seeds.split(","))] if seeds else cells
-    if shown.empty:
+    chosen = cells[cells["seed"].isin(seeds.split(","))] if seeds else cells
+    if chosen.empty:
         raise SettingError("seeds", seeds, "no run has one of these")
-    settings = by_setting(shown, varying)
-    answer, comparison = compared(shown, compare) if compare else ("", "")
+    settings = by_setting(chosen, varying)
+    answer, comparison = compared(chosen, compare) if compare else ("", None)
     reference = read_reference(folder / "reference.csv")
-    result_table = table(settings, varying, reference, baseline)
+    theirs = [figures_of_others(part, reference).get("accuracy") for part in settings.values()]
+    both = [(scored(part), float(figure)) for part, figure in zip(settings.values(), theirs, strict=True) if figure]
+    table = table_of(settings, varying, reference, baseline)
+    searched = [search for path in folders for search in searches(path)]
 
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("curve-*.png"):
+    for old in (path for pattern in ("curve-*.png", "comparison.*") for path in folder.glob(pattern)):
         old.unlink()
+    draw(settings, curves, folder)
+    draw_searches(searched, folder)
+    write_cells(folder / "cells.csv", cells, varying)
+    write(folder / "curves.csv", curves.to_csv(index=False, lineterminator="\n"))
+    options = {"--name": [name], "--seeds": [seeds], "--compare": compare, "--baseline": [baseline]}
     notes = folder / "notes.md"
     parts = [
         f"# {folder.name}",
         answer,
         notes.read_text(encoding="utf-8").strip() if notes.exists() else "",
-        origin,
-        result_table,
-        optimism(shown),
-        comparison,
+        origin(folders, folder, options),
+        write_table(folder / "table", table),
+        explanation(settings, baseline),
+        agreement(both),
+        optimism(chosen),
+        "" if comparison is None else f"## Compared\n\n{write_table(folder / 'comparison', comparison)}",
         "![Accuracy over epochs](curves.png)",
+        *(f"![A search: {path.stem}]({path.name})" for path in sorted(folder.glob("search-*.png"))),
         unfinished(runs),
     ]
-    draw(settings, curves, folder)
-    write_cells(folder / "cells.csv", cells, varying)
-    write(folder / "curves.csv", curves.to_csv(index=False, lineterminator="\n"))
     write(folder / "README.md", "\n\n".join(filter(None, parts)) + "\n")
     return folder / "README.md"
 
@@ -100,28 +116,21 @@ def collect(runs: dict[str, Run], folder: Path) -> tuple[pd.DataFrame, pd.DataFr
 
     Settings are texts, as `runs.texts_of` writes them; results are numbers.
     """
-    cells, curves = [], []
-    for key, run in runs.items():
-        if run.result:
-            scalars = {
-                tag.replace("/", "_"): values
-                for tag, values in run.curves().items()
-                if tag.split("/")[0] in ("train", "val", "test") and tag.split("/")[1] in ("loss", "acc")
-            }
-            cells.append({"run": key} | row_of_run(run, scalars))
-            of_run = pd.DataFrame(scalars).rename_axis("epoch").reset_index().round(5)
-            curves.append(of_run.assign(run=key))
-    known = {row["run"] for row in cells}
-    earlier = [row for row in read_table(folder / "cells.csv") if row["run"] not in known]
-    old = read_curves(folder / "curves.csv")
-    if not old.empty:
-        curves.insert(0, old[~old["run"].isin(known)])
-    table = pd.DataFrame([*earlier, *cells], columns=["run", "format", *COLUMNS, *RESULTS])
+    finished = {key: run for key, run in runs.items() if run.result}
+    cells = [row for row in read_table(folder / "cells.csv") if row["run"] not in finished]
+    old = read_csv(folder / "curves.csv", index_col="run")
+    curves = [old[~old.index.isin(finished)]]
+    for key, run in finished.items():
+        scalars = {tag.replace("/", "_"): values for tag, values in run.curves().items() if tag in TAGS}
+        cells.append({"run": key} | row_of_run(run, scalars))
+        of_run = pd.DataFrame(scalars).rename_axis("epoch").reset_index().round(5)
+        curves.append(of_run.assign(run=key).set_index("run"))
+    table = pd.DataFrame(cells, columns=["run", "format", *COLUMNS, *RESULTS])
     table[list(RESULTS)] = table[list(RESULTS)].astype(float)
-    points = pd.concat([part for part in curves if not part.empty], ignore_index=True) if curves else pd.DataFrame()
+    points = [part for part in curves if len(part)]
     return (
         table.round({score: 1 if score == "seconds" else 2 for score in RESULTS}),
-        points[["run", *points.columns.drop("run")]] if len(points) else points,
+        pd.concat(points).reset_index() if points else pd.DataFrame(),
     )
 
 
@@ -184,59 +193,67 @@ def shown(flag: str, text: str) -> str:
         return text
 
 
-def table(
+def table_of(
     settings: dict[str, pd.DataFrame], varying: Sequence[str], reference: pd.DataFrame, baseline: str | None = None
-) -> str:
-    """A row a setting, with the interval of its mean if there are several seeds, beside the figures of others."""
+) -> pd.DataFrame:
+    """A row a setting, as texts, with the interval of its mean if there are several seeds, beside others' figures."""
     rows = []
     cells = pd.concat(settings.values())
     for number, part in enumerate(settings.values()):
         first = part.iloc[0]
         row = {TITLES.get(flag, flag): shown(flag, first[flag]) for flag in varying}
-        row["accuracy over epochs"] = f"![](curve-{number:02d}.png)"
-        row["best epoch"] = ", ".join(plain(epoch) for epoch in part["best_epoch"].dropna())
-        for score in RESULTS[1:-1]:
-            if cells[score].notna().any():
-                row[TITLES[score]] = interval(part[score].dropna())
+        row[CURVE] = f"![](curve-{number:02d}.png)"
+        row["best epoch"] = ", ".join(f"{epoch:g}" for epoch in part["best_epoch"].dropna())
+        row |= {TITLES[score]: interval(part[score].dropna()) for score in RESULTS[1:-1]}
         if baseline:
             row["minus baseline, points"] = minus_baseline(cells, part, baseline, varying)
-        row |= beside(part, reference)
-        row["seconds"] = f"{part['seconds'].median():.0f}"
-        rows.append(row)
-    text = tabulate(rows, "keys", "pipe", disable_numparse=True)
+        rows.append(row | beside(part, reference))
+    table = pd.DataFrame(rows).fillna("")
+    table["seconds"] = [f"{part['seconds'].median():.0f}" for part in settings.values()]
+    return table.loc[:, (table != "").any()]
+
+
+def write_table(path: Path, table: pd.DataFrame) -> str:
+    """Write a table of texts as CSV and LaTeX (of the package booktabs), and return it in Markdown."""
+    bare = table.drop(columns=CURVE, errors="ignore")
+    write(path.with_suffix(".csv"), bare.to_csv(index=False, lineterminator="\n"))
+    latex, markdown = (
+        tabulate(each.to_dict("list"), "keys", form, disable_numparse=True)
+        for each, form in ((bare, "latex_booktabs"), (table, "pipe"))
+    )
+    write(path.with_suffix(".tex"), latex + "\n")
+    return f"{markdown}\n\nThe same as [CSV]({path.name}.csv) and [LaTeX]({path.name}.tex)."
+
+
+def explanation(settings: dict[str, pd.DataFrame], baseline: str | None) -> str:
+    """What the figures of the table are."""
+    lines = []
     if baseline:
-        text += f"\n\nBaseline: {baseline}; differences are paired by seed."
+        lines += [f"Baseline: {baseline}; differences are paired by seed, their intervals are not corrected."]
     if any(len(part) > 1 for part in settings.values()):
-        text += "\n\nSeveral seeds: mean ± standard deviation (95% interval of the mean, Student's t); seconds: median."
-    return text
-
-
-def minus_baseline(cells: pd.DataFrame, part: pd.DataFrame, baseline: str, varying: Sequence[str]) -> str:
-    """The difference, paired by seed, of a setting from the one that has the baseline's flags and else its own."""
-    base = select(cells, baseline, "baseline")
-    named = {word.partition("=")[0] for word in baseline.split()}
-    named |= {"teacher_sha256"} if "teacher" in named else set()
-    free = [flag for flag in varying if flag not in named]
-    base = base[(base[free] == part.iloc[0][free]).all(axis=1)]
-    if set(base.index) == set(part.index):
-        return ""  # it is the baseline
-    return interval(paired_differences(part, base, "baseline", baseline), SIGNED)
+        lines += ["Several seeds: mean ± standard deviation (95% interval of the mean, Student's t); seconds: median."]
+    return "\n\n".join(lines)
 
 
 def beside(part: pd.DataFrame, reference: pd.DataFrame) -> dict[str, str]:
-    """The columns of reference.csv for a setting: of the row that has all flags that it names."""
-    if reference.empty:
-        return {}
-    first = part.iloc[0]
-    flags = [flag for flag in reference if flag in COLUMNS]
-    same = reference[(reference[flags] == first[flags]).all(axis=1)]
-    theirs = same.iloc[0] if len(same) else pd.Series("", index=reference.columns)
-    row = {REFERENCE.get(column, column): theirs[column] for column in reference.columns.drop(flags)}
-    if "accuracy" in reference:
-        row[REFERENCE["accuracy"]] = PLAIN(float(theirs["accuracy"])) if theirs["accuracy"] else ""
-        difference = scored(part).mean() - float(theirs["accuracy"] or math.nan)
-        row["ours minus report's, points"] = "" if math.isnan(difference) else SIGNED(difference)
+    """The columns of reference.csv for a setting, and how its accuracy agrees with the report's."""
+    theirs = figures_of_others(part, reference)
+    row = {REFERENCE.get(column, column): text for column, text in theirs.items()}
+    if theirs.get("accuracy"):
+        runs, figure = scored(part), float(theirs["accuracy"])
+        row |= {REFERENCE["accuracy"]: PLAIN(figure), "ours minus report's, points": SIGNED(runs.mean() - figure)}
+        if len(runs) > 1:
+            low, high = prediction(runs)
+            answer = "yes" if low <= figure <= high else "no"
+            row["report's within 95% prediction interval"] = f"{answer} ({PLAIN(low)} to {PLAIN(high)})"
     return row
+
+
+def figures_of_others(part: pd.DataFrame, reference: pd.DataFrame) -> dict[str, str]:
+    """The row of reference.csv whose flags a setting has, without these; its texts are empty if there is none."""
+    flags = [flag for flag in reference if flag in COLUMNS]
+    same = reference[(reference[flags] == part.iloc[0][flags]).all(axis=1)]
+    return {column: same[column].iloc[0] if len(same) else "" for column in reference.columns.drop(flags)}
 
 
 def optimism(cells: pd.DataFrame) -> str:
@@ -246,18 +263,6 @@ def optimism(cells: pd.DataFrame) -> str:
         return ""
     spread = f"{gain.min():.2f} to {gain.max():.2f}"
     return f"Choosing the epoch on the test set adds {gain.mean():.2f} points to the last epoch's accuracy ({spread})."
-
-
-def read_curves(path: Path) -> pd.DataFrame:
-    """Of earlier pages, a row an epoch; empty if there is no such file.
-
-    Raises:
-        UsageError: It is damaged, or does not say of which run.
-    """
-    table = read_csv(path)
-    if not table.empty and "run" not in table:
-        raise UsageError(f"{path}: has no column run")
-    return table
 
 
 def read_reference(path: Path) -> pd.DataFrame:
@@ -287,26 +292,17 @@ def read_csv(path: Path, **options: Any) -> pd.DataFrame:
         raise UsageError(f"{path}: damaged: {' '.join(str(error).split())}") from error
 
 
-def origin(
-    folders: Sequence[Path],
-    page: Path,
-    name: str | None,
-    seeds: str | None,
-    compare: Sequence[str],
-    baseline: str | None,
-) -> str:
+def origin(folders: Sequence[Path], page: Path, options: Mapping[str, Sequence[str | None]]) -> str:
     """The commands that make the page in the folder `page`: the sweep, anew or from the table there; the report."""
     command = ["python", "report.py", *(path.as_posix() for path in folders)]
-    command += ["--name", name] if name else []
-    command += ["--seeds", seeds] if seeds else []
-    command += ["--compare", *compare] if compare else []
-    command += ["--baseline", baseline] if baseline else []
-    lines = [f"    {shlex.join(command)}"]
+    for flag, values in options.items():
+        command += [flag, *filter(None, values)] if any(values) else []
+    lines = [f"    {command_line(*command)}"]
     if (plan := Path("recipes") / "sweeps" / f"{folders[0].resolve().name}.yaml").exists():
-        sweep = f"    python sweep.py --config {plan.as_posix()}"
-        table = (page / "cells.csv").as_posix()
-        again = f"With the results beside this page, instead of training anew:\n\n{sweep} --reuse {table}"
-        lines = [sweep, *lines, f"\n{again}"]
+        sweep = ["python", "sweep.py", "--config", plan.as_posix()]
+        again = command_line(*sweep, "--reuse", (page / "cells.csv").as_posix())
+        lines = [f"    {command_line(*sweep)}", *lines]
+        lines += [f"\nWith the results beside this page, instead of training anew:\n\n    {again}"]
     return "\n".join(lines)
 
 
@@ -349,9 +345,33 @@ def accuracies(part: pd.DataFrame, curves: pd.DataFrame) -> Iterator[dict[int, f
                 break
 
 
-def save(figure: Figure, path: Path) -> None:
+def draw_searches(searched: Sequence[Study], folder: Path) -> None:
+    """Of each search Optuna's slice plot and, if it was over several flags, its plot of their importance.
+
+    Importance is by PED-ANOVA (Watanabe et al. 2023). Where no journal is at hand, earlier pictures stay.
+    """
+    for old in folder.glob("search-*.png") if searched else ():
+        old.unlink()
+    for number, study in enumerate(searched):
+        with matplotlib.rc_context({"savefig.bbox": "tight"}):  # and Optuna sets a style
+            drawn: dict[str, Any] = {"slice": plots.plot_slice(study, target_name="validation accuracy")}
+            if len(study.best_params) > 1:
+                by = optuna.importance.PedAnovaImportanceEvaluator()
+                drawn["importance"] = plots.plot_param_importances(
+                    study, evaluator=by, target_name="validation accuracy"
+                )
+            for kind, axes in drawn.items():
+                figure = np.ravel(axes)[0].figure
+                figure.suptitle(study.study_name)
+                for each in np.ravel(axes):
+                    each.tick_params(axis="x", which="both", labelrotation=45, labelsize=8)
+                save(figure, folder / f"search-{number:02d}-{kind}.png")
+                pyplot.close(figure)
+
+
+def save(figure: Figure, path: Path, **options: Any) -> None:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    figure.savefig(buffer, format="png", **options)
     write_bytes(path, buffer.getvalue())
 
 

@@ -85,7 +85,7 @@ class Checkpoint:
         return run | {DATA_STATE: self.data_state(), STATE_DICT: self.state_dict}
 
 
-def load_checkpoint(path: Path, network: str | None = None) -> Checkpoint:
+def load_checkpoint(path: str | Path, network: str | None = None) -> Checkpoint:
     """Read a checkpoint of train.py.
 
     Args:
@@ -96,6 +96,7 @@ def load_checkpoint(path: Path, network: str | None = None) -> Checkpoint:
         UsageError: It is not there, damaged, of another program or of a newer version, or would have run code; its
             entries contradict each other; or `network` is not the network of the run, or is missing.
     """
+    path = Path(path)
     if path.is_dir():
         if not (path / LAST).exists():
             raise UsageError(f"{path}: a folder without {LAST}")

@@ -50,7 +50,7 @@ class Classifier(nn.Module):
         return self.network(normalize(images.permute(0, 2, 3, 1), self.mean, self.std))
 
 
-def load_classifier(path: Path, tta: bool = False, network: str | None = None) -> Classifier:
+def load_classifier(path: str | Path, tta: bool = False, network: str | None = None) -> Classifier:
     """The classifier of a checkpoint, in evaluation mode.
 
     Args:

@@ -20,9 +20,8 @@ from torchmetrics.functional.classification import multiclass_calibration_error,
 from benchmarks.page import header, table
 from cifar10 import records
 from cifar10.preprocessing import preprocess
-from cifar10.storage import write_bytes
 from experiments.runs import Run, read_runs
-from experiments.tables import save
+from experiments.tables import save, write
 from models.classifier import load_classifier
 from training import figures
 
@@ -93,7 +92,7 @@ def main(arguments: Sequence[str]) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     text = header("The best recipe on the test set", "studies.best", arguments, len(runs), "runs")
     text += "\n\n" + page(plain, mirrored, labels, [run.config.seed for run in runs]) + "\n"
-    write_bytes(options.out / "test.md", text.encode())
+    write(options.out / "test.md", text)
     save(draw(runs), options.out / "curve.png")
     matrix = multiclass_confusion_matrix(plain[0].argmax(1), labels, 10)
     save(figures.confusion(matrix, records.CLASS_NAMES), options.out / "confusion.png")

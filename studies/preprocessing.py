@@ -9,7 +9,6 @@ table. Runs are read from logs/preprocessing. Evaluations in corrupted.csv are n
 
 import argparse
 import csv
-import io
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -18,14 +17,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from benchmarks.page import header, table
 from cifar10 import records
 from cifar10.filters import CORRUPT, DENOISE, NORMALIZE, SEGMENT
 from cifar10.preprocessing import Preprocessing, fit_whitening, preprocess, whiten
-from cifar10.storage import write_bytes
 from cifar_datamodule import CIFAR10DataModule
 from experiments.runs import Run, read_runs
+from experiments.tables import save, write
 from models.checkpoint import load_checkpoint
 from training import evaluation, figures
 
@@ -71,7 +71,7 @@ def measure(data_dir: Path, rounds: int) -> Iterator[dict[str, object]]:
         yield method | {"seconds to preprocess 60,000 images": round(min(seconds), 1)}
 
 
-def draw(data_dir: Path) -> bytes:
+def draw(data_dir: Path) -> Figure:
     """A picture of an image of each class before and after each method."""
     rows: dict[str, np.ndarray] = {}
     for method in METHODS:
@@ -79,9 +79,7 @@ def draw(data_dir: Path) -> bytes:
         datamodule.setup()
         stages = datamodule.examples()
         rows |= {"as it is": stages["as it is"], name(method): stages["preprocessed"]}
-    buffer = io.BytesIO()
-    figures.before_and_after(rows, records.CLASS_NAMES).savefig(buffer, format="png", dpi=80)
-    return buffer.getvalue()
+    return figures.before_and_after(rows, records.CLASS_NAMES)
 
 
 def wanted(run: Run) -> Iterator[tuple[str, str, int]]:
@@ -150,15 +148,15 @@ def main(arguments: Sequence[str]) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     if options.rounds:
         costs = pd.DataFrame(measure(options.data_dir, options.rounds))
-        write_bytes(options.out / "reference.csv", costs.to_csv(index=False, lineterminator="\n").encode())
-    write_bytes(options.out / "methods.png", draw(options.data_dir))
+        write(options.out / "reference.csv", costs.to_csv(index=False, lineterminator="\n"))
+    save(draw(options.data_dir), options.out / "methods.png", dpi=80)
     runs = read_runs(options.root / "logs/preprocessing")
     evaluate(runs, options.root, options.data_dir, options.out / "corrupted.csv")
     text = header("Denoising damaged test images", "studies.preprocessing", arguments, options.rounds) + "\n\n"
     text += "Test accuracy of networks trained on clean images, mean ± standard deviation over seeds; then what\n"
     text += "denoising adds, in points, paired by seed. Severities are those of CIFAR-10-C.\n\n"
     text += corrupted_table(options.out / "corrupted.csv") + "\n"
-    write_bytes(options.out / "corrupted.md", text.encode())
+    write(options.out / "corrupted.md", text)
 
 
 if __name__ == "__main__":

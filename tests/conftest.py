@@ -66,7 +66,8 @@ def run(data_dir: Path, tmp_path: Path) -> Any:
 
 def resume(path: Path, **changes: Any) -> dict[str, Any]:
     """Goes on with the run whose checkpoints are in a folder."""
-    from training.run import to_resume, train
+    from training.resume import to_resume
+    from training.run import train
 
     config, checkpoint = to_resume(path, changes)
     return train(config, resume=checkpoint)

@@ -101,7 +101,23 @@ class AllConvolutional(nn.Module):
         return self.second(self.first(images).relu()).mean((2, 3))
 """
 
-OWN_NETWORKS = {"Perceptron": PERCEPTRON, "AllConvolutional": ALL_CONVOLUTIONAL}
+FLATTENS_BY_VIEW = """
+import torch.nn.functional as F
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 5)
+        self.fc = nn.Linear(6 * 14 * 14, classes)
+
+    def forward(self, x):
+        x = F.max_pool2d(F.relu(self.conv(x.view(len(x), 3, 32, 32))), 2)
+        return self.fc(x.view(-1, 6 * 14 * 14))
+"""
+
+OWN_NETWORKS = {"Perceptron": PERCEPTRON, "AllConvolutional": ALL_CONVOLUTIONAL, "Net": FLATTENS_BY_VIEW}
 
 
 def own_network(folder: Path, class_name: str) -> str:

@@ -145,7 +145,7 @@ def test_the_page_of_the_best_recipe_agrees_with_the_runs_own_tests(
 
 @pytest.mark.parametrize("module", ["benchmarks.throughput", "studies.best"])
 def test_a_page_names_the_command_that_made_it(module: str) -> None:
-    assert f"- command: `python -m {module} --out 'a b'`" in header("Title", module, ["--out", "a b"], 1)
+    assert f'- command: `python -m {module} --out "a b"`' in header("Title", module, ["--out", "a b"], 1)
 
 
 def test_denoising_is_compared_by_pairs_of_seeds(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import train as door
-from cifar10.errors import UsageError
+from cifar10.errors import SettingError, UsageError
 from conftest import curves, evaluated, history, resume, weights
 from lenet_module import LeNetModule
 from models.checkpoint import load_checkpoint
@@ -115,6 +115,75 @@ def test_a_moved_run_resumes_where_it_is_now(run: Any, crash: Any, tmp_path: Pat
     assert Path(resumed["checkpoint"]) == there / Path(whole["checkpoint"]).name
     assert resumed["test_acc"] == whole["test_acc"]
     assert sorted(path.name for path in there.iterdir()) == [Path(whole["checkpoint"]).name, "last.ckpt"]
+
+
+@pytest.fixture
+def home(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, in which the data are."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+RELATIVE = {"data_dir": "data", "log_dir": "logs", "checkpoint_dir": "checkpoints"}
+
+
+def elsewhere(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Another working directory, an empty one."""
+    folder = home / "elsewhere"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_a_run_resumed_from_elsewhere_goes_on_in_its_own_folders(
+    run: Any, crash: Any, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = {"teacher": Path(run(**RELATIVE, tag="teacher")["checkpoint"])}
+    whole = run(**RELATIVE, **teacher)
+    folder = crash(STEPS + 1, **RELATIVE, **teacher).absolute()
+    there = elsewhere(home, monkeypatch)
+    for _ in range(2):  # what the first wrote is resumed, too
+        resumed = resume(folder)
+        assert resumed["test_loss"] == whole["test_loss"]
+        assert Path(resumed["log_dir"]) == home / "logs" / folder.parent.name / folder.name
+        assert Path(resumed["checkpoint"]) == folder / Path(whole["checkpoint"]).name
+    assert not list(there.iterdir())
+
+
+def test_a_finished_run_resumed_from_elsewhere_says_where_it_is(
+    run: Any, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    folder = Path(run(**RELATIVE)["checkpoint"]).parent.absolute()
+    there = elsewhere(home, monkeypatch)
+    monkeypatch.setattr(sys, "argv", ["train.py", "--resume", os.path.relpath(folder)])
+    capsys.readouterr()
+    door.main()
+    assert str(home / "logs" / folder.parent.name) in capsys.readouterr().out
+    assert not list(there.iterdir())
+
+
+@pytest.mark.parametrize("name", ["data_dir", "log_dir", "teacher"])
+def test_what_a_run_to_resume_lacks_is_named_by_its_flag_and_may_be_elsewhere(
+    run: Any, crash: Any, home: Path, name: str
+) -> None:
+    flags = RELATIVE | {"teacher": Path(run(**RELATIVE, tag="teacher")["checkpoint"])}
+    folder = crash(STEPS + 1, **flags).absolute()
+    Path(flags[name]).rename(home / "moved")
+    with pytest.raises(SettingError, match=f"^{name} .*: not there"):
+        resume(folder)
+    assert not Path(flags[name]).exists()
+    resume(folder, **{name: home / "moved"})
+
+
+def test_a_project_moved_as_a_whole_resumes_from_anywhere(
+    run: Any, crash: Any, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = crash(STEPS + 1, **RELATIVE).absolute()
+    there = elsewhere(home, monkeypatch)
+    for name in RELATIVE.values():
+        shutil.move(home / name, there / name)
+    monkeypatch.chdir(home)
+    assert Path(resume(there / folder.relative_to(home))["log_dir"]).is_relative_to(there / "logs")
 
 
 def test_a_constant_schedule_may_go_on_for_longer_and_equals_the_long_run(run: Any) -> None:

@@ -18,11 +18,11 @@ def ready(data_dir: Path, **options: object) -> CIFAR10DataModule:
     return datamodule
 
 
-def test_batches_are_normalised_float_images_in_channels_last_and_labels(data_dir: Path) -> None:
+def test_batches_are_normalised_float_images_and_labels(data_dir: Path) -> None:
     datamodule = ready(data_dir)
     images, labels = next(iter(datamodule.train_dataloader()))
     assert images.shape == (64, 3, 32, 32) and images.dtype == torch.float32
-    assert images.is_contiguous(memory_format=torch.channels_last)
+    assert images.is_contiguous()
     assert labels.shape == (64,) and labels.dtype == torch.int64
     everything = torch.cat([images for images, _ in ready(data_dir, crop=0, flip=False).train_dataloader()])
     assert everything.mean((0, 2, 3)).abs().max() < 0.05

@@ -4,9 +4,12 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -143,6 +146,74 @@ def test_two_runs_started_together_get_folders_of_their_own(folder: Folder) -> N
     assert [finish(process) for process in processes] == [0, 0]
     assert sorted(path.name for path in folder.run().parent.iterdir()) == ["version_0", "version_1"]
     assert folder.summary(0)["test_acc"] == folder.summary(1)["test_acc"]
+
+
+def test_a_second_process_is_refused_while_the_first_lives_and_not_after_it_was_killed(folder: Folder) -> None:
+    process = folder.new(200)
+    wait_for_epoch(process)
+    second = folder.resume()
+    assert finish(second) == 2
+    message = second.stderr_text  # type: ignore[attr-defined]
+    assert "another process is at this run" in message and message.count("\n") == 1
+    assert process.poll() is None
+    process.kill()
+    process.communicate()
+    third = folder.resume()
+    wait_for_epoch(third)
+    third.kill()
+    third.communicate()
+
+
+def nodes(start: Callable[..., subprocess.Popen[str]]) -> list[subprocess.Popen[str]]:
+    """The processes of a run on two machines, both of which are this one."""
+    network = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    return [start(NODE_RANK=str(rank), **network) for rank in (0, 1)]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_a_signal_ends_a_run_that_waits_for_another_machine(
+    tmp_path: Path, command: list[str], name: str, status: int
+) -> None:
+    folder, port = Folder(tmp_path, [*command, "--num_nodes", "2"]), free_port()
+    process = folder.new(1, NODE_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    while process.poll() is None:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+            break
+        time.sleep(0.05)
+    time.sleep(0.5)  # so that it waits
+    process.send_signal(getattr(signal, name))
+    assert finish(process) == status
+    assert process.stderr_text.endswith("train.py: stopped\n")  # type: ignore[attr-defined]
+    assert not list(folder.run().glob("*.ckpt"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_two_machines_stopped_and_resumed_end_as_two_that_were_not(tmp_path: Path, command: list[str]) -> None:
+    command = [*command, "--num_nodes", "2"]
+    whole, folder = Folder(tmp_path / "whole", command), Folder(tmp_path, command)
+    assert [finish(node) for node in nodes(lambda **network: whole.new(8, **network))] == [0, 0]
+    for start, stopped in (
+        (lambda **network: folder.new(8, **network), [1]),
+        (folder.resume, [0]),
+        (folder.resume, [0, 1]),
+    ):
+        pair = nodes(start)
+        wait_for_epoch(pair[0])
+        for rank in stopped:
+            pair[rank].send_signal(signal.SIGTERM)
+        assert [finish(node) for node in pair] == [143, 143]
+        for node in pair:
+            message = node.stderr_text  # type: ignore[attr-defined]
+            assert f"go on with: python train.py --resume {folder.run()}" in message and message.count("\n") == 1
+    assert [finish(node) for node in nodes(folder.resume)] == [0, 0]
+    assert_same(whole, folder)
 
 
 @pytest.mark.slow

@@ -238,12 +238,34 @@ def png_chunk(name: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
 
+def png(path: Path, bits: int, colour: int, rows: bytes, **chunks: bytes) -> Path:
+    """A PNG of 32 x 32 pixels, of a depth and colour type that Pillow does not write; `rows` without filter types."""
+    length = len(rows) // 32
+    filtered = b"".join(b"\0" + rows[start : start + length] for start in range(0, len(rows), length))
+    content = [(b"IHDR", struct.pack(">2I5B", 32, 32, bits, colour, 0, 0, 0))]
+    content += [(name.encode(), chunk) for name, chunk in chunks.items()]
+    content += [(b"IDAT", zlib.compress(filtered)), (b"IEND", b"")]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(map(png_chunk, *zip(*content, strict=True))))
+    return path
+
+
+def tiff(path: Path, bits: int, white: int, samples: int, rows: bytes) -> Path:
+    """A grey TIFF of 32 x 32 pixels; `white`: 0 if that is white; of two samples, the second is associated alpha."""
+    entries = {256: 32, 257: 32, 258: bits | bits << 16 if samples == 2 else bits, 259: 1, 262: white}
+    entries |= {273: 8, 277: samples, 278: 32, 279: len(rows)} | ({338: 1} if samples == 2 else {})
+    path.write_bytes(struct.pack("<2sHI", b"II", 42, 8 + len(rows)) + rows + struct.pack("<H", len(entries)))
+    with path.open("ab") as file:
+        for tag, value in entries.items():
+            count, kind = (2, 3) if (tag, samples) == (258, 2) else (1, 4 if tag in (273, 279) else 3)
+            file.write(struct.pack("<2H2I", tag, kind, count, value))
+        file.write(bytes(4))
+    return path
+
+
 def test_rgb_of_16_bits_is_converted_too(tmp_path: Path) -> None:
-    rows = b"".join(b"\0" + (row.astype(">u2") * 257).tobytes() for row in PIXELS)
-    chunks = [(b"IHDR", struct.pack(">2I5B", 32, 32, 16, 2, 0, 0, 0)), (b"iCCP", b"P3\0\0" + zlib.compress(DISPLAY_P3))]
-    chunks += [(b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
-    path = tmp_path / "a.png"
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(map(png_chunk, *zip(*chunks, strict=True))))
+    path = png(
+        tmp_path / "a.png", 16, 2, (PIXELS.astype(">u2") * 257).tobytes(), iCCP=b"P3\0\0" + zlib.compress(DISPLAY_P3)
+    )
     assert np.abs(pictures.read_image(path) - from_p3(PIXELS)).max() <= 2
 
 
@@ -290,6 +312,67 @@ def test_transparent_pixels_are_seen_on_white(tmp_path: Path) -> None:
     pixels = pictures.read_image(saved(tmp_path / "p.png", palette, transparency=7))
     assert clear.any() and (pixels[clear] == 255).all() and np.array_equal(pixels[~clear], PIXELS[~clear])
     assert (pictures.read_image(saved(tmp_path / "la.png", Image.new("LA", (32, 32), (9, 0)))) == 255).all()
+
+
+HALVES = np.arange(1024).reshape(32, 32) % 32 < 16  # the left one
+
+
+@pytest.mark.parametrize(
+    ("bits", "colour", "left", "right", "seen"),
+    [
+        (1, 0, [0], [1], 255),
+        (2, 0, [1], [2], 170),
+        (4, 0, [3], [10], 170),
+        (8, 0, [51], [52], 52),
+        (16, 0, [0x3344], [0x3345], 51),
+        (8, 2, [1, 2, 3], [170, 170, 170], 170),
+        (16, 2, [0x3344, 0x5566, 0x7788], [0xAAAA] * 3, 170),
+        (16, 4, [0x3344, 0], [0xAAAA, 0xFFFF], 170),
+        (16, 6, [0x3344, 0x5566, 0x7788, 0], [0xAAAA] * 3 + [0xFFFF], 170),
+    ],
+)
+def test_transparent_pixels_of_each_depth_are_seen_on_white(
+    tmp_path: Path, bits: int, colour: int, left: list[int], right: list[int], seen: int
+) -> None:
+    values = np.where(HALVES[..., None], left, right)
+    if bits < 8:
+        rows = np.packbits((values >> np.arange(bits)[::-1] & 1).astype(np.uint8)).tobytes()
+    else:
+        rows = values.astype(f">u{bits // 8}").tobytes()
+    chunks = {} if colour > 2 else {"tRNS": struct.pack(f">{len(left)}H", *left)}
+    pixels = pictures.read_image(png(tmp_path / "a.png", bits, colour, rows, **chunks))
+    assert (pixels[HALVES] == 255).all() and (pixels[~HALVES] == seen).all()
+
+
+@pytest.mark.parametrize("mode", ["LA", "PA", "RGBA", "RGBa", "La"])
+def test_transparent_pixels_of_each_mode_are_seen_on_white(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    path = tmp_path / "a.tiff"
+    if mode == "La":  # colours times alpha: 100 of 255 are 50 where half is seen
+        tiff(path, 8, 1, 2, np.where(HALVES[..., None], [0, 0], [50, 128]).astype(np.uint8).tobytes())
+    else:
+        image = Image.new("RGBA", (32, 32), (100, 100, 100, 128))
+        image.paste((0, 0, 0, 0), (0, 0, 16, 32))
+        grey = image.convert("LA")
+        palette = image.convert("RGB").quantize(4).convert("PA")
+        palette.putalpha(image.getchannel("A"))
+        made = {"LA": grey, "PA": palette, "RGBA": image, "RGBa": image.convert("RGBa")}[mode]
+        monkeypatch.setattr(Image, "open", lambda _: made)  # Pillow writes few of them to files
+    with Image.open(path) as file:
+        assert file.mode == mode
+    pixels = pictures.read_image(path)
+    assert (pixels[HALVES] == 255).all() and np.abs(pixels[~HALVES].astype(int) - 177).max() <= 1
+
+
+def test_a_tiff_of_12_bits_or_with_white_as_0_is_scaled_too(tmp_path: Path) -> None:
+    deep = GREY * 257
+    ink = tiff(tmp_path / "ink.tiff", 16, 0, 1, (65535 - deep).tobytes())
+    dim = (deep >> 4).reshape(-1, 2).astype(np.uint32)  # two values of 12 bits are three bytes, the first value first
+    three = np.stack([dim[:, 0] >> 4, (dim[:, 0] & 15) << 4 | dim[:, 1] >> 8, dim[:, 1] & 255], 1).astype(np.uint8)
+    for path in (ink, tiff(tmp_path / "a.tiff", 12, 1, 1, three.tobytes())):
+        seen = pictures.read_image(path).astype(int)
+        assert np.abs(seen - GREY[..., None]).max() <= (0 if path == ink else 1), path.name
 
 
 @pytest.mark.parametrize(("orientation", "turned"), [(3, np.rot90(PIXELS, 2)), (6, np.rot90(PIXELS, -1))])
@@ -339,6 +422,155 @@ def test_a_large_jpeg_decoded_small_gives_the_same_picture(tmp_path: Path) -> No
     small = saved(tmp_path / "b.jpg", noise)
     with Image.open(small) as whole:  # not much larger than the result: nothing is left out
         assert np.array_equal(pictures.read_image(small), np.asarray(whole.resize((32, 32), Image.Resampling.BICUBIC)))
+
+
+def test_a_phones_jpeg_of_108_megapixels_is_decoded_small(call: Any, tmp_path: Path) -> None:
+    image = Image.new("L", (12000, 9000), 200)
+    image.paste(20, (0, 0, 6000, 9000))
+    path = saved(tmp_path / "a.jpg", image)
+    status, out, err = call(path)
+    assert (status, err) == (0, "") and out.startswith(str(path))
+    with pytest.warns(Image.DecompressionBombWarning):  # only told by Pillow; predict.py makes it an error
+        pixels = pictures.read_image(path)
+    assert np.abs(pixels[:, :15].astype(int) - 20).max() <= 3 and np.abs(pixels[:, 17:].astype(int) - 200).max() <= 3
+
+
+@pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("size", [(48, 40), (2048, 1024)])
+def test_a_jpeg_beyond_pillows_limit_gives_the_bits_that_it_gives_below(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name, options in (("a.jpg", {"exif": exif}), ("a.mpo", {"save_all": True, "append_images": [OTHER]})):
+        path = saved(tmp_path / name, PICTURE.resize(size), **options)
+        below = pictures.read_image(path)
+        for limit in (size[0] * size[1] - 1, 10):  # where Pillow warns, and where it raises
+            with monkeypatch.context() as patch:
+                patch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+                assert np.array_equal(pictures.read_image(path), below)
+
+
+# Which files are read
+
+
+def linked(link: Path, target: Path) -> None:
+    try:
+        link.symlink_to(target, target_is_directory=True)
+    except OSError:
+        pytest.skip("this user may not make links")
+
+
+def test_each_kind_of_file_that_is_read_when_named_is_found_in_a_folder(tmp_path: Path) -> None:
+    saved(tmp_path / "stereo.MPO", save_all=True, append_images=[OTHER])
+    for name in ("a.jfif", "a.jpe", "a.jp2", "a.avif", "a.tga", "a.pbm", "a.heic", "a.HIF"):
+        (tmp_path / name).touch()
+    expected = sorted(tmp_path.iterdir())
+    for name in ("film.mpg", "weights.h5", "weather.grib", "page.pdf"):  # Pillow knows these names, and reads none
+        (tmp_path / name).touch()
+    assert pictures.find_images([tmp_path]) == (expected, [])
+    assert np.abs(pictures.read_image(tmp_path / "stereo.MPO").astype(int) - PIXELS).mean() < 20
+
+
+def test_folders_behind_links_are_searched_once_and_without_end(tmp_path: Path) -> None:
+    inside, outside = saved(tmp_path / "in" / "sub" / "a.png"), saved(tmp_path / "out" / "b.png")
+    for name, target in (("again", "sub"), ("back", "."), ("out", "../out"), ("gone", "nowhere"), ("self", "self")):
+        linked(tmp_path / "in" / name, Path(target))
+    linked(tmp_path / "out" / "in", tmp_path / "in")
+    found = [tmp_path / "in" / "out" / "b.png", inside]
+    assert pictures.find_images([tmp_path / "in"]) == (found, [])
+    assert pictures.find_images([tmp_path / "in" / "back"])[0][-1] == tmp_path / "in" / "back" / "sub" / "a.png"
+    assert pictures.find_images([tmp_path / "out", tmp_path / "in"])[0] == [inside, outside]
+
+
+def test_a_folder_that_cannot_be_listed_is_named_and_the_rest_go_on(
+    call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(tmp_path / "a.png")
+    (tmp_path / "locked").mkdir()
+    listed = Path.iterdir
+
+    def iterdir(path: Path) -> Any:
+        if path.name == "locked":
+            raise PermissionError
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    status, out, err = call(tmp_path)
+    assert status == 2 and out.startswith(str(tmp_path / "a.png"))
+    assert err.startswith(f"predict.py: {tmp_path / 'locked'}: ") and err.count("\n") == 2
+
+
+def test_hidden_files_and_those_with_only_the_suffix_of_an_image_are_counted_in_folders_and_refused_if_named(
+    call: Any, tmp_path: Path
+) -> None:
+    folder = saved(tmp_path / "in" / "a.jpg").parent
+    (folder / "._a.jpg").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X")
+    (folder / "notes.jpg").write_text("no image")
+    (folder / ".DS_Store").write_bytes(b"not counted: nothing says that it is an image")
+    saved(folder / ".thumbnails" / "a.png")
+    status, out, err = call(folder, "--csv")
+    assert status == 0 and [row["file"] for row in csv.DictReader(io.StringIO(out))] == [str(folder / "a.jpg")]
+    assert err == f"predict.py: passed over, hidden or no image: 2 in folders, such as {folder / '._a.jpg'}\n"
+
+    for name in ("._a.jpg", "notes.jpg"):
+        status, out, err = call(folder / name)
+        assert (status, out) == (2, "") and err.startswith(f"predict.py: {folder / name}: {pictures.UNKNOWN}\n")
+    assert call(folder / ".thumbnails")[0] == 0
+    (folder / "a.jpg").unlink()
+    for left in (2, 1):
+        status, out, err = call(folder, "--json")
+        assert (status, out, err.count("\n")) == (2, "", 1) and "no image files in the folders given" in err
+        assert f"{left} in folders" in err
+        (folder / "notes.jpg").unlink(missing_ok=True)
+
+
+HEIC = struct.pack(">I4s4sI4s4s", 24, b"ftyp", b"heic", 0, b"mif1", b"heic") + bytes(100)
+
+
+@pytest.mark.parametrize("brand", [b"heic", b"mif1"])
+def test_a_heic_file_is_named_with_what_reads_it(
+    call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, brand: bytes
+) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.setattr(Image, "OPEN", {name: each for name, each in Image.OPEN.items() if name != "HEIF"})
+    monkeypatch.setattr(Image, "ID", [name for name in Image.ID if name != "HEIF"])
+    monkeypatch.setattr(pictures, "register_heif", pictures.register_heif.__wrapped__)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.HEIC").write_bytes(HEIC.replace(b"heic", brand, 1))
+    (tmp_path / "in" / "film.mp4").write_bytes(HEIC.replace(b"heic", b"isom").replace(b"mif1", b"mp41"))
+    for arguments in ([tmp_path / "in"], [tmp_path / "in" / "a.HEIC"]):
+        status, out, err = call(*arguments)
+        assert (status, out) == (2, "")
+        assert (
+            err.splitlines()[0]
+            == f"predict.py: {tmp_path / 'in' / 'a.HEIC'}: HEIC: to read it, pip install pillow-heif"
+        )
+    assert pictures.read_or_reason(tmp_path / "in" / "film.mp4", "crop") == pictures.UNKNOWN
+
+
+def test_an_avif_file_is_named_with_what_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.avif").write_bytes(HEIC.replace(b"heic", b"avif"))
+    monkeypatch.setattr(Image, "OPEN", {name: each for name, each in Image.OPEN.items() if name != "AVIF"})
+    monkeypatch.setattr(Image, "ID", [name for name in Image.ID if name != "AVIF"])
+    assert pictures.read_or_reason(tmp_path / "a.avif", "crop") == "AVIF: to read it, pip install --upgrade pillow"
+
+
+def test_heic_is_read_where_pillow_heif_is_installed(
+    call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Plugin:
+        @staticmethod
+        def register_heif_opener() -> None:
+            Image.register_open("HEIF", lambda *_: PICTURE.copy(), lambda prefix: prefix[8:12] == b"heic")  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Image, "OPEN", dict(Image.OPEN))
+    monkeypatch.setattr(Image, "ID", list(Image.ID))
+    monkeypatch.setitem(sys.modules, "pillow_heif", Plugin)
+    monkeypatch.setattr(pictures, "register_heif", pictures.register_heif.__wrapped__)
+    (tmp_path / "a.heic").write_bytes(HEIC)
+    status, out, err = call(tmp_path)
+    assert (status, err) == (0, "") and out.startswith(str(tmp_path / "a.heic"))
 
 
 # What is printed
@@ -442,7 +674,8 @@ def test_a_name_cannot_act_on_the_terminal(call: Any, tmp_path: Path) -> None:
     saved(tmp_path / "a\n\x1b[2J.png")
     (tmp_path / "b\x1b[2J.png").write_bytes(b"")
     (tmp_path / os.fsdecode(b"c\xff.png")).write_bytes(saved(tmp_path / "a.png").read_bytes())
-    status, out, err = call(tmp_path)
+    assert "\x1b" not in call(tmp_path)[2]
+    status, out, err = call(tmp_path, tmp_path / "b\x1b[2J.png")
     assert status == 2 and "\x1b" not in out + err and len(out.splitlines()) == 3
     assert len(json.loads(call(tmp_path, "--json")[1])) == 3
     assert len(list(csv.DictReader(io.StringIO(call(tmp_path, "--csv")[1])))) == 3
@@ -504,7 +737,8 @@ def test_files_that_cannot_be_read_are_named_and_counted_and_the_rest_go_on(call
     (tmp_path / "in" / "empty.jpg").write_bytes(b"")
     (tmp_path / "in" / "text.gif").write_text("no image")
     (tmp_path / "in" / "thin.png").write_bytes(saved(tmp_path / "thin.png", OTHER.resize((5000, 1))).read_bytes())
-    status, out, err = call(tmp_path / "in", tmp_path / "missing.png", "--fit", "crop")
+    named = [tmp_path / "in" / "empty.jpg", tmp_path / "in" / "text.gif", tmp_path / "missing.png"]
+    status, out, err = call(tmp_path / "in", *named, "--fit", "crop")
     assert status == 2
     assert [Path(line.split()[0]).name for line in out.splitlines()] == ["thin.png", "whole.png"]
     reasons = {Path(line.split(": ")[1]).name: line.split(": ", 2)[-1] for line in err.splitlines()}
@@ -556,7 +790,7 @@ def test_any_damage_to_a_file_gives_an_answer_or_a_reason(call: Any, tmp_path: P
             damaged[place] = rng.integers(256)
         end = rng.integers(len(content)) if number % 3 == 0 else None
         (tmp_path / "in" / f"{number}{name}").write_bytes(damaged[:end])
-    status, out, err = call(tmp_path / "in", "--json")
+    status, out, err = call(*(tmp_path / "in").iterdir(), "--json")
     *named, last = err.splitlines()
     assert status == 2 and last == f"predict.py: {len(named)} of 60 files could not be read"
     assert len(json.loads(out)) + len(named) == 60 and all(re.search(": .+: .", line) for line in named)
@@ -577,9 +811,18 @@ def test_decompression_bombs_are_refused(call: Any, tmp_path: Path, monkeypatch:
     (tmp_path / "bomb.gif").write_bytes(b"GIF89a" + b"\xff\xff\xff\xff" + b"\0\0\0,\0\0\0\0\xff\xff\xff\xff\0\x02\0;")
     status, out, err = call(tmp_path / "bomb.gif")
     assert (status, out) == (2, "") and "decompression bomb" in err and "1 of 1 files" in err
+    content = bytearray(saved(tmp_path / "a.jpg").read_bytes())
+    height = content.index(b"\xff\xc0") + 5  # of ITU-T T.81's frame header
+    for side in (16000, 60000):  # 256 megapixels of which Pillow would warn and raise, and 3,600
+        content[height : height + 4] = struct.pack(">2H", side, side)
+        (tmp_path / "bomb.jpg").write_bytes(content)
+        status, out, err = call(tmp_path / "bomb.jpg")
+        assert (status, out) == (2, "") and "decompression bomb" in err and "1 of 1 files" in err
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # Pillow only warns up to twice as many
-    status, out, err = call(saved(tmp_path / "a.png"))
-    assert (status, out) == (2, "") and "decompression bomb" in err
+    for path in (saved(tmp_path / "a.png"), saved(tmp_path / "progressive.jpg", progressive=True)):
+        status, out, err = call(path)
+        assert (status, out) == (2, "") and "decompression bomb" in err
+    assert call(saved(tmp_path / "a.jpg"))[0] == 0
 
 
 def test_nothing_to_do_and_bad_flags_are_one_line(call: Any, tmp_path: Path) -> None:

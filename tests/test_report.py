@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pandas as pd
 import pytest
 import yaml
@@ -16,7 +17,9 @@ from torch.utils.tensorboard import SummaryWriter
 import report as door
 from cifar10.errors import UsageError
 from conftest import ROOT
+from experiments.grid import Plan
 from experiments.runs import COLUMNS, RESULTS, texts_of
+from experiments.study import open_study
 from experiments.tables import read_table, write_cells
 from training.config import RunConfig
 
@@ -112,6 +115,19 @@ def test_seeds_of_a_setting_are_one_row_with_the_interval_of_their_mean(logs: Lo
     assert row["test accuracy, %, epoch chosen on validation"] == "78.00 ± 1.00 (75.52 to 80.48)"
 
 
+def test_tables_are_files_too_for_programs_and_for_latex(logs: Logs) -> None:
+    pairs(logs, [0.01, 0.02])
+    page = logs.report(compare=["optimizer=sgd", "optimizer=adam"])
+    assert all(f"({name}.{kind})" in page for name in ("table", "comparison") for kind in ("csv", "tex"))
+    shown = [{name: text for name, text in row.items() if name != "accuracy over epochs"} for row in rows(page)[:2]]
+    assert pd.read_csv(logs.results / "tried" / "table.csv", dtype=str).to_dict("records") == shown
+    latex = (logs.results / "tried" / "table.tex").read_text(encoding="utf-8")
+    assert "\\toprule" in latex and "best validation accuracy, \\%" in latex and ".png" not in latex
+    assert shown[0]["test accuracy, %, epoch chosen on validation"] in latex
+    logs.report()
+    assert not list((logs.results / "tried").glob("comparison*"))
+
+
 def pairs(logs: Logs, differences: list[float]) -> None:
     for seed, difference in zip(SEEDS, differences, strict=False):
         logs.add([0.7], test=0.78 + difference, seed=seed)
@@ -133,6 +149,26 @@ def test_groups_are_compared_by_pairs_of_the_same_seed(logs: Logs) -> None:
     assert figures["pairs in which the first is better"] == "5 of 5"
     low, high = map(float, figures["95% interval (BCa bootstrap)"].split(" to "))
     assert 1.0 <= low < 2.0 < high <= 3.0
+
+
+def test_several_groups_are_compared_with_the_first_and_p_is_corrected_for_their_number(logs: Logs) -> None:
+    for seed, noise in zip((*SEEDS, 7), (0.01, -0.01, 0.02, -0.02, 0.005, 0.001, 0.0), strict=True):
+        logs.add([0.7], test=0.78, seed=seed)
+        logs.add([0.7], test=0.78 - noise, seed=seed, optimizer="adamw", lr=0.002)
+        logs.add([0.7], test=0.77 - seed / 1000, seed=seed, optimizer="adam", lr=0.002)
+    groups = ["optimizer=sgd", "optimizer=adamw", "optimizer=adam"]
+    page = logs.report(compare=groups)
+    assert "--compare optimizer=sgd optimizer=adamw optimizer=adam\n" in page
+    unclear, clear = page.split("\n\n")[1:3]
+    assert "with adamw" in unclear and "within what seeds alone explain" in unclear
+    assert "with adam (" in clear and "more than seeds explain (p = 0.031, corrected for 2 comparisons)" in clear
+    table = logs.table("comparison").set_index("paired by seed")
+    assert list(table) == ["optimizer=sgd against optimizer=adamw", "optimizer=sgd against optimizer=adam"]
+    assert table.loc["p (sign flips, two-sided)"].iloc[1] == "0.016"  # 2 of 2^7
+    assert table.loc["p, corrected (Holm)"].iloc[1] == "0.031"
+    six = logs.report(compare=groups, seeds="1,2,3,4,5,6")
+    assert six.count("6 pairs are too few") == 2 and "could give is 0.062, corrected for 2 comparisons" in six
+    assert "corrected" not in logs.report(compare=groups[:2])
 
 
 def test_a_difference_within_the_noise_is_not_called_one(logs: Logs) -> None:
@@ -262,6 +298,65 @@ def test_the_figures_of_the_report_stand_beside(logs: Logs) -> None:
     assert "Why it differs." in page
 
 
+def test_the_reports_figure_is_within_the_spread_of_several_seeds_or_not(logs: Logs) -> None:
+    for lr, accuracies in ((0.2, [0.70, 0.71, 0.72]), (0.1, [0.600, 0.601, 0.602]), (0.05, [0.50])):
+        for seed, accuracy in enumerate(accuracies):
+            logs.add([accuracy], test=accuracy, lr=lr, seed=seed)
+    folder = logs.results / "tried"
+    folder.mkdir(parents=True)
+    (folder / "reference.csv").write_text("lr,accuracy\n0.2,74\n0.1,61\n0.05,50\n")
+    page = logs.report()
+    within = [row["report's within 95% prediction interval"] for row in rows(page)]
+    assert within == ["yes (66.03 to 75.97)", "no (59.60 to 60.60)", ""]
+    assert [row["ours minus report's, points"] for row in rows(page)] == ["-3.00", "-0.90", "+0.00"]
+    assert "over 3 settings: -1.30 ± 1.54 (-5.12 to +2.52) points" in page
+    assert "single run in 1 of the 2 settings with several seeds" in page
+
+
+def search(logs: Logs, trials: int, space: dict[str, str]) -> None:
+    """Finished trials of a search in the journal beside the runs."""
+    float_, int_ = (
+        optuna.distributions.FloatDistribution(0.001, 0.1, log=True),
+        optuna.distributions.IntDistribution(1, 3),
+    )
+    kinds: dict[str, Any] = {flag: int_ if flag == "width" else float_ for flag in space}
+    with open_study(Plan(None, "", "tried", logs.folder, logs.folder.parent, logs.folder), None) as study:
+        for number in range(trials):
+            params = {flag: 1 + number % 3 if flag == "width" else 0.01 + number / 100 for flag in space}
+            attributes = {"key": f"{space} {number}", "assigned": {"optimizer": "adam"}, "space": space}
+            study.add_trial(
+                optuna.create_trial(value=0.7 + number / 100, params=params, distributions=kinds, user_attrs=attributes)
+            )
+
+
+def pictures(page: str) -> list[str]:
+    return re.findall(r"\((search.*?)\)", page)
+
+
+def test_a_search_is_shown_by_the_values_it_tried_and_which_flag_mattered(logs: Logs) -> None:
+    logs.add([0.70], test=0.7)
+    search(logs, 5, {"lr": "0.001..0.1", "width": "1..3"})
+    search(logs, 2, {"lr": "0.001..0.1"})
+    search(logs, 1, {"crop": "1..3"})  # a point is no picture
+    shown = pictures(logs.report())
+    assert shown == ["search-00-importance.png", "search-00-slice.png", "search-01-slice.png"]
+    assert all((logs.results / "tried" / name).exists() for name in shown)
+    (logs.folder / "study.log").unlink()
+    assert pictures(logs.report()) == shown
+
+
+def test_a_damaged_journal_is_named_and_a_sweep_that_writes_to_it_is_none(logs: Logs) -> None:
+    logs.add([0.70], test=0.7)
+    search(logs, 2, {"lr": "0.001..0.1"})
+    journal = logs.folder / "study.log"
+    whole = journal.read_text()
+    journal.write_text(f'{whole}{{"op_code":5,"tri')
+    assert pictures(logs.report()) == ["search-00-slice.png"]
+    journal.write_text(f'{{"op\n{whole}')
+    with pytest.raises(UsageError, match=r"study\.log: damaged"):
+        logs.report()
+
+
 def test_an_unfinished_run_is_named_with_how_far_it_is_unless_it_was_begun_anew(logs: Logs) -> None:
     logs.add([0.70], test=0.7)
     logs.add([0.60, 0.50], seed=1)
@@ -290,6 +385,7 @@ def test_runs_whose_logs_are_elsewhere_stay(logs: Logs) -> None:
     [
         ({"seeds": "7"}, "seeds 7: no run has one of these"),
         ({"compare": ["optimizer=sgd"]}, "takes two groups"),
+        ({"compare": ["optimizer=sgd"] * 2}, "takes two groups or more, each once"),
         ({"compare": ["optimizer=sgd", "optimizer=nadam"]}, "compare optimizer=nadam: no run is in this group"),
         ({"compare": ["optimizer=sgd", "speed=1"]}, "speed=1 is no flag=value of these runs"),
         ({"compare": ["optimizer=sgd", "optimizer=adam"]}, "several runs have the same seed"),

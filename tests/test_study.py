@@ -48,6 +48,17 @@ def test_a_search_that_was_stopped_proposes_what_one_that_was_not_does(
     assert found == whole.run(monkeypatch) and len(set(found.values())) == 8
 
 
+def test_a_cell_that_was_stopped_is_shown_when_it_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search = Search(tmp_path)
+    search.run(monkeypatch, count=3)
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    search.run(monkeypatch)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 8 and all("best epoch" in line for line in lines)
+
+
 def test_a_result_from_elsewhere_counts_only_in_the_sweep_that_asked_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

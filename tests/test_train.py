@@ -10,7 +10,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cifar10 import download
-from cifar10.errors import DataError, UsageError
+from cifar10.errors import DataError, SettingError, UsageError
 from conftest import curves, evaluated, resume, weights
 from made_up import OWN_NETWORKS, own_network
 from models.checkpoint import load_checkpoint
@@ -34,7 +34,7 @@ def test_epoch_curves_are_over_epochs_and_step_curves_over_steps(run: Any) -> No
     for name in ("train/loss", "train/acc", "val/loss", "val/acc"):
         assert [epoch for epoch, _ in logged[name]] == [1, 2, 3]
     for name in ("train/lr", "train/loss_step"):
-        assert [step for step, _ in logged[name]] == [19, 39]
+        assert [step for step, _ in logged[name]] == [17, 35, 53]  # an epoch has 18 steps, fewer than are between two
 
 
 def test_the_first_groups_of_tensorboard_are_the_curves(run: Any) -> None:
@@ -140,6 +140,40 @@ def test_a_checkpoint_tested_again_gives_the_same_figures(run: Any, data_dir: Pa
 def test_fast_dev_run_leaves_nothing_behind(run: Any, tmp_path: Path, data_dir: Path) -> None:
     run(fast_dev_run=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == [data_dir.name]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"devices": "0,"},
+        {"devices": 0},
+        {"devices": -1},
+        {"devices": "x"},
+        {"accelerator": "tpu"},
+        {"accelerator": "nonsense"},
+        {"strategy": "nonsense"},
+        {"strategy": "ddp_spawn"},
+        {"num_nodes": 2},
+    ],
+)
+def test_hardware_that_is_not_there_is_refused_by_its_flag_and_leaves_nothing(
+    run: Any, tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch, flags: dict[str, Any]
+) -> None:
+    for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", "NODE_RANK": "2"}.items():
+        monkeypatch.setenv(name, value)  # of two nodes the second has rank 1
+    ((name, value),) = flags.items()
+    with pytest.raises(SettingError, match=f"^{name} {value}: .") as raised:
+        run(**flags)
+    assert "Trainer" not in str(raised.value) and "\n" not in str(raised.value)
+    assert list(tmp_path.iterdir()) == [data_dir]
+
+
+@pytest.mark.parametrize("flags", [{"precision": "transformer-engine"}, {"strategy": "deepspeed"}])
+def test_a_missing_library_is_one_line(run: Any, tmp_path: Path, data_dir: Path, flags: dict[str, Any]) -> None:
+    with pytest.raises(UsageError) as raised:
+        run(**flags)
+    assert "install" in str(raised.value) and "\n" not in str(raised.value)
+    assert list(tmp_path.iterdir()) == [data_dir]
 
 
 def test_missing_data_leave_no_folders_behind(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,8 @@ from training.tensorboard import add_figure, add_graph, add_layout, writer_of
 _STAGES = ("train", "val", "test")
 _HISTORY = "history"  # its entry in a checkpoint
 
+BUSY = 0.8  # share of the processor time that all threads asked for, below which they wait for each other
+
 
 class EpochLines(Callback):
     """A progress bar while an epoch trains (on a terminal), and one line that stays when it is over.
@@ -111,7 +113,7 @@ class EpochLines(Callback):
             bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
             leave=False,
             dynamic_ncols=True,
-            disable=self.quiet or not sys.stderr.isatty(),
+            disable=self.quiet or not on_terminal(),
         )
 
     @rank_zero_only
@@ -251,19 +253,33 @@ class GradientNorm(Callback):
 
 
 class TrainingSpeed(Callback):
-    """`train/images_per_second` once an epoch: of the training batches alone, of all processes together."""
+    """`train/images_per_second` once an epoch: of the training batches alone, of all processes together.
+
+    A line says once when the threads waited for other programs: threads that wait for each other lose twice then.
+
+    Args:
+        quiet: The line is left out.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._images, self._start = 0, time.perf_counter()
+        self._images, self._start, self._cpu_start = 0, time.perf_counter(), time.process_time()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._images += len(batch[1])
         self._seconds = time.perf_counter() - self._start  # validation comes after the last batch
+        self._cpu_seconds = time.process_time() - self._cpu_start
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         log_epoch(trainer, {"train/images_per_second": self._images * trainer.world_size / self._seconds})
+        share = self._cpu_seconds / (self._seconds * torch.get_num_threads())
+        if torch.get_num_threads() > 1 and share < BUSY and trainer.is_global_zero and not self.quiet:
+            self.quiet = True
+            print(f"other programs left {share:.0%} of the processor: --threads 1 may be faster", flush=True)
 
 
 class WhatItSees(Callback):
@@ -316,6 +332,12 @@ def log_epoch(trainer: pl.Trainer, values: dict[str, float]) -> None:
     """Log values of the epoch that is ending over the number of epochs done."""
     for logger in trainer.loggers:
         logger.log_metrics(values, step=trainer.current_epoch + 1)
+
+
+def on_terminal() -> bool:
+    """Whether standard error says that it is a terminal; what a notebook puts in its place may say nothing."""
+    isatty = getattr(sys.stderr, "isatty", None)
+    return isatty is not None and isatty()
 
 
 def best_checkpoint(trainer: pl.Trainer) -> str:

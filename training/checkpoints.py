@@ -13,12 +13,17 @@ import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
+from cifar10.config import DataConfig
 from cifar10.errors import UsageError
-from cifar10.settings import FORMAT
+from cifar10.settings import FORMAT, settings
 from cifar10.storage import write_bytes
+from cifar_datamodule import CIFAR10DataModule
+from lenet_module import LeNetModule
 from models.checkpoint import LAST, Checkpoint
-from training.cli import command
+from models.config import ModelConfig
+from training.cli import in_yaml
 from training.config import SETTINGS, RunConfig, read_config
+from training.shell import command_line
 from training.signals import Stopped, StopSignals
 
 
@@ -82,14 +87,29 @@ class RunCheckpoint(ModelCheckpoint):
 class StopOnSignal(StopSignals, Callback):
     """Ctrl-C and SIGTERM raise `Stopped` at the end of the running step; a second signal acts at once.
 
-    Nothing is written then: the checkpoint of the last whole epoch is what a run goes on from.
+    Nothing is written then: the checkpoint of the last whole epoch is what a run goes on from. Of several processes all
+    stop after the same step, whichever of them got the signal; while they wait for each other at the start, one ends at
+    once if `waiting` is set.
     """
 
-    def _stop(self, trainer: pl.Trainer, *hook_arguments: Any) -> None:
-        if self.received is not None:
-            folder = Path(getattr(trainer.checkpoint_callback, "dirpath", None) or "")
-            raise Stopped(self.received, folder if (folder / LAST).exists() else None)
+    def _met(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.waiting = False
+        self.listen()  # Lightning's own handler, set meanwhile, breaks into what the processes exchange
 
+    def _stop(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *hook_arguments: Any) -> None:
+        received = self.received or 0
+        if trainer.world_size > 1:
+            if not trainer.training:  # where not all have as many batches
+                return
+            mine = torch.tensor(received, device=pl_module.device)
+            received = int(trainer.strategy.reduce(mine, reduce_op="max"))
+        if received and trainer.local_rank:
+            raise SystemExit  # the first process of the machine tells; for any other status Lightning would kill it
+        if received:
+            folder = Path(getattr(trainer.checkpoint_callback, "dirpath", None) or "")
+            raise Stopped(received, folder if (folder / LAST).exists() else None)
+
+    on_train_start = on_test_start = _met
     on_train_batch_end = on_validation_batch_end = on_test_batch_end = _stop  # type: ignore[assignment]
 
 
@@ -104,8 +124,8 @@ def config_of(checkpoint: Checkpoint) -> RunConfig:
 def release(checkpoint: Checkpoint, target: Path, test_acc: float) -> None:
     """Write a checkpoint without what only training needs, and with what a user of its weights should know.
 
-    `load_checkpoint` reads it; beside its entries it has `test_acc`, `measured_on`, and `command`, which makes the run
-    again. Of the run's settings it has those that are part of its identity.
+    `load_checkpoint` and Lightning read it; beside their entries it has `test_acc`, `measured_on`, and `command`, which
+    makes the run again. Of the run's settings it has those that are part of its identity.
 
     Args:
         target: The file to write; its folder is made.
@@ -116,12 +136,22 @@ def release(checkpoint: Checkpoint, target: Path, test_acc: float) -> None:
     """
     values = config_of(checkpoint).plain()
     flags = {name: values[name] for name, each in SETTINGS.items() if each.metadata["identity"] or name == "teacher"}
+    words = [f"--{name}={in_yaml(value)}" for name, value in flags.items()]  # all of them, since defaults change
     facts = {
         "test_acc": round(test_acc, 6),  # float32 counts no further
         "measured_on": "the 10,000 test images of CIFAR-10, preprocessed as the flags say, one forward pass",
-        "command": command(flags),  # all of them, since defaults change
+        "command": command_line("python", "train.py", *words),
     }
+    model, data = (
+        {name: flags[name] for name in settings(kind) if name in flags} for kind in (ModelConfig, DataConfig)
+    )
+    lightning = {
+        "pytorch-lightning_version": pl.__version__,
+        LeNetModule.CHECKPOINT_HYPER_PARAMS_KEY: model | {"val_name": flags["select_on"]},
+        CIFAR10DataModule.CHECKPOINT_HYPER_PARAMS_KEY: data,
+    }
+    entries = replace(checkpoint, flags=flags, format=FORMAT).entries() | lightning | facts
     try:
-        AtomicCheckpointIO().save_checkpoint(replace(checkpoint, flags=flags, format=FORMAT).entries() | facts, target)
+        AtomicCheckpointIO().save_checkpoint(entries, target)
     except OSError as error:
         raise UsageError(f"{target}: {error.strerror}") from error

@@ -9,10 +9,9 @@ import argparse
 import difflib
 import errno
 import os
-import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import Field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -148,11 +147,6 @@ def metavar(hint: Any) -> str:
 def in_yaml(value: Any) -> str:
     """A value as a flag or a file of flags has it."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def command(flags: Mapping[str, Any]) -> str:
-    """The line that starts a run with these settings."""
-    return shlex.join(["python", "train.py", *(f"--{name}={in_yaml(value)}" for name, value in flags.items())])
 
 
 def _config_first(words: list[str]) -> list[str]:

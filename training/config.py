@@ -45,7 +45,11 @@ class Hardware(Settings):
     devices: int | str = setting(1, "Processes on this machine, or GPUs.")
     num_nodes: int = setting(1, "Machines.", at_least=1, at_most=65_536)
     strategy: str = setting("auto", "How several devices work together.")
-    precision: int | str = setting("32-true", "Number format of the training steps; evaluation has float32.")
+    precision: int | str = setting(
+        "auto",
+        "Number format of the training steps; auto is bf16-mixed where the processor computes it faster, else 32-true. "
+        "Evaluation has float32.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +117,8 @@ def in_short(value: Any) -> str:
 
 
 def with_contents(config: RunConfig) -> RunConfig:
-    """With what is in the files that the run is given, and the defaults by optimizer: what its identity needs.
+    """With what is in the files that the run is given, the defaults by optimizer, and the number format that this
+    processor is fastest with: what its identity needs.
 
     Raises:
         UsageError: A file is not there, or holds something else than the configuration says.
@@ -127,6 +132,10 @@ def with_contents(config: RunConfig) -> RunConfig:
         asked = getattr(config, name)
         if asked and asked != found:
             raise SettingError(name, asked, f"the {name.partition('_')[0]} that is there is another one")
+    if config.precision == "auto":
+        from training.hardware import fastest_precision  # takes PyTorch
+
+        known["precision"] = fastest_precision(config.accelerator)
     return replace(config.resolved(), **known)
 
 

@@ -7,7 +7,6 @@ All images are preprocessed as in the run, and classified in float32.
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from models.checkpoint import Checkpoint
 from models.classifier import Classifier, make_classifier
 from training import figures, findings
 from training.files import CORRUPTED, CORRUPTIONS
+from training.shell import command_line
 
 LABELS = "labels.npy"  # in a folder of CIFAR-10-C's format
 SEVERITIES = 5  # one after the other in each of its files
@@ -141,7 +141,7 @@ def _official(
 
 def _pictures(folder: Path, checkpoint: Checkpoint, settings: Preprocessing, damaged: bool) -> Labelled:
     """The image files in and below a folder; each lies in a folder that is named by its class."""
-    names, files = checkpoint.class_names, find_images([folder]) if folder.is_dir() else []
+    names, files = checkpoint.class_names, find_images([folder])[0] if folder.is_dir() else []
     if not files:
         raise UsageError(f"{folder}: neither val, test nor a folder of images")
     for file in files:
@@ -217,4 +217,4 @@ def _write_corruptions(
 
 
 def _command() -> str:
-    return shlex.join(["python", *sys.argv])
+    return command_line("python", *sys.argv)

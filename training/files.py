@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from cifar10.errors import UsageError
 from cifar10.settings import FORMAT
@@ -26,6 +29,7 @@ CONFUSION, MISTAKES, RELIABILITY = "confusion.png", "mistakes.png", "reliability
 CORRUPTIONS, CORRUPTED = "corruptions.csv", "corruptions.png"  # of a folder of damaged images
 REPORT = "report.md"  # ties them together
 OLD_CONFIG = "hparams.yaml"  # of runs before format 2
+LOCK = "run.lock"  # among the checkpoints, while a process is at the run
 
 
 def reserve_version(log_dir: Path, checkpoint_dir: Path) -> str:
@@ -46,6 +50,27 @@ def reserve_version(log_dir: Path, checkpoint_dir: Path) -> str:
         except OSError as error:
             raise UsageError(f"{error.filename}: {error.strerror}") from error
     raise AssertionError
+
+
+def lock_run(folder: Path) -> ExitStack:
+    """Keep a run for this process, until the context that is returned ends, or the process does, however it does.
+
+    Args:
+        folder: Of its checkpoints.
+
+    Raises:
+        UsageError: Another process has it.
+    """
+    held, path = ExitStack(), folder / LOCK
+    try:
+        held.enter_context(FileLock(path).acquire(timeout=0))
+    except Timeout as error:
+        raise UsageError(f"{folder}: another process is at this run") from error
+    except (NotImplementedError, OSError):  # a folder on a network may have no locks: it is used without
+        return held
+    if sys.platform != "win32":  # where the lock takes its file away itself
+        held.callback(path.unlink, missing_ok=True)
+    return held
 
 
 def write_config(folder: Path, config: RunConfig) -> None:

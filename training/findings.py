@@ -17,10 +17,11 @@ from tabulate import tabulate
 
 from cifar10.storage import write_bytes
 from training import figures
-from training.cli import command
+from training.cli import in_yaml
 from training.config import RunConfig
 from training.diagnosis import Trend, markdown, said_of
 from training.files import CLASSES, CONFUSION, COUNTS, CURVES, HISTORY, MISTAKES, RELIABILITY, REPORT
+from training.shell import command_line
 from training.tensorboard import result_rows
 
 if TYPE_CHECKING:
@@ -145,11 +146,12 @@ def write_report(
 def write_run_report(config: RunConfig, result: Mapping[str, Any]) -> None:
     """REPORT in the log folder of a finished run; `result` is what `train.train` returns."""
     defaults = RunConfig(optimizer=config.optimizer).resolved().plain() | {"optimizer": RunConfig.optimizer}
-    flags = {name: value for name, value in config.plain().items() if value != defaults[name]}
+    words = [f"--{name}={in_yaml(value)}" for name, value in config.plain().items() if value != defaults[name]]
+    command = command_line("python", "train.py", *words)
     trend = markdown(Trend(**result["trend"]), config.select_on) if result["trend"] else ""
     folder = Path(result["log_dir"])
     title, images = f"{folder.parent.name}, {folder.name}", said_of(config.select_on, "validation")
-    write_report(folder, title, command(flags), result_rows(result), images, trend, config.pictures)
+    write_report(folder, title, command, result_rows(result), images, trend, config.pictures)
 
 
 def save(path: Path, figure: Figure) -> None:

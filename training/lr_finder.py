@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +27,11 @@ from torch import Tensor
 
 from lenet_module import LeNetModule
 from training import figures
+from training.callbacks import on_terminal
 from training.config import RunConfig
-from training.run import make_halves, make_trainer, resolved
+from training.run import make_halves, resolved
 from training.tensorboard import add_figure
+from training.trainer import make_trainer
 
 STEPS = 300
 LOWEST, HIGHEST = 1e-3, 30.0  # rates at the start and the end, in units of the module's own
@@ -117,7 +118,7 @@ def lr_range(module: LeNetModule, datamodule: pl.LightningDataModule, trainer: p
     assert lr is not None
     options: Any = {"min_lr": lr * LOWEST, "max_lr": lr * HIGHEST, "num_training": STEPS, "update_attr": False}
     with contextlib.ExitStack() as stack:
-        if not sys.stderr.isatty():  # where Lightning's progress bar would be a line a step
+        if not on_terminal():  # where Lightning's progress bar would be a line a step
             stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
         finder = Tuner(trainer).lr_find(recorded, datamodule=datamodule, **options)
     assert finder is not None

@@ -5,10 +5,9 @@ result = train(optimizer="adam", epochs=3)
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +15,28 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import LearningRateMonitor
-from pytorch_lightning.loggers import TensorBoardLogger
-from pytorch_lightning.utilities import rank_zero_only
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
+from torch.distributed import DistNetworkError, DistStoreError
 
 from cifar10.config import Data
 from cifar10.errors import SettingError, UsageError
 from cifar_datamodule import PREPROCESSED, CIFAR10DataModule
 from lenet_module import LeNetModule
-from models.checkpoint import LAST, load_checkpoint
+from models.checkpoint import LAST
 from models.config import Teacher
 from models.distillation import load_teacher
 from training import callbacks as visible
 from training.best_model import BestModel
-from training.checkpoints import AtomicCheckpointIO, RunCheckpoint, StopOnSignal, config_of
+from training.checkpoints import RunCheckpoint, StopOnSignal
 from training.config import SETTINGS, RunConfig, with_contents
 from training.diagnosis import train_loss_name
-from training.files import read_result, reserve_version, write_config, write_result
+from training.files import lock_run, reserve_version, write_config, write_result
 from training.findings import write_run_report
-from training.memory import keep_freed_memory
+from training.hardware import keep_freed_memory
 from training.tensorboard import log_result
+from training.trainer import RunLogger, make_trainer, refuse_hardware
+
+LOG_EVERY = 20  # steps between two points of a curve over steps, if an epoch has as many
 
 
 def train(
@@ -63,10 +63,10 @@ def train(
         Stopped: Ctrl-C or SIGTERM.
     """
     run = build(replace(config or RunConfig(), **flags), resume, started)
-    with run.watch.stop:
+    with run.lock, run.watch.stop:
         fit(run)
         result = test(run)
-    return write(run, result) if run.trainer.is_global_zero else {}
+        return write(run, result) if run.trainer.is_global_zero else {}
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Watch:
         if config.fast_dev_run:
             return parts
         stage = config.select_on
-        parts += [LearningRateMonitor("step"), visible.GradientNorm(), visible.TrainingSpeed()]
+        parts += [LearningRateMonitor("step"), visible.GradientNorm(), visible.TrainingSpeed(config.quiet)]
         parts += [visible.ChartLayout(stage, self.best_model.train_loss_name), visible.ClassAccuracy(stage)]
         parts += [self.best_model]
         if config.pictures:
@@ -99,7 +99,7 @@ class Watch:
 
 @dataclass
 class Run:
-    """The parts of a run; `logger` is None if nothing is kept."""
+    """The parts of a run; `logger` is None, and nothing locked, if nothing is kept."""
 
     config: RunConfig
     resume: Path | None
@@ -107,7 +107,8 @@ class Run:
     module: LeNetModule
     trainer: pl.Trainer
     watch: Watch
-    logger: TensorBoardLogger | None = None
+    logger: RunLogger | None = None
+    lock: ExitStack = field(default_factory=ExitStack)
 
 
 def build(config: RunConfig, resume: Path | None = None, started: float | None = None) -> Run:
@@ -138,12 +139,16 @@ def build(config: RunConfig, resume: Path | None = None, started: float | None =
         max_epochs=config.epochs,
         callbacks=watch.callbacks(config),
         limit_val_batches=None if monitor else 0,
-        log_every_n_steps=20,
+        log_every_n_steps=LOG_EVERY,
         enable_checkpointing=not config.fast_dev_run,
         fast_dev_run=config.fast_dev_run,
     )
     if config.batch_size % trainer.world_size:
         raise SettingError("batch_size", config.batch_size, f"does not divide by the {trainer.world_size} processes")
+    datamodule.prepare_data()
+    datamodule.setup()
+    trainer.log_every_n_steps = min(LOG_EVERY, len(datamodule.train_dataloader()))  # type: ignore[attr-defined]
+    watch.stop.waiting = trainer.world_size > 1
     run = Run(config, resume, datamodule, module, trainer, watch)
     if not config.fast_dev_run:
         make_folders(run)
@@ -152,10 +157,14 @@ def build(config: RunConfig, resume: Path | None = None, started: float | None =
 
 def fit(run: Run) -> None:
     """Train all epochs, or those that a stopped run still lacks, and look at what the best epoch's network does."""
-    run.trainer.fit(run.module, datamodule=run.datamodule, ckpt_path=run.resume, weights_only=True)
-    run.watch.best_model.show(
-        run.trainer, run.module, run.datamodule.val_dataloader()
-    )  # a run stopped after its last epoch
+    if run.trainer.is_global_zero and not run.config.quiet:
+        print(f"training in {run.config.precision}, threads: {run.config.threads}", flush=True)
+    try:
+        run.trainer.fit(run.module, datamodule=run.datamodule, ckpt_path=run.resume, weights_only=True)
+    except (DistNetworkError, DistStoreError) as error:  # such as a port that is taken
+        raise UsageError(f"the processes of the run do not meet: {str(error).splitlines()[0]}") from error
+    # Of a run that was stopped after its last epoch, nothing is shown yet.
+    run.watch.best_model.show(run.trainer, run.module, run.datamodule.val_dataloader())
 
 
 def test(run: Run) -> dict[str, Any]:
@@ -198,6 +207,7 @@ def write(run: Run, result: dict[str, Any]) -> dict[str, Any]:
 
 def resolved(config: RunConfig) -> RunConfig:
     """Set the process up; the configuration with all that a run decides once, at its start, and keeps."""
+    refuse_hardware(config)
     keep_freed_memory()
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -220,13 +230,12 @@ def make_folders(run: Run) -> None:
     if run.resume:
         name, version = run.resume.absolute().parent.parent.name, run.resume.absolute().parent.name
     elif trainer.is_global_zero:
-        run.datamodule.prepare_data()
-        run.datamodule.setup()
         version = reserve_version(config.log_dir / name, config.checkpoint_dir / name)
     for checkpoint in filter(None, [run.watch.best, run.watch.last]):
         checkpoint.dirpath = str(config.checkpoint_dir / name / version)
     run.logger = trainer.logger = RunLogger(config.log_dir, name, version, default_hp_metric=False)
     if trainer.is_global_zero:
+        run.lock = lock_run(config.checkpoint_dir / name / version)
         Path(run.logger.log_dir).mkdir(parents=True, exist_ok=True)
         write_config(Path(run.logger.log_dir), config)
 
@@ -236,60 +245,3 @@ def compared(config: RunConfig) -> tuple[dict[str, Any], list[str]]:
     values = config.plain()
     columns = {name: values[name] for name, each in SETTINGS.items() if each.metadata["identity"]}
     return columns, [name for name in columns if SETTINGS[name].metadata["compared"]]
-
-
-class RunLogger(TensorBoardLogger):
-    """Lightning's, without its hparams.yaml: a run has written its config.yaml."""
-
-    @rank_zero_only
-    def save(self) -> None:
-        self.experiment.flush()
-
-
-def make_trainer(**options: Any) -> pl.Trainer:
-    """Lightning's Trainer with what all runs of this project share; UsageError if it refuses an option."""
-    # What Lightning would say here is either in our own lines or does not hold for data in memory.
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
-    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # a resumed run's
-    warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning 2.6 on newer PyTorch
-    try:
-        return pl.Trainer(
-            deterministic=True,
-            use_distributed_sampler=False,  # the data module shares out the images itself
-            num_sanity_val_steps=0,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            logger=False,
-            plugins=[AtomicCheckpointIO()],
-            **options,
-        )
-    except (MisconfigurationException, ValueError) as error:
-        raise UsageError(str(error).splitlines()[0]) from error
-
-
-def to_resume(path: Path, given: dict[str, Any]) -> tuple[RunConfig, Path]:
-    """The configuration to go on with from a checkpoint, its own but for what a resumed run may change, and the file.
-
-    Raises:
-        UsageError: `path` is no checkpoint in the folder of its run, or `given` changes what the run is.
-    """
-    checkpoint = load_checkpoint(path, given.get("network"))
-    config = config_of(checkpoint)
-    path = checkpoint.path.absolute()
-    if not path.parent.name.startswith("version_"):
-        raise UsageError(f"{path}: must be in its run's folder, checkpoints/<run>/version_N")
-    changed = replace(config, **given)
-    for name in given:
-        before, after = getattr(config, name), getattr(changed, name)
-        # More epochs are as if there had been more from the start, if nothing depends on how many there are.
-        endless = name == "epochs" and config.schedule == "constant" and not config.plain_epochs
-        if before != after and not SETTINGS[name].metadata["resumable"] and not (endless and after > before):
-            raise SettingError(name, after, f"the run to resume has {before}, which must stay")
-    return replace(changed, checkpoint_dir=path.parent.parent.parent), path
-
-
-def finished(config: RunConfig, resume: Path) -> dict[str, Any] | None:
-    """The result of the run to resume, if it has trained all its epochs and was tested."""
-    found = read_result(config.log_dir / resume.parent.parent.name / resume.parent.name)
-    return found[1] if found and found[1]["epochs"] >= config.epochs else None

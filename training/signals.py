@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
+import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+import psutil
+
+from training.shell import command_line, door
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(Exception):
@@ -22,7 +32,8 @@ class Stopped(Exception):
         super().__init__(signal, folder, advice)
         self.signal = signal
         self.folder = folder
-        self.advice = f"go on with: python train.py --resume {folder}" if folder else advice
+        again = command_line("python", door("train.py"), "--resume", folder)
+        self.advice = f"go on with: {again}" if folder else advice
 
 
 class StopSignals:
@@ -31,30 +42,60 @@ class StopSignals:
     The other signal does not: after Ctrl-C, which reaches a sweep and its runs, the sweep sends its runs SIGTERM too.
     Handlers can be set in the main thread only; elsewhere this does nothing.
 
+    Python's handlers do not run while the main thread waits in C code, as for another process, for half an hour if
+    that one never comes. So a thread, too, is told of each signal.
+
     Args:
         advice: With it the first signal raises `Stopped`, which says so; without, it is noted in `received`.
 
     Attributes:
         received: The number of the signal; None if there was none.
+        waiting: Whether the first signal ends at once, too.
     """
 
     def __init__(self, advice: str | None = None) -> None:
         self.advice = advice
         self.received: int | None = None
-        self._handlers: dict[int, Any] = {}
+        self.waiting = False
+        self._handlers: dict[int, Any] = {}  # of before
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._handlers[number] = signal.signal(number, self._receive)
+            self._handlers = {number: signal.getsignal(number) for number in SIGNALS}
+            reader, self._writer = socket.socketpair()
+            self._writer.setblocking(False)
+            self._descriptor = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+            threading.Thread(target=self._watch, args=(reader,), daemon=True).start()
+            self.listen()
         return self
 
     def __exit__(self, *exception: Any) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+        if self._handlers:
+            signal.set_wakeup_fd(self._descriptor)
+            self._writer.close()  # which ends the thread
+
+    def listen(self) -> None:
+        """Set the handlers, once more where somebody else set others."""
+        for number in self._handlers:
+            signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = number
         signal.signal(number, signal.SIG_DFL)
         if self.advice is not None:
             raise Stopped(number, advice=self.advice)
+
+    def _watch(self, reader: socket.socket) -> None:
+        """In the thread: end the process, and those that it started, where the main thread may not be able to."""
+        before = None
+        with reader:
+            while numbers := reader.recv(1):
+                if numbers[0] in SIGNALS and (self.waiting or numbers[0] == before):
+                    for child in psutil.Process().children():
+                        with suppress(psutil.NoSuchProcess):
+                            child.terminate()
+                    print(f"{Path(sys.argv[0]).name}: stopped", file=sys.stderr, flush=True)
+                    os._exit(128 + numbers[0])
+                before = numbers[0]

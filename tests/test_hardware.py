@@ -1,0 +1,97 @@
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from conftest import ROOT, resume
+from models.checkpoint import load_checkpoint
+from training import hardware
+from training.checkpoints import config_of
+from training.hardware import fastest_precision
+
+COUNT_PAGE_FAULTS = """
+import resource, sys
+import torch
+from training.hardware import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+counts = []
+for _ in range(25):
+    before = faults()
+    torch.ones(10_000_000)  # 40 MB, which glibc by default never keeps
+    counts.append(faults() - before)
+print(min(counts))  # the system may take pages of its own accord, but not in each step
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc gives freed memory back so eagerly")
+def test_freed_memory_is_reused_without_asking_the_system_again() -> None:
+    def count(mode: str) -> int:
+        line = [sys.executable, "-c", COUNT_PAGE_FAULTS, mode]
+        return int(subprocess.run(line, capture_output=True, text=True, check=True, cwd=ROOT).stdout)
+
+    assert count("keep") < count("leave") / 10
+
+
+@pytest.mark.parametrize(
+    ("instructions", "limit", "precision"),
+    [
+        ({"amx_bf16": True, "avx512_bf16": True}, None, "bf16-mixed"),
+        ({"amx_bf16": False, "avx512_bf16": True}, None, "bf16-mixed"),
+        ({"amx_bf16": False, "avx512_bf16": False, "avx512_f": True}, None, "32-true"),
+        ({"architecture": "aarch64", "bf16": True}, None, "32-true"),
+        ({"avx512_bf16": True}, "AVX512_CORE_BF16", "bf16-mixed"),
+        ({"avx512_bf16": True}, "avx2", "32-true"),
+    ],
+)
+def test_bfloat16_is_chosen_where_the_processor_has_instructions_for_it(
+    instructions: dict[str, Any], limit: str | None, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions, raising=False)
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    if limit:
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    assert fastest_precision() == precision
+    assert fastest_precision("gpu") == "32-true"
+
+
+def test_a_pytorch_that_cannot_tell_computes_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert fastest_precision() == "32-true"
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
+def test_a_run_keeps_the_precision_that_it_started_with_on_another_processor(
+    precision: str, run: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(hardware, "fastest_precision", lambda accelerator: precision)
+    result = run(epochs=1, schedule="constant")
+    assert f"training in {precision}" in capsys.readouterr().out
+    assert yaml.safe_load(Path(result["log_dir"], "config.yaml").read_text())["precision"] == precision
+    monkeypatch.setattr(hardware, "fastest_precision", lambda accelerator: "another processor's")
+    folder = Path(result["checkpoint"]).parent
+    resume(folder, epochs=2)
+    resume(folder, epochs=3, precision="auto")
+    assert f"training in {precision}" in capsys.readouterr().out
+    assert config_of(load_checkpoint(folder)).precision == precision
+
+
+@pytest.mark.parametrize(
+    ("cores", "threads", "lines"), [(1.4, 2, 1), (1.9, 2, 0), (0.5, 1, 0)], ids=["busy", "free", "one thread"]
+)
+def test_a_run_says_once_that_its_threads_waited_for_other_programs(
+    cores: float, threads: int, lines: int, run: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(time, "process_time", lambda: cores * time.perf_counter())
+    run(epochs=3, threads=threads)
+    assert capsys.readouterr().out.count("--threads 1 may be faster") == lines
+    run(epochs=1, threads=threads, quiet=True)
+    assert "--threads 1" not in capsys.readouterr().out

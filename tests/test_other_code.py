@@ -1,0 +1,254 @@
+"""The two halves in other people's hands: Lightning's own ways of loading, testing and predicting, and notebooks."""
+
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from pytorch_lightning.cli import LightningCLI
+from pytorch_lightning.loggers import TensorBoardLogger
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import train as door
+from cifar10.errors import SettingError
+from cifar_datamodule import CIFAR10DataModule
+from conftest import ROOT, curves, weights
+from lenet_module import LeNetModule
+from made_up import OWN_NETWORKS, own_network
+from models.checkpoint import load_checkpoint
+from models.classifier import load_classifier
+from training.callbacks import on_terminal
+from training.checkpoints import release
+
+RELEASED = ROOT / "checkpoints" / "lenet5-cifar10.ckpt"
+EARLIER = sorted((ROOT / "tests" / "earlier").glob("*/checkpoints/*/*/last.ckpt"))
+SAFE = pytest.mark.parametrize("weights_only", [None, True])
+
+
+def trainer(**options: Any) -> pl.Trainer:
+    options = {"accelerator": "cpu", "logger": False, "use_distributed_sampler": False} | options
+    return pl.Trainer(enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, **options)  # type: ignore[arg-type]
+
+
+def released(result: dict[str, Any], target: Path) -> Path:
+    release(load_checkpoint(Path(result["checkpoint"])), target, result["test_acc"])
+    return target
+
+
+@SAFE
+@pytest.mark.parametrize("path", [RELEASED, *EARLIER], ids=["released", *(path.parts[-5] for path in EARLIER)])
+def test_what_was_written_before_loads_as_lightning_loads(path: Path, weights_only: bool | None) -> None:
+    module = LeNetModule.load_from_checkpoint(path, weights_only=weights_only)
+    datamodule = CIFAR10DataModule.load_from_checkpoint(path, weights_only=weights_only)
+    known = load_checkpoint(path)
+    assert all(torch.equal(value, known.state_dict[name]) for name, value in module.state_dict().items())
+    assert module.config.width == known.network.width and module.config.lr == known.flags["lr"]
+    assert datamodule.preprocessing == known.preprocessing and torch.equal(datamodule.mean, known.mean)  # type: ignore[arg-type]
+    assert (datamodule.whitening is None) == (known.whitening is None)
+
+
+@SAFE
+def test_a_run_and_what_is_released_of_it_load_as_lightning_loads(
+    run: Any, data_dir: Path, tmp_path: Path, weights_only: bool | None
+) -> None:
+    result = run(optimizer="adam", crop=3, split_seed=4)
+    for path in (Path(result["checkpoint"]), released(result, tmp_path / "released.ckpt")):
+        module = LeNetModule.load_from_checkpoint(path, weights_only=weights_only)
+        datamodule = CIFAR10DataModule.load_from_checkpoint(path, weights_only=weights_only, data_dir=data_dir)
+        assert (module.config.optimizer, module.config.lr) == ("adam", 0.002)
+        assert (datamodule.config.crop, datamodule.config.split_seed) == (3, 4)
+        (tested,) = trainer().test(module, datamodule, verbose=False)
+        (validated,) = trainer().validate(module, datamodule, verbose=False)
+        assert (tested["test/acc"], tested["test/loss"]) == (result["test_acc"], result["test_loss"])
+        assert validated["val/acc"] == pytest.approx(result["val_acc"])
+
+
+@SAFE
+def test_a_checkpoint_given_to_the_trainer_decides_how_images_are_treated(
+    run: Any, data_dir: Path, tmp_path: Path, weights_only: bool | None
+) -> None:
+    result = run(normalize="dataset")
+    for path in (result["checkpoint"], released(result, tmp_path / "released.ckpt")):
+        halves = LeNetModule(width=1), CIFAR10DataModule(data_dir=data_dir, val_size=100)  # of which zca is the default
+        (tested,) = trainer().test(*halves, ckpt_path=path, weights_only=weights_only, verbose=False)
+        assert (tested["test/acc"], tested["test/loss"]) == (result["test_acc"], result["test_loss"])
+        (validated,) = trainer().validate(*halves, ckpt_path=path, weights_only=weights_only, verbose=False)
+        assert validated["val/acc"] == pytest.approx(result["val_acc"])
+
+
+def test_what_a_loaded_data_module_trains_on_is_whitened_as_the_images_of_its_run_were(
+    run: Any, data_dir: Path
+) -> None:
+    path = run()["checkpoint"]
+    here: dict[str, Any] = {"data_dir": data_dir, "split_seed": 1}
+    loaded = CIFAR10DataModule.load_from_checkpoint(path, **here)
+    own = CIFAR10DataModule(val_size=100, **here)
+    for datamodule in (loaded, own):
+        datamodule.setup()
+    state = load_checkpoint(Path(path)).data_state()
+    for name in ("mean", "std", "whitening"):
+        assert torch.equal(loaded.state_dict()[name], state[name])
+        assert not torch.equal(own.state_dict()[name], state[name])
+
+
+def test_trainer_test_and_validate_return_their_metrics_and_draw_each_once(data_dir: Path, tmp_path: Path) -> None:
+    halves = LeNetModule(width=1), CIFAR10DataModule(data_dir=data_dir, val_size=100)
+    logger = TensorBoardLogger(tmp_path, "", "")
+    fitter = trainer(max_epochs=2, logger=logger)
+    fitter.fit(*halves)
+    (tested,) = fitter.test(*halves, verbose=False)
+    assert tested == {name: value.item() for name, value in fitter.callback_metrics.items()}
+    assert tested.keys() == {"test/loss", "test/acc", "step"}
+    (validated,) = fitter.validate(*halves, verbose=False)
+    assert validated.keys() == {"val/loss", "val/acc", "step"}
+    logged = curves(tmp_path)
+    for name in ("loss", "acc"):
+        assert logged[f"test/{name}"] == [(2, pytest.approx(tested[f"test/{name}"]))]
+        assert [epoch for epoch, _ in logged[f"train/{name}"]] == [1, 2]
+        assert sorted(set(logged[f"val/{name}"])) == [(1, logged[f"val/{name}"][0][1]), (2, validated[f"val/{name}"])]
+    assert "epoch" not in logged and "step" not in logged
+
+
+def test_predictions_are_probabilities_of_the_test_images_in_their_order(run: Any, data_dir: Path) -> None:
+    result = run()
+    module = LeNetModule.load_from_checkpoint(result["checkpoint"])
+    datamodule = CIFAR10DataModule.load_from_checkpoint(result["checkpoint"], data_dir=data_dir)
+    predicted = torch.cat(trainer().predict(module, datamodule=datamodule))  # type: ignore[arg-type]
+    assert predicted.shape == (200, 10) and predicted.dtype == torch.float32
+    torch.testing.assert_close(predicted.sum(1), torch.ones(200))
+    labels = torch.cat([labels for _, labels in datamodule.predict_dataloader()])
+    assert (predicted.argmax(1) == labels).float().mean().item() == pytest.approx(result["test_acc"])
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_loaders_with_labels_without_and_of_bare_tensors_are_predicted_alike(precision: Any) -> None:
+    module, images = LeNetModule(width=1), torch.randn(20, 3, 32, 32)
+    loaders: list[Any] = [
+        DataLoader(TensorDataset(images, torch.zeros(20, dtype=torch.int64)), 8),
+        DataLoader(TensorDataset(images), 8),
+        DataLoader(images, 8),  # type: ignore[arg-type]
+    ]
+    for loader in loaders:
+        predicted = torch.cat(trainer(precision=precision).predict(module, loader))  # type: ignore[arg-type]
+        with torch.no_grad():
+            torch.testing.assert_close(predicted, module(images).softmax(1))
+
+
+def cli(monkeypatch: pytest.MonkeyPatch, *words: object) -> LightningCLI:
+    """A program of one line, called with these words."""
+    monkeypatch.setattr(sys, "argv", ["main.py", *map(str, words)])
+    return LightningCLI(LeNetModule, CIFAR10DataModule)
+
+
+def test_lightnings_command_line_fits_validates_tests_and_predicts(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    common = ["--data.data_dir", data_dir, "--data.val_size=100", "--trainer.accelerator=cpu"]
+    flags = ["--model.optimizer=adam", "--model.lr=null", "--model.width=1", "--trainer.max_epochs=1"]
+    fitted = cli(monkeypatch, "fit", *common, *flags, "--data.batch_size=50", "--data.denoise=median")
+    path = fitted.trainer.checkpoint_callback.best_model_path  # type: ignore[union-attr]
+    assert (fitted.model.config.optimizer, fitted.model.config.lr) == ("adam", 0.002)
+    assert fitted.datamodule.config.denoise == "median" and fitted.trainer.global_step == 900 // 50
+    again = cli(monkeypatch, "fit", "--config", Path(path).parent.parent / "config.yaml")
+    assert all(torch.equal(value, weights(path)[name]) for name, value in again.model.state_dict().items())
+    loaded = LeNetModule.load_from_checkpoint(path)
+    assert loaded.config == fitted.model.config
+    for command in ("validate", "test", "predict"):
+        done = cli(monkeypatch, command, *common, "--ckpt_path", path)
+        assert done.model.config.width == 1 and done.datamodule.preprocessing.denoise == "median"
+        assert all(torch.equal(value, weights(path)[name]) for name, value in done.model.state_dict().items())
+
+
+class Flattening(pl.LightningModule):
+    """As many a public LeNet does it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3072, 10)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, labels = batch
+        loss = F.cross_entropy(self.fc(images.view(len(images), -1)), labels)
+        self.log("loss", loss)
+        return loss
+
+    validation_step = test_step = training_step
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.001)
+
+
+@pytest.mark.parametrize("normalize", ["zca", "dataset", "none"])
+def test_a_network_that_flattens_by_view_takes_every_batch(data_dir: Path, normalize: str) -> None:
+    datamodule = CIFAR10DataModule(data_dir=data_dir, val_size=100, normalize=normalize, cutout=8)
+    any_trainer = trainer(max_epochs=1)
+    any_trainer.fit(Flattening(), datamodule=datamodule)
+    any_trainer.test(Flattening(), datamodule=datamodule, verbose=False)
+
+
+@pytest.mark.parametrize("class_name", OWN_NETWORKS)
+def test_someones_own_network_is_trained_and_classifies_as_it_was_tested(
+    run: Any, data_dir: Path, tmp_path: Path, class_name: str
+) -> None:
+    name = own_network(tmp_path, class_name)
+    result = run(network=name, width=3)
+    module = LeNetModule.load_from_checkpoint(result["checkpoint"])
+    datamodule = CIFAR10DataModule.load_from_checkpoint(result["checkpoint"], data_dir=data_dir)
+    (tested,) = trainer().test(module, datamodule, verbose=False)
+    assert tested["test/acc"] == result["test_acc"]
+
+
+class Cell(io.StringIO):
+    """A stream that only takes text, as some notebooks and capturing tools put in the place of stdout."""
+
+    isatty = fileno = encoding = property()  # type: ignore[assignment]
+
+
+def test_in_a_notebook_train_takes_texts_as_paths_and_prints_a_line_an_epoch(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small: dict[str, Any] = {"epochs": 2, "batch_size": 50, "val_size": 100, "width": 1}
+    folders: dict[str, Any] = {"data_dir": str(data_dir), "log_dir": "x", "checkpoint_dir": "y"}
+    out = Cell()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", out)
+        patch.setattr(sys, "stderr", Cell())
+        first = door.train(**small, **folders)
+        second = door.train(**small, **folders)
+    lines = out.getvalue().splitlines()
+    assert [line[:9] for line in lines if line.startswith("epoch")] == [
+        "epoch 1/2",
+        "epoch 2/2",
+    ] * 2 and "\r" not in out.getvalue()
+    assert Path(first["log_dir"]).parent == Path(second["log_dir"]).parent == Path("x/sgd-lr0.05-bs50-seed0")
+    assert (first["test_loss"], first["val_acc"]) == (second["test_loss"], second["val_acc"])
+    assert load_classifier(first["checkpoint"]).class_names  # a text, too
+
+
+@pytest.mark.parametrize("stream", [None, Cell(), io.StringIO()], ids=["none", "cell", "file"])
+def test_progress_is_not_drawn_where_nothing_says_that_there_is_a_terminal(stream: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert not on_terminal()
+
+
+@pytest.mark.parametrize("make", [LeNetModule, door.train])
+def test_an_unknown_optimizer_is_one_clear_sentence(make: Any) -> None:
+    with pytest.raises(SettingError, match=r"^optimizer adams: must be one of 'sgd', 'adam', .*$"):
+        make(optimizer="adams")
+
+
+def test_a_state_that_is_loaded_after_the_setup_counts_as_if_it_had_come_before(data_dir: Path) -> None:
+    given, loaded = (CIFAR10DataModule(data_dir=data_dir, val_size=100, normalize=name) for name in ("image", "zca"))
+    given.setup()
+    loaded.setup()
+    loaded.load_state_dict(given.state_dict())
+    for name in ("train_dataloader", "val_dataloader", "test_dataloader"):
+        (expected, _), (images, _) = (next(iter(getattr(module, name)())) for module in (given, loaded))
+        assert torch.equal(images, expected)

@@ -1,0 +1,109 @@
+"""Lines to paste: through this system's shell they come back as the words that they were, also in other folders."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path, PureWindowsPath
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import sweep
+import train
+from benchmarks import page
+from conftest import ROOT
+from experiments import tables
+from training import lr_finder, shell
+from training.shell import command_line, door
+from training.signals import Stopped
+
+SHOW = "import json, sys; print(json.dumps(sys.argv[1:]))"
+# Windows allows no double quote in a name, and has no form for $, % and the backtick that both its shells read.
+NAMES = ["it's a (ö) & folder;", "[x] {a,b} #1 ~ ^ 猫", "plain-ö_1"]
+NAMES += [] if sys.platform == "win32" else ['it\'s a "ö" folder', "$HOME `pwd` 100% \\ !x", "two\nlines", "*"]
+
+
+def pasted(line: str) -> list[str]:
+    """The arguments that a program gets by a line in whose place it is pasted: all words but the first."""
+    _, _, arguments = line.partition(" ")
+    line = f"{command_line(sys.executable, '-X', 'utf8', '-c', SHOW)} {arguments}"
+    done = subprocess.run(line, shell=True, capture_output=True, encoding="utf-8", check=True)
+    return json.loads(done.stdout)
+
+
+def test_words_come_back_from_the_shell() -> None:
+    words = [*NAMES, "", "--lr=0.001..0.1", "optimizer=sgd,adam lr=0.1"]
+    assert pasted(command_line("program", *words)) == words
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_the_programs_print_can_be_pasted_whatever_the_folder_is_called(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(ROOT)
+    folder = tmp_path / name
+    run = folder / "adam" / "version_0"
+    assert pasted(Stopped(2, run).advice.removeprefix("go on with: ")) == ["train.py", "--resume", str(run)]
+
+    result = {"test_acc": 0.5, "seconds": 1, "images_per_second": 1, "log_dir": str(run), "checkpoint": "last.ckpt"}
+    (line,) = (line for line in train.summary(result).split("\nnext ")[1:])
+    assert pasted(line.strip()) == ["--logdir", str(folder)]
+
+    monkeypatch.setattr(lr_finder, "find_lr", lambda config: (0.01, run))
+    monkeypatch.setattr(sys, "argv", ["train.py", "--find_lr", f"--log_dir={folder}"])
+    train.main()
+    line = capsys.readouterr().out.split("\nnext ")[1].strip()
+    assert pasted(line) == ["train.py", f"--log_dir={folder}", "--lr", "0.01"]
+
+    monkeypatch.setattr(sweep, "sweep", lambda **flags: True)
+    monkeypatch.setattr(sys, "argv", ["sweep.py", "--name", "grid_1", f"--log_dir={folder}", "--grid", "seed=0"])
+    sweep.main()
+    assert pasted(capsys.readouterr().out.removeprefix("next ").strip()) == ["report.py", str(folder / "grid_1")]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_commands_that_a_page_keeps_can_be_pasted(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan = Path("recipes", "sweeps", f"{name}.yaml")
+    plan.parent.mkdir(parents=True)
+    plan.touch()
+    groups = ["optimizer=sgd lr=0.1", "optimizer=adam"]
+    options = {"--name": [name], "--seeds": ["0,1"], "--compare": groups, "--baseline": ["width=1 seed=0"]}
+    text = tables.origin([Path("logs", name)], Path("results", name), options)
+    anew, report, reuse = (f"python {part}".split("\n\n")[0] for part in text.split("    python ")[1:])
+    table = f"results/{name}/cells.csv"
+    assert pasted(anew) == ["sweep.py", "--config", plan.as_posix()]
+    assert pasted(reuse) == ["sweep.py", "--config", plan.as_posix(), "--reuse", table]
+    flags = ["--name", name, "--seeds", "0,1", "--compare", *groups, "--baseline", "width=1 seed=0"]
+    assert pasted(report) == ["report.py", f"logs/{name}", *flags]
+    head = page.header("Title", "benchmarks.throughput", [name], 1)
+    command = head.partition("- command: `")[2].partition("`\n- processor")[0]
+    assert pasted(command) == ["-m", "benchmarks.throughput", name]
+
+
+def test_a_line_names_its_program_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert door("train.py") == "train.py"
+    monkeypatch.chdir(tmp_path)
+    assert door("train.py") == str(ROOT / "train.py")
+
+
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        (PureWindowsPath("checkpoints/adam-lr0.002/version_0"), r"checkpoints\adam-lr0.002\version_0"),
+        (PureWindowsPath("C:/Users/Jörg/logs"), r"C:\Users\Jörg\logs"),
+        (PureWindowsPath("C:/Program Files/x"), r'"C:\Program Files\x"'),
+        (PureWindowsPath("D:/R&D/it's"), '"D:\\R&D\\it\'s"'),
+        (PureWindowsPath("//server/share (neu)/ä;b,c"), r'"\\server\share (neu)\ä;b,c"'),
+        ("D:\\R&D\\", r'"D:\R&D\\"'),
+        ('say "x"', r'"say \"x\""'),
+        ("", '""'),
+    ],
+)
+def test_windows_shells_get_double_quotes(word: object, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shell, "os", SimpleNamespace(name="nt"))
+    assert command_line("python", word) == f"python {line}"

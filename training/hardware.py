@@ -1,0 +1,42 @@
+"""What the machine decides of a run: the number format of its training steps, and how memory is handled."""
+
+import ctypes
+import os
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+# oneDNN computes convolutions; a user may limit it to instruction sets that have no bfloat16.
+WITHOUT_BFLOAT16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
+
+# Parameter numbers from glibc's malloc.h.
+M_TRIM_THRESHOLD = -1
+M_MMAP_THRESHOLD = -3
+
+
+def fastest_precision(accelerator: str = "cpu") -> str:
+    """ "bf16-mixed" where the processor multiplies bfloat16 numbers by instructions of its own, else "32-true".
+
+    Decided by what the processor is, never by a timing. Without such instructions bfloat16 is up to 25 times slower
+    (github.com/pytorch/pytorch/issues/183815). ARM and GPUs get float32, since nobody measured them yet; so does a
+    PyTorch that cannot tell.
+    """
+    instructions: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    has_bfloat16 = instructions.get("amx_bf16") or instructions.get("avx512_bf16")
+    return "bf16-mixed" if accelerator == "cpu" and has_bfloat16 and limit not in WITHOUT_BFLOAT16 else "32-true"
+
+
+def keep_freed_memory() -> None:
+    """Let the process reuse the memory that tensors free, instead of giving it back to the system and asking anew.
+
+    Each training step takes and frees the same tens of megabytes. glibc may return them each time, and then the kernel
+    has to map and clear every page again in the next step, which costs up to a third of it. Whether it does depends on
+    what happens to lie on the heap, and so changes from run to run. Elsewhere than on glibc this does nothing.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, 64 * 2**20)  # smaller blocks, all activations of a step, come from the heap
+        libc.mallopt(M_TRIM_THRESHOLD, 512 * 2**20)  # the heap shrinks only when this much at its end is free
