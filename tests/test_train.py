@@ -194,8 +194,9 @@ def test_a_diverging_run_keeps_the_last_good_checkpoint(run: Any, tmp_path: Path
 def test_two_processes_train_as_one_does_and_evaluate_exactly(
     run: Any, command: list[str], data_dir: Path, tmp_path: Path
 ) -> None:
-    alone = run(optimizer="sgd", lr=0.01)
-    flags = "--devices 2 --threads 1 --optimizer sgd --lr 0.01 --epochs 2 --batch_size 50 --val_size 100 --width 1"
+    alone = run(optimizer="sgd", lr=0.01, precision="32-true")
+    flags = "--devices 2 --threads 1 --precision 32-true --optimizer sgd --lr 0.01"
+    flags += " --epochs 2 --batch_size 50 --val_size 100 --width 1"
     folders = ["--log_dir", str(tmp_path / "l"), "--checkpoint_dir", str(tmp_path / "c")]
     done = subprocess.run([*command, *flags.split(), *folders], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
