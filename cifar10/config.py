@@ -61,6 +61,15 @@ class Augmentation(Settings):
     cutout: int = setting(
         0, "Side of a random square erased from each training image, in pixels; 0 is off.", at_least=0, at_most=32
     )
+    random_corruption: float = setting(
+        0.0,
+        "Share of the training images, others in each epoch, that are damaged before all else: by JPEG, noise or blur. "
+        "By which and how strongly is drawn once for each image.",
+        since=3,
+        before=0.0,
+        at_least=0,
+        at_most=1,
+    )
     plain_epochs: int = setting(
         0, "How many epochs, the last ones, go without crop and cutout.", since=2, before=0, at_least=0
     )

@@ -30,6 +30,7 @@ from cifar10.filters import (
     DENOISE,
     Step,
     corrupt,
+    corrupt_at_random,
     denoise,
     equalize,
     filter_channels,
@@ -112,6 +113,11 @@ def preprocess_lazily(
         step = partial(filter_channels, kernels, whitening[:, -1])
         images = _mapped(images, f"normalize-zca-{digest(whitening)[:8]}", partial(_each, step), folder)
     return images
+
+
+def corrupt_lazily(images: Lazy, version: int, folder: Path | None = None) -> Lazy:
+    """Images each damaged by `corrupt_at_random`; `folder` as in `preprocess`."""
+    return _mapped(images, f"corrupt-random-{version}", partial(_each, partial(corrupt_at_random, version)), folder)
 
 
 def from_state(state: Mapping[str, Any], format: int = 1) -> tuple[Preprocessing, np.ndarray | None]:

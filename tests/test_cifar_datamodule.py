@@ -44,6 +44,19 @@ def test_with_a_teacher_training_batches_have_its_logits_for_their_images_and_va
     assert all(len(batch) == 2 for batch in datamodule.val_dataloader())
 
 
+def test_a_corrupted_image_keeps_the_teachers_logits_for_the_image_as_it_is(data_dir: Path) -> None:
+    def batch(share: float) -> tuple[Tensor, ...]:
+        def teacher(images: np.ndarray) -> Tensor:
+            return torch.from_numpy(images.mean((2, 3), dtype=np.float32))
+
+        datamodule = ready(data_dir, random_corruption=share, teacher=teacher)
+        return datamodule.train_dataloader().dataset[0, torch.arange(64)]
+
+    exact, corrupted = batch(0), batch(1)
+    assert not torch.equal(exact[0], corrupted[0])
+    assert torch.equal(exact[2], corrupted[2])
+
+
 def test_after_the_augmented_epochs_images_are_mirrored_at_most(data_dir: Path) -> None:
     def batch(epoch: int, **options: object) -> Tensor:
         datamodule = ready(data_dir, **options)
