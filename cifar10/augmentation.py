@@ -1,5 +1,6 @@
 """What is done to training images anew in each epoch: random crop, flip, cutout and corruption, a batch at once.
 
+How an image is corrupted is drawn once, by `filters.corrupt_at_random`; of which images that is taken, in each epoch.
 What happens to an image is a function of (seed, epoch, image index) alone: there is no generator whose state would
 have to be saved, and a resumed run, or several processes, see the same images as one uninterrupted process.
 """

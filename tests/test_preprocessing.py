@@ -228,9 +228,9 @@ def test_random_corruption_draws_method_and_level_anew_for_each_image_and_versio
         for index in range(400):
             filters.corrupt_at_random(version, images[0].transpose(1, 2, 0), index)
     assert len(set(drawn)) == 800
-    for method, (lowest, highest) in filters.RANDOM_LEVELS.items():
+    for method, lowest, highest in filters.RANDOM:
         levels = [level for name, level in drawn if name == method]
-        assert 150 < len(levels) < 250
+        assert 110 < len(levels) / sum(method == name for name, *_ in filters.RANDOM) < 210
         assert lowest <= min(levels) < max(levels) <= highest and np.ptp(levels) > 0.9 * (highest - lowest)
 
 
