@@ -8,7 +8,6 @@ step is computed once, verified whenever it is read, and mapped into memory. Lig
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -23,6 +22,7 @@ from tqdm import tqdm
 
 from cifar10.cache import Lazy, digest, kept, key
 from cifar10.config import Preprocessing
+from cifar10.cores import cores
 from cifar10.errors import UsageError
 from cifar10.filters import (
     CORRUPT,
@@ -249,7 +249,7 @@ def _mapped(images: Lazy, name: str, run: Callable[[np.ndarray, int], np.ndarray
             return len(pixels[start : start + _CHUNK])
 
         bar = tqdm(total=len(pixels), desc=name, unit=" images", leave=False, disable=None)  # None: only on a terminal
-        with ThreadPoolExecutor(os.cpu_count()) as pool, bar:  # threads, since OpenCV and BLAS release the GIL
+        with ThreadPoolExecutor(cores()) as pool, bar:  # threads, since OpenCV and BLAS release the GIL
             for count in pool.map(work, range(0, len(pixels), _CHUNK)):
                 bar.update(count)
         return done

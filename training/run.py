@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.distributed import DistNetworkError, DistStoreError
 
 from cifar10.config import Data
+from cifar10.cores import cores
 from cifar10.errors import SettingError, UsageError
 from cifar_datamodule import PREPROCESSED, CIFAR10DataModule
 from lenet_module import LeNetModule
@@ -210,8 +211,8 @@ def resolved(config: RunConfig) -> RunConfig:
     """Set the process up; the configuration with all that a run decides once, at its start, and keeps."""
     refuse_hardware(config)
     keep_freed_memory()
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    if config.threads or torch.get_num_threads() > cores():  # PyTorch does not know the limits of a container
+        torch.set_num_threads(config.threads or cores())
     pl.seed_everything(config.seed, verbose=False)
     return replace(with_contents(config), threads=torch.get_num_threads())
 
