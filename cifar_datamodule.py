@@ -33,7 +33,6 @@ from cifar10.preprocessing import (
     preprocess_lazily,
 )
 
-PREPROCESSED = "preprocessed"  # the folder of what is kept, beside the data set's; it may be deleted at any time
 EVAL_BATCH_SIZE = 250  # as fast as larger ones, in less memory
 _STREAM = 2  # keeps the order of the epoch apart from the augmentation's draws
 
@@ -165,7 +164,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
 
     @property
     def _kept(self) -> Path:
-        return self.config.data_dir / PREPROCESSED
+        return self.config.kept_in
 
     @property
     def _folder(self) -> Path:

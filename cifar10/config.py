@@ -24,6 +24,13 @@ class Data(Settings):
     data_dir: Path = setting(
         Path("data"), "Folder of the data set, which is downloaded if it is not there.", identity=False
     )
+    cache_dir: Path | None = setting(
+        None,
+        "Folder where preprocessed images and a teacher's answers are kept; null is data_dir/preprocessed. Where it "
+        "cannot be written, they are computed in memory.",
+        identity=False,
+        since=2,
+    )
     mirror: str | None = setting(
         None, "URL of an official CIFAR-10 archive, instead of the known sources.", identity=False
     )
@@ -44,6 +51,11 @@ class Data(Settings):
         compared=True,
     )
     seed: int = setting(0, "Initial weights, order of the images, augmentation.", compared=True, named="seed", **SEEDS)
+
+    @property
+    def kept_in(self) -> Path:
+        """The folder of what is computed from the data set; it may be deleted at any time."""
+        return self.cache_dir or self.data_dir / "preprocessed"
 
     def check(self) -> None:
         if self.batch_size > 50_000 - self.val_size:

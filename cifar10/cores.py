@@ -13,6 +13,6 @@ def cores() -> int:
     process = psutil.Process()
     count = len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else psutil.cpu_count() or 1  # macOS
     with suppress(OSError, ValueError):
-        share, period = map(int, QUOTA.read_text().split())
+        share, period = map(int, QUOTA.read_text(encoding="utf-8").split())
         count = min(count, max(1, share // period))
     return count

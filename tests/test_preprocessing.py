@@ -443,6 +443,14 @@ def test_what_is_kept_is_found_without_loading_the_images(data_dir: Path, monkey
         CIFAR10DataModule(data_dir=data_dir, batch_size=50, val_size=100, **settings).setup()
 
 
+def test_what_is_kept_lies_in_the_folder_that_is_named(run: Any, data_dir: Path, tmp_path: Path) -> None:
+    result = run(cache_dir=tmp_path / "kept", epochs=1)
+    evaluated(Path(result["checkpoint"]), data_dir, denoise="median", cache_dir=tmp_path / "kept")
+    assert not (data_dir / "preprocessed").exists()
+    kinds = {path.name.partition("-")[0] for path in (tmp_path / "kept").glob("*.bin")}
+    assert kinds == {"denoise", "fit", "normalize"}
+
+
 def test_a_run_with_zca_can_be_tested_again_from_its_checkpoint(run: Any, data_dir: Path) -> None:
     result = run(normalize="zca")
     for path in (data_dir / "preprocessed").glob("*zca*"):

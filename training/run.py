@@ -21,7 +21,7 @@ from torch.distributed import DistNetworkError, DistStoreError
 from cifar10.config import Data
 from cifar10.cores import cores
 from cifar10.errors import SettingError, UsageError
-from cifar_datamodule import PREPROCESSED, CIFAR10DataModule
+from cifar_datamodule import CIFAR10DataModule
 from lenet_module import LeNetModule
 from models.checkpoint import LAST, Checkpoint
 from models.config import Teacher
@@ -221,7 +221,7 @@ def make_halves(config: RunConfig) -> tuple[CIFAR10DataModule, LeNetModule]:
     """The two halves that Lightning puts together."""
     teacher: Callable[[np.ndarray], Tensor] | None = None
     if config.teacher:
-        teacher = load_teacher(config.group(Teacher), config.group(Data), config.data_dir / PREPROCESSED)
+        teacher = load_teacher(config.group(Teacher), config.group(Data), config.kept_in)
     return CIFAR10DataModule(config, teacher=teacher), LeNetModule(config, val_name=config.select_on)
 
 
@@ -254,12 +254,13 @@ def evaluate(
     data_dir: Path | None = None,
     mirror: str | None = None,
     tta: bool = False,
+    cache_dir: Path | None = None,
     **changes: Any,
 ) -> dict[str, float]:
     """Evaluate a checkpoint of `train` on the official test set in float32, preprocessed as in its run.
 
     Args:
-        data_dir, mirror: As in `Data`; None takes the defaults.
+        data_dir, mirror, cache_dir: As in `Data`; None takes the defaults.
         tta: Test-time augmentation: whether each image is classified together with its horizontal flip.
         changes: Settings of `Preprocessing`, instead of those of the run.
 
@@ -273,7 +274,7 @@ def evaluate(
     module = load_module(checkpoint)
     if tta:
         module.model = HorizontalFlipAverage(module.model)  # type: ignore[assignment]
-    datamodule = CIFAR10DataModule(data_dir=data_dir or Data.data_dir, mirror=mirror)
+    datamodule = CIFAR10DataModule(data_dir=data_dir or Data.data_dir, mirror=mirror, cache_dir=cache_dir)
     datamodule.load_state_dict(checkpoint.data_state())
     datamodule.preprocessing = checkpoint.preprocessing.changed(changes)
     trainer = make_trainer(accelerator="cpu", devices=1)
