@@ -13,11 +13,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train as door
 from cifar10 import records
 from cifar10.cores import cores
+
+# A busy machine may be slow.
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 ROOT = Path(__file__).parent.parent
 RECORDS = 200  # in each of the six files

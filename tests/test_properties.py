@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import train as door
@@ -88,7 +88,6 @@ words = st.one_of(
 )
 
 
-@settings(deadline=None)
 @given(name=st.sampled_from(sorted(SETTINGS)), value=words)
 def test_any_value_of_any_flag_is_taken_or_refused_in_a_line(name: str, value: str) -> None:
     try:

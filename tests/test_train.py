@@ -1,5 +1,6 @@
 """The door: `train()` on made-up data, and the command line as a user types it."""
 
+import math
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from training.cli import read_recipe
 
 def test_a_run_learns_and_says_where_everything_is(run: Any, tmp_path: Path) -> None:
     result = run(optimizer="adam", epochs=4)
-    assert result["test_acc"] > 0.3
+    losses = [loss for _, loss in curves(result["log_dir"])["train/loss"]]
+    assert losses[-1] < losses[0] and result["test_loss"] < math.log(10)  # which is that of a guess
     assert Path(result["log_dir"]) == tmp_path / "logs" / "adam-lr0.002-bs50-seed0" / "version_0"
     folder = tmp_path / "checkpoints" / "adam-lr0.002-bs50-seed0" / "version_0"
     best = f"best-epoch={result['best_epoch']:02d}-val_acc={result['val_acc']:.4f}.ckpt"
