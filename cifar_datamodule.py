@@ -9,7 +9,7 @@ have a third part, its logits, float32 [B, 10]. To predict are the test images, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cifar10 import download, records
-from cifar10.augmentation import Draws, crop_and_flip, cutout, draw_epoch
+from cifar10.augmentation import VERSIONS, Draws, crop_and_flip, cutout, draw_epoch
 from cifar10.cache import Lazy
 from cifar10.config import DataConfig, Preprocessing
-from cifar10.preprocessing import before_and_after, fit_whitening, from_state, normalize, preprocess_lazily
+from cifar10.preprocessing import (
+    before_and_after,
+    corrupt_lazily,
+    fit_whitening,
+    from_state,
+    normalize,
+    preprocess_lazily,
+)
 
-PREPROCESSED = "preprocessed"  # the folder of what is kept, beside the data set's; it may be deleted at any time
 EVAL_BATCH_SIZE = 250  # as fast as larger ones, in less memory
 _STREAM = 2  # keeps the order of the epoch apart from the augmentation's draws
 
@@ -65,6 +71,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
         self.std: Tensor | None = None
         self.whitening: np.ndarray | None = None  # of `fit_whitening`, if zca is chosen
         self._train: tuple[Tensor, Tensor] | None = None  # all 50,000 images and labels
+        self._corrupted: list[Tensor] = []  # versions of the images, for `crop_and_flip`
         self._teacher_logits: Tensor | None = None  # float32 [50,000, 10]
         self._verified = False
 
@@ -77,9 +84,10 @@ class CIFAR10DataModule(pl.LightningDataModule):
         """Prepare the images, by the statistics and the whitening of the training part unless a state was loaded."""
         if self._train is not None or (stage in ("test", "predict") and self.mean is not None):
             return
-        images, labels = self._images(train=True), self._labels(train=True)
+        images = originals = self._images(train=True)
+        labels = self._labels(train=True)
         if self.teacher is not None and self._teacher_logits is None:
-            self._teacher_logits = self.teacher(images.array)
+            self._teacher_logits = self.teacher(originals.array)
         self.train_indices, self.val_indices = stratified_split(labels, self.config.val_size, self.config.split_seed)
         firsts = [int(self.train_indices[labels[self.train_indices] == label][0]) for label in labels.unique()]
         self._examples = records.pick(self._folder, train=True, indices=np.array(firsts))
@@ -89,6 +97,10 @@ class CIFAR10DataModule(pl.LightningDataModule):
             if self.whitening is None:
                 self.whitening = fit_whitening(images, self.train_indices.numpy(), self._kept)
             images = preprocess_lazily(images, Preprocessing(), self.whitening, folder=self._kept)
+        versions = (corrupt_lazily(originals, number, self._kept) for number in range(VERSIONS))
+        if self.config.random_corruption:  # made first, while there is less in memory
+            steps = self.preprocessing, self.whitening, corrupted, self._kept
+            self._corrupted = [_pixels_last(preprocess_lazily(version, *steps).array) for version in versions]
         self._train = _pixels_last(images.array), labels
         if self.mean is None:
             self.mean, self.std = torch.zeros(3), torch.full((3,), 255.0)
@@ -103,7 +115,8 @@ class CIFAR10DataModule(pl.LightningDataModule):
         assert self._train is not None and self.mean is not None and self.std is not None
         data = (*self._train, self.mean, self.std)
         augmentation = self.config.crop, self.config.flip, self.config.cutout, self._augmented_epochs()
-        dataset = AugmentedBatches(*data, self.config.seed, *augmentation, self._teacher_logits)
+        corruption = self.config.random_corruption, self._corrupted
+        dataset = AugmentedBatches(*data, self.config.seed, *augmentation, self._teacher_logits, *corruption)
         sampler = ShuffledBatches(self.train_indices, self.config.batch_size, self.config.seed, rank, world_size)
         return DataLoader(dataset, sampler=sampler, batch_size=None)
 
@@ -151,7 +164,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
 
     @property
     def _kept(self) -> Path:
-        return self.config.data_dir / PREPROCESSED
+        return self.config.kept_in
 
     @property
     def _folder(self) -> Path:
@@ -203,6 +216,8 @@ class AugmentedBatches(Batches):
 
     Args:
         teacher_logits: float32 [N, 10]; with it an item has a third part, those of its images.
+        random_corruption: Share of the images that `corrupted` versions take the place of.
+        corrupted: As `crop_and_flip` takes them.
     """
 
     def __init__(
@@ -217,20 +232,24 @@ class AugmentedBatches(Batches):
         cutout: int,
         augmented_epochs: int | None = None,
         teacher_logits: Tensor | None = None,
+        random_corruption: float = 0,
+        corrupted: Sequence[Tensor] = (),
     ) -> None:
         super().__init__(images, labels, mean, std)
         self.teacher_logits = teacher_logits
         self.seed, self.crop, self.flip, self.cutout = seed, crop, flip, cutout
         self.augmented_epochs = augmented_epochs
+        self.random_corruption, self.corrupted = random_corruption, corrupted
         self._draws: tuple[int, Draws] | None = None  # the latest epoch and its draws
 
     def __getitem__(self, key: tuple[int, Tensor]) -> tuple[Tensor, ...]:  # type: ignore[override]
         epoch, indices = key
         augmented = self.augmented_epochs is None or epoch < self.augmented_epochs
         if self._draws is None or self._draws[0] != epoch:
-            self._draws = epoch, draw_epoch(self.seed, epoch, len(self.labels), self.crop * augmented, self.flip)
+            crop = self.crop * augmented
+            self._draws = epoch, draw_epoch(self.seed, epoch, len(self.labels), crop, self.flip, self.random_corruption)
         draws = self._draws[1]
-        images = normalize(crop_and_flip(self.images, indices, draws), self.mean, self.std)
+        images = normalize(crop_and_flip(self.images, indices, draws, self.corrupted), self.mean, self.std)
         if self.cutout and augmented:
             images = cutout(images, indices, draws, self.cutout)
         if self.teacher_logits is None:

@@ -17,6 +17,8 @@ from cifar10.errors import UsageError
 from training.cli import Parser, exit_status
 from training.files import REPORT
 
+FOLDERS = ("data_dir", "cache_dir", "mirror")  # where the data set comes from, and what is made of it goes
+
 
 def parser() -> Parser:
     parser = Parser("Evaluate a checkpoint.", usage="%(prog)s CHECKPOINT [flags]")
@@ -32,7 +34,7 @@ def parser() -> Parser:
     parser.add_argument("--tta", action="store_true", help="Classify each image together with its horizontal flip.")
     parser.add_argument("--release", type=Path, metavar="FILE", help="Write its weights for publication.")
     parser.add_argument("--network", metavar="FILE:CLASS", help="The code of a network of your own.")
-    parser.add_settings(Data, ("data_dir", "mirror"))
+    parser.add_settings(Data, FOLDERS)
     parser.add_settings(Preprocessing, ("corrupt", "severity", "denoise", "denoise_strength"))
     return parser
 
@@ -41,7 +43,7 @@ def main() -> None:
     flags = vars(parser().parse_args())
     path, tta, target = (flags.pop(name) for name in ("checkpoint", "tta", "release"))
     network = flags.pop("network")
-    changes = flags.keys() - {"data_dir", "mirror", "on", "out"}
+    changes = flags.keys() - {*FOLDERS, "on", "out"}
     if target and (tta or changes or flags["on"] != "test"):  # it states the accuracy of the checkpoint as it is
         raise UsageError(f"--release: not with --{min(changes, default='tta' if tta else 'on')}")
 

@@ -2,7 +2,6 @@
 
 import datetime
 import math
-import os
 import platform
 import re
 from collections.abc import Iterable, Sequence
@@ -13,6 +12,7 @@ import pytorch_lightning as pl
 import torch
 from tabulate import tabulate
 
+from cifar10.cores import cores
 from training.shell import command_line
 
 
@@ -22,7 +22,7 @@ def header(title: str, module: str, arguments: Sequence[str], count: int, counte
         [
             f"# {title}\n",
             f"- command: `{command_line('python', '-m', module, *arguments)}`",
-            f"- processor: {processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+            f"- processor: {processor()}, {cores()} cores, {torch.get_num_threads()} threads",
             f"- versions: Python {platform.python_version()}, torch {torch.__version__}, Lightning {pl.__version__}",
             f"- date: {datetime.date.today()}",
             f"- {counted}: {count}",

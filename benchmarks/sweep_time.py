@@ -10,7 +10,6 @@ many runs of train.py, of one thread each, as there are cores, as sweep.py has t
 import argparse
 import contextlib
 import io
-import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from benchmarks import report_way
 from benchmarks.page import header, number, spread, table
 from benchmarks.processes import plain_process
 from benchmarks.throughput import FULL, TINY, WORKERS
+from cifar10.cores import cores
 from training.run import train
 
 OUT = Path("results/coursework/time.md")
@@ -65,7 +65,7 @@ def one_run(data_dir: Path, batch_size: int, seed: int, tiny: bool) -> float:
 
 def ours(data_dir: Path, batch_size: int, tiny: bool) -> float:
     """Seconds of an epoch, of as many runs at once as there are cores, by their number."""
-    count = os.cpu_count() or 1
+    count = cores()
     with ProcessPoolExecutor(count, get_context("spawn")) as pool:
         runs = [pool.submit(one_run, data_dir, batch_size, seed, tiny) for seed in range(count)]
         return 50_000 / sum(run.result() for run in runs)

@@ -1,11 +1,13 @@
-"""What is done anew to the training images in each epoch: random crop, mirror and cutout, a whole batch at once.
+"""What is done to training images anew in each epoch: random crop, flip, cutout and corruption, a batch at once.
 
+How an image is corrupted is drawn once, by `filters.corrupt_at_random`; of which images that is taken, in each epoch.
 What happens to an image is a function of (seed, epoch, image index) alone: there is no generator whose state would
 have to be saved, and a resumed run, or several processes, see the same images as one uninterrupted process.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor
 
 SIDE = 32  # pixels, height and width of an image
+VERSIONS = 1  # corrupted ones of each image, made before training: corrupting costs more than a training step
 _STREAM = 1  # keeps these draws apart from the order of the epoch
 
 
@@ -25,6 +28,7 @@ class Draws:
         columns: int64 [N], how far right.
         mirrored: bool [N], left and right swapped after the crop.
         hole_rows, hole_columns: int64 [N], the centre of the cutout square, in the finished image.
+        versions: int64 [N], 0 is the image itself, k is its k-th corrupted version.
     """
 
     rows: Tensor
@@ -32,9 +36,10 @@ class Draws:
     mirrored: Tensor
     hole_rows: Tensor
     hole_columns: Tensor
+    versions: Tensor
 
 
-def draw_epoch(seed: int, epoch: int, count: int, crop: int, flip: bool) -> Draws:
+def draw_epoch(seed: int, epoch: int, count: int, crop: int, flip: bool, corrupted: float = 0) -> Draws:
     """Draw the draws of `epoch` for all `count` images of a data set, whichever of them are used.
 
     Args:
@@ -43,21 +48,24 @@ def draw_epoch(seed: int, epoch: int, count: int, crop: int, flip: bool) -> Draw
         count: N, the number of images.
         crop: Largest shift in pixels, 0 to 31.
         flip: Whether half of the images, at random, are mirrored.
+        corrupted: Share of the images of which a corrupted version is taken.
     """
     rng = np.random.default_rng([_STREAM, seed, epoch])
     rows, columns = torch.from_numpy(rng.integers(-crop, crop, size=(2, count), endpoint=True))
     mirrored = torch.from_numpy(rng.random(count) < 0.5) if flip else torch.zeros(count, dtype=torch.bool)
     hole_rows, hole_columns = torch.from_numpy(rng.integers(0, SIDE, size=(2, count)))
-    return Draws(rows, columns, mirrored, hole_rows, hole_columns)
+    versions = rng.integers(1, VERSIONS, count, endpoint=True) * (rng.random(count) < corrupted)
+    return Draws(rows, columns, mirrored, hole_rows, hole_columns, torch.from_numpy(versions))
 
 
-def crop_and_flip(images: Tensor, indices: Tensor, draws: Draws) -> Tensor:
+def crop_and_flip(images: Tensor, indices: Tensor, draws: Draws, corrupted: Sequence[Tensor] = ()) -> Tensor:
     """Gather the images `indices`, shifted and mirrored as planned; beyond the edge the image is reflected.
 
     Args:
         images: uint8 [N, 32, 32, 3], contiguous.
         indices: int64 [B].
         draws: For all N images.
+        corrupted: Their versions, from the first on, as `images`.
 
     Returns:
         uint8 [B, 32, 32, 3].
@@ -66,9 +74,12 @@ def crop_and_flip(images: Tensor, indices: Tensor, draws: Draws) -> Tensor:
     rows = _reflect(line + draws.rows[indices, None])  # [B, 32], the source row of each row
     columns = torch.where(draws.mirrored[indices, None], line.flip(0), line)
     columns = _reflect(columns + draws.columns[indices, None])
-    # One gather of whole pixels does it all.
     pixels = (indices[:, None, None] * SIDE + rows[:, :, None]) * SIDE + columns[:, None, :]
-    return images.view(-1, 3).index_select(0, pixels.view(-1)).view(-1, SIDE, SIDE, 3)
+    batch = _gather(images, pixels)
+    for number, version in enumerate(corrupted, 1):
+        chosen = (draws.versions[indices] == number).nonzero()[:, 0]
+        batch[chosen] = _gather(version, pixels[chosen])
+    return batch
 
 
 def cutout(batch: Tensor, indices: Tensor, draws: Draws, size: int) -> Tensor:
@@ -88,6 +99,11 @@ def cutout(batch: Tensor, indices: Tensor, draws: Draws, size: int) -> Tensor:
 
     hole = covered(draws.hole_rows)[:, :, None] & covered(draws.hole_columns)[:, None, :]
     return batch.masked_fill_(hole[:, None], 0.0)
+
+
+def _gather(images: Tensor, pixels: Tensor) -> Tensor:
+    """Whole pixels, by their place among those of all images, int64 [B, 32, 32]; as `[]`, and three times faster."""
+    return images.view(-1, 3).index_select(0, pixels.view(-1)).view(-1, SIDE, SIDE, 3)
 
 
 def _reflect(positions: Tensor) -> Tensor:

@@ -1,8 +1,10 @@
 """Arrays that take long to compute, kept in files: computed once, verified at each use, mapped into memory."""
 
+import errno
 import hashlib
+import sys
 from collections.abc import Callable
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +43,7 @@ def kept(
 
     The file is the array's bytes and their SHA-256; one that does not hold it counts as not there. Of several processes
     that ask at once, one computes and the others wait. What is done to the array in memory never reaches the file.
+    Where nobody lets this process write, as in a shared folder of data, a line says that nothing is kept.
 
     Args:
         folder: None computes it each time.
@@ -49,7 +52,7 @@ def kept(
         shape, dtype: Of the result.
 
     Raises:
-        DataError: `folder` cannot be written.
+        DataError: `folder` cannot be written for another reason.
     """
     if folder is None:
         return compute()
@@ -64,7 +67,16 @@ def kept(
                 write_bytes(path, found.data, bytes.fromhex(digest(found)))
         return found
     except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            _say_unkept(folder)
+            return compute()
         raise DataError(f"{folder} cannot be written, and preprocessed images are kept there: {error}") from error
+
+
+@cache
+def _say_unkept(folder: Path) -> None:
+    """Once for each folder."""
+    print(f"{folder} cannot be written: computing in memory; --cache_dir keeps it elsewhere", file=sys.stderr)
 
 
 def key(name: str, inputs: tuple[str, ...]) -> str:

@@ -24,6 +24,13 @@ class Data(Settings):
     data_dir: Path = setting(
         Path("data"), "Folder of the data set, which is downloaded if it is not there.", identity=False
     )
+    cache_dir: Path | None = setting(
+        None,
+        "Folder where preprocessed images and a teacher's answers are kept; null is data_dir/preprocessed. Where it "
+        "cannot be written, they are computed in memory.",
+        identity=False,
+        since=2,
+    )
     mirror: str | None = setting(
         None, "URL of an official CIFAR-10 archive, instead of the known sources.", identity=False
     )
@@ -45,6 +52,11 @@ class Data(Settings):
     )
     seed: int = setting(0, "Initial weights, order of the images, augmentation.", compared=True, named="seed", **SEEDS)
 
+    @property
+    def kept_in(self) -> Path:
+        """The folder of what is computed from the data set; it may be deleted at any time."""
+        return self.cache_dir or self.data_dir / "preprocessed"
+
     def check(self) -> None:
         if self.batch_size > 50_000 - self.val_size:
             raise SettingError("batch_size", self.batch_size, "more than the training images")
@@ -60,6 +72,15 @@ class Augmentation(Settings):
     flip: bool = setting(True, "Whether half of the training images, at random, are flipped horizontally.")
     cutout: int = setting(
         0, "Side of a random square erased from each training image, in pixels; 0 is off.", at_least=0, at_most=32
+    )
+    random_corruption: float = setting(
+        0.0,
+        "Share of the training images, others in each epoch, that are damaged before all else: by JPEG, noise or blur. "
+        "By which and how strongly is drawn once for each image.",
+        since=3,
+        before=0.0,
+        at_least=0,
+        at_most=1,
     )
     plain_epochs: int = setting(
         0, "How many epochs, the last ones, go without crop and cutout.", since=2, before=0, at_least=0

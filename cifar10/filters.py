@@ -25,10 +25,17 @@ CORRUPT = {
     "blur": (0.4, 0.6, 0.7, 0.8, 1.0),  # standard deviation in pixels
 }
 DEFAULT_SEVERITY = 3
+RANDOM = (  # what training images are damaged by, drawn from all alike, with lowest and highest level
+    ("jpeg", 40.0, 95.0),
+    ("jpeg", 40.0, 95.0),  # twice, which cost nothing elsewhere: it is what people have
+    ("gaussian", 0.0, 0.1),
+    ("saltpepper", 0.0, 0.07),
+    ("blur", 0.3, 1.0),
+)
 SUPERPIXELS, COMPACTNESS = 64, 10.0  # of about 4 x 4 pixels; scikit-image's default weight of distance against colour
 CLIP_LIMIT, TILES = 2.0, (2, 2)  # of CLAHE; a tile has as many pixels as there are grey levels
 BYTES_A_DEVIATION = 127.5 / 4  # so 0 and 255 stand for 4 standard deviations on either side of the middle
-_STREAM = 3  # keeps the noise of corruption apart from other draws
+_STREAM, _RANDOM_STREAM = 3, 4  # keep the noise of corruption, fixed or random, apart from other draws
 
 Step = Callable[[np.ndarray, int], np.ndarray]  # image uint8 [32, 32, 3] and its index, to the new image
 
@@ -40,9 +47,19 @@ def to_bytes(values: np.ndarray) -> np.ndarray:
 
 def corrupt(method: str, level: float, image: np.ndarray, index: int) -> np.ndarray:
     """Damage an image by a method and a level of CORRUPT. (CIFAR-10-C itself rounds down, here is rounded.)"""
+    return _corrupt(method, level, image, np.random.default_rng([_STREAM, index]))
+
+
+def corrupt_at_random(version: int, image: np.ndarray, index: int) -> np.ndarray:
+    """Damage an image by a method and a level drawn from RANDOM, others for each version and index."""
+    rng = np.random.default_rng([_RANDOM_STREAM, version, index])
+    method, lowest, highest = RANDOM[rng.integers(len(RANDOM))]
+    return _corrupt(method, rng.uniform(lowest, highest), image, rng)
+
+
+def _corrupt(method: str, level: float, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     import cv2
 
-    rng = np.random.default_rng([_STREAM, index])
     if method == "gaussian":
         return np.rint(image + rng.normal(0, level * 255, image.shape)).clip(0, 255).astype(np.uint8)
     if method == "saltpepper":

@@ -8,7 +8,6 @@ step is computed once, verified whenever it is read, and mapped into memory. Lig
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -23,6 +22,7 @@ from tqdm import tqdm
 
 from cifar10.cache import Lazy, digest, kept, key
 from cifar10.config import Preprocessing
+from cifar10.cores import cores
 from cifar10.errors import UsageError
 from cifar10.filters import (
     CORRUPT,
@@ -30,6 +30,7 @@ from cifar10.filters import (
     DENOISE,
     Step,
     corrupt,
+    corrupt_at_random,
     denoise,
     equalize,
     filter_channels,
@@ -112,6 +113,11 @@ def preprocess_lazily(
         step = partial(filter_channels, kernels, whitening[:, -1])
         images = _mapped(images, f"normalize-zca-{digest(whitening)[:8]}", partial(_each, step), folder)
     return images
+
+
+def corrupt_lazily(images: Lazy, version: int, folder: Path | None = None) -> Lazy:
+    """Images each damaged by `corrupt_at_random`; `folder` as in `preprocess`."""
+    return _mapped(images, f"corrupt-random-{version}", partial(_each, partial(corrupt_at_random, version)), folder)
 
 
 def from_state(state: Mapping[str, Any], format: int = 1) -> tuple[Preprocessing, np.ndarray | None]:
@@ -243,7 +249,7 @@ def _mapped(images: Lazy, name: str, run: Callable[[np.ndarray, int], np.ndarray
             return len(pixels[start : start + _CHUNK])
 
         bar = tqdm(total=len(pixels), desc=name, unit=" images", leave=False, disable=None)  # None: only on a terminal
-        with ThreadPoolExecutor(os.cpu_count()) as pool, bar:  # threads, since OpenCV and BLAS release the GIL
+        with ThreadPoolExecutor(cores()) as pool, bar:  # threads, since OpenCV and BLAS release the GIL
             for count in pool.map(work, range(0, len(pixels), _CHUNK)):
                 bar.update(count)
         return done

@@ -14,7 +14,7 @@ from typing import Any
 
 from cifar10.errors import SettingError, UsageError
 from experiments.runs import read_cells, read_runs, result_of_row
-from training.cli import read_recipe, recipe_path
+from training.cli import in_yaml, read_recipe, recipe_path
 from training.config import SETTINGS, RunConfig, with_contents
 
 FOLDERS = ("data_dir", "log_dir", "checkpoint_dir")  # which the sweep sets
@@ -102,9 +102,9 @@ class Plan:
 
     def arguments(self, assigned: dict[str, str], threads: int) -> list[str]:
         """The command line of a run, which gets `threads` unless the sweep's texts say otherwise."""
-        recipe = ["--config", self.recipe] if self.recipe else []
-        texts = {"threads": str(threads)} | self._texts(assigned)
-        return recipe + [f"--{flag}={value}" for flag, value in texts.items()]
+        recipe = {flag: in_yaml(value) for flag, value in self.recipe_flags.items()}
+        texts = recipe | {"threads": str(threads)} | self._texts(assigned)
+        return [f"--{flag}={value}" for flag, value in texts.items()]
 
     def _texts(self, assigned: dict[str, str]) -> dict[str, str]:
         """All flags on top of the recipe's."""

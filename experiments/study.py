@@ -31,6 +31,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 from tqdm import tqdm
 
+from cifar10.cores import cores
 from cifar10.errors import UsageError
 from cifar10.storage import write_bytes
 from experiments.grid import Cell, Plan, ends
@@ -177,7 +178,7 @@ class Engine:
         if folder := self.plan.unfinished(config):
             arguments = [f"--resume={folder}", f"--data_dir={self.plan.data_dir}", f"--log_dir={self.plan.log_dir}"]
         else:
-            threads = max(1, (os.cpu_count() or 1) // self.workers)
+            threads = max(1, cores() // self.workers)
             arguments = self.plan.arguments(values, threads)
         output = self.plan.log_dir / "output" / f"{number}.txt"
         output.parent.mkdir(exist_ok=True)
@@ -319,8 +320,8 @@ def database(url: str) -> optuna.storages.RDBStorage:
 
 def default_workers() -> int:
     """As many as cores and memory hold: two runs of one thread are faster than one of two after the other."""
-    cores = psutil.cpu_count(logical=False) or 1
-    return max(1, min(cores, int(psutil.virtual_memory().available / RUN_MEMORY)))
+    physical = min(psutil.cpu_count(logical=False) or 1, cores())
+    return max(1, min(physical, int(psutil.virtual_memory().available / RUN_MEMORY)))
 
 
 def show(engine: Engine, cells: list[Cell], threads: list[threading.Thread]) -> None:

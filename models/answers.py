@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from cifar10.cores import cores
 from cifar10.pictures import read_or_reason
 from cifar10.preprocessing import preprocess
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from models.classifier import Classifier
 
 BATCH_SIZE = 250
-THREADS = min(4, os.cpu_count() or 1)  # Pillow decodes photos side by side; small files only queue for the interpreter
+THREADS = 4  # Pillow decodes photos side by side; small files only queue for the interpreter
 
 
 class Answer(NamedTuple):
@@ -39,7 +39,7 @@ def classify(classifier: Classifier, files: Sequence[Path], fit: str) -> tuple[l
     answers: list[Answer] = []
     failed: dict[Path, str] = {}
     with (
-        ThreadPoolExecutor(THREADS) as pool,
+        ThreadPoolExecutor(min(THREADS, cores())) as pool,
         tqdm(total=len(files), unit="image", leave=False, disable=None) as progress,
     ):
         for start in range(0, len(files), BATCH_SIZE):

@@ -3,17 +3,27 @@
 import csv
 import hashlib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
+# One thread each, for tests run side by side; before PyTorch is imported, and for the programs that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train as door
 from cifar10 import records
+from cifar10.cores import cores
+
+# A busy machine may be slow.
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 ROOT = Path(__file__).parent.parent
 RECORDS = 200  # in each of the six files
@@ -28,6 +38,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if "slow" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """How many tests run at a time: each may take a GB of memory, so no more than 8."""
+    return min(8, cores())
+
+
+@pytest.fixture(autouse=True)
+def start_alike() -> None:
+    """Each test starts with the same random numbers and threads, whichever ran before it."""
+    torch.manual_seed(0)
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 def made_up_records(seed: int) -> np.ndarray:

@@ -52,3 +52,31 @@ def test_cutout_erases_the_planned_square_and_nothing_else() -> None:
         top, left = int(draws.hole_rows[i]) - 4, int(draws.hole_columns[i]) - 4
         expected[:, max(top, 0) : top + 8, max(left, 0) : left + 8] = 0
         assert torch.equal(batch[i], expected)
+
+
+def versions(count: int, corrupted: float, epoch: int = 0, seed: int = 0) -> torch.Tensor:
+    return draw_epoch(seed, epoch, count, crop=2, flip=True, corrupted=corrupted).versions
+
+
+def test_a_share_of_the_images_is_corrupted_others_in_each_epoch() -> None:
+    first, second = versions(10_000, 0.25), versions(10_000, 0.25, epoch=1)
+    assert 0.23 < (first > 0).float().mean() < 0.27 and 0.23 < (second > 0).float().mean() < 0.27
+    assert 0.05 < ((first > 0) & (second > 0)).float().mean() < 0.075  # as independent draws
+    assert torch.equal(first, versions(10_000, 0.25)) and not torch.equal(first, versions(10_000, 0.25, seed=1))
+    assert set(versions(1000, 0).tolist()) == {0} and 0 not in versions(1000, 1)
+
+
+def test_corruption_changes_no_other_draw() -> None:
+    one, other = (draw_epoch(0, 3, 50, crop=2, flip=True, corrupted=share) for share in (0, 0.5))
+    for name in ("rows", "columns", "mirrored", "hole_rows", "hole_columns"):
+        assert torch.equal(getattr(one, name), getattr(other, name))
+
+
+def test_a_corrupted_version_is_shifted_and_mirrored_as_its_image() -> None:
+    draws, indices = draw_epoch(0, 0, 40, crop=2, flip=True, corrupted=0.5), torch.randperm(40)[:25]
+    inverted = 255 - images()
+    batch = crop_and_flip(images(), indices, draws, [inverted])
+    for number, i in enumerate(indices):
+        source = inverted if draws.versions[i] else images()
+        assert torch.equal(batch[number], crop_and_flip(source, i[None], draws)[0])
+    assert 0 < (draws.versions[indices] > 0).sum() < 25

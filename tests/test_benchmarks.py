@@ -15,7 +15,7 @@ from cifar10.filters import CORRUPT, DENOISE
 from cifar10.records import CLASS_NAMES
 from cifar_datamodule import CIFAR10DataModule
 from lenet_module import LeNet5
-from studies import best, preprocessing
+from studies import best, corruption, preprocessing
 from training.config import RunConfig
 
 
@@ -196,3 +196,15 @@ def test_a_cold_start_is_not_measured_where_the_system_does_not_let_us(
 ) -> None:
     monkeypatch.setattr(processes, "DROP_CACHES", tmp_path / "nowhere")
     assert all(math.isnan(value) for value in processes.start_up(tmp_path, [], cold=True).values())
+
+
+def test_the_corruption_study_finds_the_validation_accuracy_of_the_run_and_that_of_each_corruption(
+    run: Any, data_dir: Path, capsys: pytest.CaptureFixture
+) -> None:
+    result = run()
+    found = corruption.accuracies(Path(result["checkpoint"]), data_dir)
+    assert found["none 0"] == pytest.approx(100 * result["val_acc"])
+    capsys.readouterr()
+    corruption.main([result["checkpoint"], "--data_dir", str(data_dir)])
+    rows = [line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines()[2:]]
+    assert rows == [*found, "mean of the corruptions"]

@@ -1,5 +1,7 @@
 """What is kept of computations on disk: found again, verified, made anew when anything that it depends on changes."""
 
+import errno
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -126,6 +128,26 @@ def test_a_folder_that_cannot_be_written_is_one_clear_error(images: np.ndarray, 
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(cache.DataError, match="cannot be written"):
         preprocess(images, MEDIAN, folder=tmp_path / "file")
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_where_nothing_may_be_written_a_line_says_so_and_all_is_computed_in_memory(
+    images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, number: int
+) -> None:
+    expected = preprocess(images, MEDIAN)
+
+    def refuse(*arguments: Any, **options: Any) -> None:  # since permissions do not bind a test that runs as root
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    for _ in range(2):
+        assert np.array_equal(preprocess(images, MEDIAN, folder=tmp_path / "kept"), expected)
+    assert capsys.readouterr().err.count("\n") == 1
+    monkeypatch.undo()
+    (tmp_path / "kept").mkdir()
+    monkeypatch.setattr(cache, "FileLock", refuse)
+    assert np.array_equal(preprocess(images, MEDIAN, folder=tmp_path / "kept"), expected)
+    assert list((tmp_path / "kept").iterdir()) == []
 
 
 SLOW_COMPUTATION = """

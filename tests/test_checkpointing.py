@@ -56,6 +56,7 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one_bit_for_bit(
     run: Any, crash: Any, schedule: str, optimizer: str
 ) -> None:
     flags = {"epochs": 4, "schedule": schedule, "optimizer": optimizer, "cutout": 6, "plain_epochs": 2}
+    flags["random_corruption"] = 0.3
     whole = run(**flags)
     folder = crash(2 * STEPS + 7, **flags)
     resumed = resume(folder)

@@ -44,6 +44,19 @@ def test_with_a_teacher_training_batches_have_its_logits_for_their_images_and_va
     assert all(len(batch) == 2 for batch in datamodule.val_dataloader())
 
 
+def test_a_corrupted_image_keeps_the_teachers_logits_for_the_image_as_it_is(data_dir: Path) -> None:
+    def batch(share: float) -> tuple[Tensor, ...]:
+        def teacher(images: np.ndarray) -> Tensor:
+            return torch.from_numpy(images.mean((2, 3), dtype=np.float32))
+
+        datamodule = ready(data_dir, random_corruption=share, teacher=teacher)
+        return datamodule.train_dataloader().dataset[0, torch.arange(64)]
+
+    exact, corrupted = batch(0), batch(1)
+    assert not torch.equal(exact[0], corrupted[0])
+    assert torch.equal(exact[2], corrupted[2])
+
+
 def test_after_the_augmented_epochs_images_are_mirrored_at_most(data_dir: Path) -> None:
     def batch(epoch: int, **options: object) -> Tensor:
         datamodule = ready(data_dir, **options)
@@ -134,9 +147,12 @@ def test_it_feeds_someone_elses_network(data_dir: Path) -> None:
         def __init__(self) -> None:
             super().__init__()
             self.network = torchvision.models.resnet18(num_classes=10)
+            self.losses: list[float] = []
 
         def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-            return F.cross_entropy(self.network(batch[0]), batch[1])
+            loss = F.cross_entropy(self.network(batch[0]), batch[1])
+            self.losses.append(loss.item())
+            return loss
 
         def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
             self.log("acc", (self.network(batch[0]).argmax(1) == batch[1]).float().mean())
@@ -146,8 +162,11 @@ def test_it_feeds_someone_elses_network(data_dir: Path) -> None:
 
     pl.seed_everything(0, verbose=False)
     trainer = quick_trainer(max_epochs=3)
-    trainer.fit(ResNet(), datamodule=ready(data_dir, crop=0, flip=False))
-    assert trainer.callback_metrics["acc"] > 0.5
+    module = ResNet()
+    trainer.fit(module, datamodule=ready(data_dir, crop=0, flip=False))
+    epoch = len(module.losses) // 3
+    assert sum(module.losses[-epoch:]) < sum(module.losses[:epoch])
+    assert 0 <= trainer.callback_metrics["acc"] <= 1
 
 
 def quick_trainer(**options: object) -> pl.Trainer:

@@ -10,6 +10,7 @@ import yaml
 
 import train as door
 from conftest import ROOT
+from training.cli import exit_status
 from training.config import SETTINGS, RunConfig
 from training.files import write_config
 
@@ -124,6 +125,38 @@ def test_a_recipe_is_utf8_with_any_line_ends(tmp_path: Path, ending: str, mark: 
     path = tmp_path / "r\u00e9cipe.yaml"
     path.write_bytes((mark + ending.join(["# \u00fc", "tag: \u00e4-1", "lr: 1e-3", ""])).encode())
     assert given("--config", str(path)) == {"tag": "\u00e4-1", "lr": 0.001}
+
+
+NARROW = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # an encoding of ASCII alone
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no such locale")
+def test_a_recipe_is_utf8_whatever_the_locale(tmp_path: Path) -> None:
+    path = tmp_path / "r\u00e9cipe.yaml"
+    path.write_bytes("# \u00fc\ntag: \u00e4-1\n".encode())
+    done = typed("--config", str(path), "--print_config", **NARROW)
+    assert yaml.safe_load(done.stdout)["tag"] == "\u00e4-1"
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_a_console_that_lacks_a_letter_shows_its_code(encoding: str) -> None:
+    code = "from training import cli; cli.exit_status(lambda: print('\u00fc \u65e5'))"
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, env=environment)
+    assert done.stdout.decode(encoding).split() == ["\u00fc" if encoding == "cp1252" else "\\xfc", "\\u65e5"]
+
+
+def test_a_name_that_the_system_cannot_write_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_status(lambda: print("\u00fc".encode("ascii"))) == 2
+    assert "'\\xfc' is no name" in capsys.readouterr().err
+
+
+def test_a_home_that_is_not_known_is_one_line_too(tmp_path: Path) -> None:
+    done = typed("--config", "~no-such-user/recipe.yaml")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    bare = {name: value for name, value in os.environ.items() if name not in ("HOME", "USERPROFILE")}
+    line = [sys.executable, str(ROOT / "train.py"), "--config", "best", "--print_config"]
+    assert subprocess.run(line, env=bare, capture_output=True).returncode == 0
 
 
 def test_the_configuration_that_is_printed_or_that_a_run_wrote_is_taken_back(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ BEFORE = {"denoise": "none", "segment": "none", "normalize": "dataset", "corrupt
 THEN: dict[str, dict[str, Any]] = {
     "before_preprocessing": {**BEFORE, "network": "lenet5", "teacher": None, "plain_epochs": 0, "tag": None},
     "before_teachers": {"normalize": "dataset", "network": "lenet5", "teacher": None, "plain_epochs": 0},
-    "before_formats": {"normalize": "zca", "teacher_sha256": None},
+    "before_formats": {"normalize": "zca", "teacher_sha256": None, "random_corruption": 0},
 }
 
 
@@ -48,6 +48,7 @@ THEN: dict[str, dict[str, Any]] = {
         ({"optimizer": "foo"}, "optimizer foo: must be one of 'sgd', 'adam'"),
         ({"val_size": 7}, "val_size 7: must be a multiple of 10 from 0 to 49990"),
         ({"crop": 32}, "crop 32: must be from 0 to 31"),
+        ({"random_corruption": 1.5}, "random_corruption 1.5: must be from 0 to 1"),
         ({"severity": 3}, "severity 3: needs corrupt"),
         ({"denoise": "median", "denoise_strength": 4}, "denoise_strength 4: must be an odd number"),
         ({"denoise_strength": 1}, "denoise_strength 1: needs denoise"),
@@ -211,7 +212,9 @@ def test_a_flag_that_is_added_is_seen_everywhere(run: Any, tmp_path: Path, monke
 def test_identities_differ_where_runs_do_and_only_there() -> None:
     run = RunConfig()
     assert run.identity() == RunConfig(lr=0.05, weight_decay=5e-4, log_dir=Path("x"), tag="y", threads=2).identity()
-    for change in ({"seed": 1}, {"normalize": "dataset"}, {"plain_epochs": 2}, {"precision": "bf16-mixed"}):
+    changes: dict[str, Any] = {"seed": 1, "normalize": "dataset", "plain_epochs": 2, "precision": "bf16-mixed"}
+    changes["random_corruption"] = 0.25
+    for change in ({name: value} for name, value in changes.items()):
         assert RunConfig(**change).identity() != run.identity()
 
 
@@ -225,7 +228,7 @@ def test_a_teacher_counts_by_what_it_knows_and_not_by_where_it_is() -> None:
 
 def test_a_group_knows_its_own_settings_alone() -> None:
     assert RunConfig(crop=4, lr=1).group(Augmentation) == Augmentation(crop=4)
-    assert set(settings.settings(Augmentation)) == {"crop", "flip", "cutout", "plain_epochs"}
+    assert set(settings.settings(Augmentation)) == {"crop", "flip", "cutout", "random_corruption", "plain_epochs"}
 
 
 def test_a_setting_error_names_the_setting() -> None:

@@ -86,6 +86,11 @@ def test_no_program_changes_where_python_imports_from() -> None:
     assert [path for path in sources(ROOT) if "sys.path" in path.read_text(encoding="utf-8")] == []
 
 
+def test_cores_are_counted_in_one_place() -> None:
+    counting = {path.name for path in sources(ROOT) if "cpu_count" in path.read_text(encoding="utf-8")}
+    assert counting == {"cores.py", "study.py"}  # a sweep asks how many are whole ones
+
+
 @pytest.mark.parametrize("line", ["import train", "def f():\n    from train import main", "from training.cli import x"])
 def test_an_import_that_runs_upwards_is_found_wherever_it_stands(line: str, tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
@@ -120,8 +125,8 @@ UNSEEN = {"psycopg", "onnx", "onnxscript", "tabulate"}  # SQLAlchemy's driver, t
 
 
 def test_what_is_required_is_imported_and_what_is_imported_is_required() -> None:
-    lines = [line.partition("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
-    names = [re.match(r"[\w-]+", line)[0] for line in lines if line]  # type: ignore[index]
+    text = "".join((ROOT / f"requirements{kind}.txt").read_text(encoding="utf-8") for kind in ("", "-cpu"))
+    names = re.findall(r"^\w[\w-]*", text, re.MULTILINE)
     required = {MODULES.get(name, name.replace("-", "_")) for name in names}
     ours = FLOOR.keys() | sys.stdlib_module_names | {"lightning_fabric"}  # Lightning's own, in the same package
     imported = {name for path in sources(ROOT) for name in imported_by(path)} - ours

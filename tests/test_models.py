@@ -16,6 +16,7 @@ from cifar10.config import Data, Preprocessing
 from cifar10.errors import UsageError
 from cifar10.preprocessing import ZCA_SIDE
 from cifar10.records import CLASS_NAMES
+from cifar10.settings import FORMAT
 from conftest import ROOT
 from made_up import (
     BEFORE_TEACHERS,
@@ -211,7 +212,7 @@ def test_what_a_checkpoint_writes_is_read_as_the_same(tmp_path: Path) -> None:
     assert all(torch.equal(value, second.state_dict[name]) for name, value in first.state_dict.items())
 
 
-@pytest.mark.parametrize("format", [3, "2", None, 2.5])
+@pytest.mark.parametrize("format", [FORMAT + 1, "2", None, 2.5])
 def test_a_checkpoint_of_a_newer_format_is_refused(tmp_path: Path, format: Any) -> None:
     path = write_checkpoint(tmp_path / "new.ckpt", WITH_TEACHERS, format=format)
     with pytest.raises(UsageError, match=rf"^{path}: of format {format}, which a newer version wrote") as raised:

@@ -16,7 +16,7 @@ from cifar10 import filters, records
 from cifar10.config import Preprocessing
 from cifar10.errors import UsageError
 from cifar10.filters import CORRUPT, DENOISE, NORMALIZE, SEGMENT
-from cifar10.preprocessing import before_and_after, fit_whitening, preprocess, steps, whiten
+from cifar10.preprocessing import before_and_after, fit_whitening, normalize, preprocess, steps, whiten
 from cifar_datamodule import CIFAR10DataModule
 from conftest import ROOT, evaluated
 from training.config import SETTINGS, RunConfig
@@ -219,6 +219,33 @@ def test_corruptions_have_the_published_size() -> None:
     assert set(np.unique(hit)) == {0, 128, 255}
 
 
+def test_random_corruption_draws_method_and_level_anew_for_each_image_and_version(
+    monkeypatch: pytest.MonkeyPatch, images: np.ndarray
+) -> None:
+    drawn: list[tuple[str, float]] = []
+    monkeypatch.setattr(filters, "_corrupt", lambda method, level, image, rng: drawn.append((method, level)))
+    for version in (0, 1):
+        for index in range(400):
+            filters.corrupt_at_random(version, images[0].transpose(1, 2, 0), index)
+    assert len(set(drawn)) == 800
+    for method, lowest, highest in filters.RANDOM:
+        levels = [level for name, level in drawn if name == method]
+        assert 110 < len(levels) / sum(method == name for name, *_ in filters.RANDOM) < 210
+        assert lowest <= min(levels) < max(levels) <= highest and np.ptp(levels) > 0.9 * (highest - lowest)
+
+
+def test_random_corruption_of_an_image_is_the_same_again_and_another_in_each_version(images: np.ndarray) -> None:
+    pixels = images.transpose(0, 2, 3, 1)
+
+    def corrupted(version: int) -> list[np.ndarray]:
+        return [filters.corrupt_at_random(version, image, index) for index, image in enumerate(pixels)]
+
+    first, again, second = corrupted(0), corrupted(0), corrupted(1)
+    assert np.array_equal(first, again)
+    assert not any(np.array_equal(*pair) for pair in zip(first, pixels, strict=True))
+    assert not any(np.array_equal(*pair) for pair in zip(first, second, strict=True))
+
+
 def test_jpeg_keeps_the_colours() -> None:
     image = np.broadcast_to(np.array([220, 40, 90], np.uint8), (32, 32, 3))
     done = preprocess(image.transpose(2, 0, 1)[None], Preprocessing(corrupt="jpeg"), corrupted=True)
@@ -278,6 +305,20 @@ def test_corruption_reaches_the_test_images_only_unless_asked(data_dir: Path) ->
         settings = {"corrupt": "saltpepper", "corrupt_on": where}
         assert changed("test_dataloader", **settings)
         assert changed("val_dataloader", **settings) == changed("train_dataloader", **settings) == seen
+
+
+def test_random_corruption_reaches_the_training_images_only_before_all_other_steps(data_dir: Path) -> None:
+    settings: dict[str, Any] = {"denoise": "median", "normalize": "zca"}
+    exact, corrupted = ready(data_dir, **settings), ready(data_dir, random_corruption=1, **settings)
+    for loader in ("val_dataloader", "test_dataloader"):
+        assert torch.equal(*(all_of(getattr(each, loader)())[0] for each in (exact, corrupted)))
+    batch, labels = corrupted.train_dataloader().dataset[3, torch.tensor([7, 500])]
+    pixels = exact._images(train=True).array[[7, 500]].transpose(0, 2, 3, 1)
+    damaged = np.stack([filters.corrupt_at_random(0, pixels[0], 7), filters.corrupt_at_random(0, pixels[1], 500)])
+    assert exact.whitening is not None and exact.mean is not None and exact.std is not None
+    done = preprocess(damaged.transpose(0, 3, 1, 2), exact.preprocessing, exact.whitening).transpose(0, 2, 3, 1)
+    assert torch.equal(batch, normalize(torch.from_numpy(done), exact.mean, exact.std))
+    assert torch.equal(labels, exact.train_dataloader().dataset[3, torch.tensor([7, 500])][1])
 
 
 def test_zca_is_fitted_on_the_training_part(data_dir: Path) -> None:
@@ -390,7 +431,7 @@ def test_names_on_the_command_line_are_those_of_the_methods() -> None:
 
 
 def test_what_is_kept_is_found_without_loading_the_images(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings: dict[str, Any] = {"denoise": "median", "normalize": "zca"}
+    settings: dict[str, Any] = {"denoise": "median", "normalize": "zca", "random_corruption": 0.5}
     first = ready(data_dir, **settings)
     expected = all_of(first.val_dataloader())[0], all_of(first.test_dataloader())[0]
     monkeypatch.setattr(records, "load", lambda *arguments: 1 / 0)
@@ -400,6 +441,14 @@ def test_what_is_kept_is_found_without_loading_the_images(data_dir: Path, monkey
     monkeypatch.setitem(records.FILES, "data_batch_3.bin", "another hash")  # other images
     with pytest.raises(ZeroDivisionError):
         CIFAR10DataModule(data_dir=data_dir, batch_size=50, val_size=100, **settings).setup()
+
+
+def test_what_is_kept_lies_in_the_folder_that_is_named(run: Any, data_dir: Path, tmp_path: Path) -> None:
+    result = run(cache_dir=tmp_path / "kept", epochs=1)
+    evaluated(Path(result["checkpoint"]), data_dir, denoise="median", cache_dir=tmp_path / "kept")
+    assert not (data_dir / "preprocessed").exists()
+    kinds = {path.name.partition("-")[0] for path in (tmp_path / "kept").glob("*.bin")}
+    assert kinds == {"denoise", "fit", "normalize"}
 
 
 def test_a_run_with_zca_can_be_tested_again_from_its_checkpoint(run: Any, data_dir: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import errno
+import io
 import os
 import signal
 import sys
@@ -123,7 +124,7 @@ def read_recipe(name: str) -> dict[str, Any]:
 
 def recipe_path(name: str) -> Path:
     """The file that a recipe's name or path stands for."""
-    path, known = Path(name).expanduser(), RECIPES / f"{name}.yaml"
+    path, known = Path(os.path.expanduser(name)), RECIPES / f"{name}.yaml"
     return known if not path.exists() and known.exists() else path
 
 
@@ -162,6 +163,8 @@ def _config_first(words: list[str]) -> list[str]:
 def exit_status(program: Callable[[], None]) -> int:
     """Run a program; what a user can mend becomes one line on standard error. The status is that of the contract:
     0 done, 2 bad flags or input, 1 anything else, 130 after Ctrl-C, 143 after SIGTERM."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name of a file may have letters that the console's encoding lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         program()
         return 0
@@ -169,6 +172,8 @@ def exit_status(program: Callable[[], None]) -> int:
         status, reason = 2, f"--{error}"
     except (UsageError, DataError) as error:
         status, reason = 2, str(error)
+    except UnicodeEncodeError as error:
+        status, reason = 2, f"{error.object!a} is no name in this system's encoding; with PYTHONUTF8=1 it is"
     except FloatingPointError as error:
         status, reason = 1, str(error)
     except BrokenPipeError:  # the reader went away, such as `head`; what is still buffered would raise again at exit

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from cifar10.config import Data, Preprocessing
 from cifar10.errors import UsageError
 from cifar10.pictures import find_images, read_or_reason
 from cifar10.preprocessing import preprocess, preprocess_lazily
-from cifar_datamodule import EVAL_BATCH_SIZE, PREPROCESSED, stratified_split
+from cifar_datamodule import EVAL_BATCH_SIZE, stratified_split
 from lenet_module import MeanLoss
 from models.checkpoint import Checkpoint
 from models.classifier import Classifier, make_classifier
@@ -59,12 +59,13 @@ def evaluate(
     tta: bool = False,
     on: str = "test",
     out: Path | None = None,
+    cache_dir: Path | None = None,
     **changes: Any,
 ) -> dict[str, float]:
     """Evaluate a checkpoint of `train` in float32, on images preprocessed as in its run.
 
     Args:
-        data_dir, mirror: As in `Data`; None takes the defaults.
+        data_dir, mirror, cache_dir: As in `Data`; None takes the defaults.
         tta: Test-time augmentation: whether each image is classified together with its horizontal flip.
         on: "test", the official test set; "val", the run's validation images; or a folder: of pictures in folders named
             by class, or of CIFAR-10-C's format, <corruption>.npy, uint8 [5 M, 32, 32, 3], five severities of M images
@@ -86,7 +87,8 @@ def evaluate(
     classifier, settings = make_classifier(checkpoint, tta), checkpoint.preprocessing.changed(changes)
     damaged = "corrupt" in changes
     if on in SPLITS:
-        images = _official(checkpoint, settings, data_dir or Data.data_dir, mirror, on, damaged)
+        data = replace(checkpoint.data, data_dir=data_dir or Data.data_dir, mirror=mirror, cache_dir=cache_dir)
+        images = _official(checkpoint, settings, data, on, damaged)
         prefix = f"{on}/"
     elif (Path(on) / LABELS).exists():
         found = dict(_corruptions(classifier, Path(on), settings, damaged))
@@ -119,20 +121,18 @@ def classify(classifier: Classifier, pixels: np.ndarray) -> Tensor:
     return torch.cat([classifier.logits(batch) for batch in torch.from_numpy(pixels).split(EVAL_BATCH_SIZE)])
 
 
-def _official(
-    checkpoint: Checkpoint, settings: Preprocessing, data_dir: Path, mirror: str | None, on: str, damaged: bool
-) -> Labelled:
+def _official(checkpoint: Checkpoint, settings: Preprocessing, data: Data, on: str, damaged: bool) -> Labelled:
     """The test set, or the run's validation images, damaged as its training images were unless asked otherwise."""
-    train, data = on == "val", checkpoint.data
+    train = on == "val"
     if train and not data.val_size:
         raise UsageError(f"{checkpoint.path}: its run had no validation images")
-    download.prepare(data_dir, mirror)
-    folder = data_dir / records.FOLDER
+    download.prepare(data.data_dir, data.mirror)
+    folder = data.data_dir / records.FOLDER
     labels = torch.from_numpy(records.load_labels(folder, train))
     chosen = stratified_split(labels, data.val_size, data.split_seed)[1] if train else torch.arange(len(labels))
     images = Lazy(records.identity(train), (len(labels), 3, 32, 32), lambda: records.load(folder, train)[0])
     corrupted = damaged or not train or settings.corrupt_on == "both"
-    pixels = preprocess_lazily(images, settings, checkpoint.whitening, corrupted, data_dir / PREPROCESSED).array
+    pixels = preprocess_lazily(images, settings, checkpoint.whitening, corrupted, data.kept_in).array
     if train:
         pixels = pixels.transpose(0, 2, 3, 1)[chosen.numpy()].transpose(0, 3, 1, 2)
     shown = records.pick(folder, train, chosen.numpy()).transpose(0, 2, 3, 1)

@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.distributed import DistNetworkError, DistStoreError
 
 from cifar10.config import Data
+from cifar10.cores import cores
 from cifar10.errors import SettingError, UsageError
-from cifar_datamodule import PREPROCESSED, CIFAR10DataModule
+from cifar_datamodule import CIFAR10DataModule
 from lenet_module import LeNetModule
 from models.checkpoint import LAST
 from models.config import Teacher
@@ -209,8 +210,8 @@ def resolved(config: RunConfig) -> RunConfig:
     """Set the process up; the configuration with all that a run decides once, at its start, and keeps."""
     refuse_hardware(config)
     keep_freed_memory()
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    if config.threads or torch.get_num_threads() > cores():  # PyTorch does not know the limits of a container
+        torch.set_num_threads(config.threads or cores())
     pl.seed_everything(config.seed, verbose=False)
     return replace(with_contents(config), threads=torch.get_num_threads())
 
@@ -219,7 +220,7 @@ def make_halves(config: RunConfig) -> tuple[CIFAR10DataModule, LeNetModule]:
     """The two halves that Lightning puts together."""
     teacher: Callable[[np.ndarray], Tensor] | None = None
     if config.teacher:
-        teacher = load_teacher(config.group(Teacher), config.group(Data), config.data_dir / PREPROCESSED)
+        teacher = load_teacher(config.group(Teacher), config.group(Data), config.kept_in)
     return CIFAR10DataModule(config, teacher=teacher), LeNetModule(config, val_name=config.select_on)
 
 
