@@ -110,7 +110,7 @@ class LeNetModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         optimizer = make_optimizer(self.parameters(), self.config)
         schedule = make_schedule(optimizer, self.config.schedule, int(self.trainer.estimated_stepping_batches))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "train/lr"}}
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], metrics: MetricCollection) -> Tensor:
         """Update `metrics` and return the logits [B, 10]."""

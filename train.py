@@ -18,6 +18,7 @@ from cifar10.errors import UsageError
 from training.cli import Parser, RecipeFile, exit_status
 from training.config import GROUPS, RunConfig
 from training.diagnosis import Trend, sentences
+from training.files import REPORT
 from training.shell import command_line, door
 
 
@@ -35,7 +36,9 @@ def summary(result: dict[str, Any]) -> str:
     if result.get("trend"):
         lines |= sentences(Trend(**result["trend"]), result.get("select_on", "val"))
     if result["log_dir"]:
-        lines |= {"logs": result["log_dir"], "checkpoint": result["checkpoint"]}
+        report = Path(result["log_dir"]) / REPORT
+        lines |= {"logs": result["log_dir"], **({"report": str(report)} if report.exists() else {})}
+        lines["checkpoint"] = result["checkpoint"]
         lines["next"] = command_line("tensorboard", "--logdir", Path(result["log_dir"]).parent.parent)
     return "\n".join(f"{name:<15}{value}" for name, value in lines.items())
 

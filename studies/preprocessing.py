@@ -27,8 +27,7 @@ from cifar_datamodule import CIFAR10DataModule
 from experiments.runs import Run, read_runs
 from experiments.tables import save, write
 from models.checkpoint import load_checkpoint
-from training import figures
-from training import run as run_again
+from training import evaluation, figures
 
 SEVERITIES = (1, 3, 5)
 METHODS: list[dict[str, Any]] = [
@@ -111,7 +110,7 @@ def evaluate(runs: Sequence[Run], root: Path, data_dir: Path, path: Path) -> Non
             assert run.result
             damage: dict[str, Any] = {"corrupt": corrupt} | ({"severity": severity} if severity else {})
             checkpoint = load_checkpoint(root / run.result["checkpoint"])
-            found = run_again.evaluate(checkpoint, data_dir, denoise=denoise, **damage)
+            found = evaluation.evaluate(checkpoint, data_dir, denoise=denoise, **damage)
             with path.open("a", newline="", encoding="utf-8") as file:
                 row = Evaluation(*key, round(found["test/acc"] * 100, 2))
                 csv.writer(file).writerows([row] if file.tell() else [Evaluation._fields, row])

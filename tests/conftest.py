@@ -1,5 +1,6 @@
 """What several test files need: a small made-up data set in the official format, and the `slow` marker."""
 
+import csv
 import hashlib
 import json
 import os
@@ -94,10 +95,10 @@ def resume(path: Path, **changes: Any) -> dict[str, Any]:
     return train(config, resume=checkpoint)
 
 
-def evaluated(path: Path, data_dir: Path, **changes: Any) -> dict[str, float]:
+def evaluated(path: Path, data_dir: Path | None = None, **changes: Any) -> dict[str, float]:
     """What evaluate.py finds of a checkpoint."""
     from models.checkpoint import load_checkpoint
-    from training.run import evaluate
+    from training.evaluation import evaluate
 
     return evaluate(load_checkpoint(path), data_dir, **changes)
 
@@ -135,6 +136,13 @@ def command(program: Any, data_dir: Path) -> list[str]:
 
 def weights(checkpoint: str | Path) -> dict[str, torch.Tensor]:
     return torch.load(checkpoint, weights_only=True)["state_dict"]
+
+
+def history(log_dir: str | Path) -> list[dict[str, str]]:
+    """The rows of a run's history.csv, without what was measured."""
+    with (Path(log_dir) / "history.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{name: row[name] for name in row.keys() - {"seconds", "images_per_second"}} for row in rows]
 
 
 def curves(log_dir: str | Path) -> dict[str, list[tuple[int, float]]]:

@@ -1,6 +1,9 @@
 """What a person sees: tags, pictures and texts in TensorBoard, lines on the terminal, the range test."""
 
+import csv
+import io
 import json
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,19 +30,17 @@ import train as door
 from cifar10 import records
 from cifar10.records import CLASS_NAMES
 from cifar_datamodule import CIFAR10DataModule, stratified_split
-from conftest import curves, evaluated, resume, weights
+from conftest import curves, evaluated, history, resume, weights
 from lenet_module import LeNetModule
 from models.checkpoint import load_checkpoint
-from training import callbacks, evaluation, figures, lr_finder
-from training.checkpoints import load_module
+from training import best_model, callbacks, figures, lr_finder
 from training.config import RunConfig
 from training.diagnosis import Trend
 
 BEST_MODEL_PICTURES = {
     "what_it_learned/feature_maps",
-    "where_it_fails/confusion_matrix",
-    "where_it_fails/confusion_matrix_shares",
-    "where_it_fails/most_confident_mistakes",
+    "where_it_fails/confusion",
+    "where_it_fails/mistakes",
     "where_it_fails/reliability",
 }
 TRAINING_PICTURES = {
@@ -47,6 +48,18 @@ TRAINING_PICTURES = {
     "what_it_sees/preprocessing",
     "what_it_learned/filters_conv1",
     "whole_run/curves",
+}
+
+
+RUN_FILES = {
+    *("config.yaml", "summary.json", "trend.md", "report.md"),
+    *("history.csv", "confusion.csv", "classes.csv"),
+}
+RUN_PICTURES = {  # and their tags
+    "curves.png": "whole_run/curves",
+    "confusion.png": "where_it_fails/confusion",
+    "mistakes.png": "where_it_fails/mistakes",
+    "reliability.png": "where_it_fails/reliability",
 }
 
 
@@ -65,7 +78,7 @@ def test_everything_is_there_after_a_run_without_further_flags(run: Any, data_di
     found = tags(log_dir)
     assert set(found["images"]) == BEST_MODEL_PICTURES | TRAINING_PICTURES
     assert steps(log_dir, "images", "what_it_learned/filters_conv1") == [0, 1, 2]
-    assert steps(log_dir, "images", "where_it_fails/confusion_matrix") == [2]
+    assert steps(log_dir, "images", "where_it_fails/confusion") == [2]
     assert found["graph"]
     texts = {tag.removesuffix("/text_summary") for tag in found["tensors"]}
     assert texts >= {"result", "settings", "trend", "what_is_where"}
@@ -83,7 +96,7 @@ def test_everything_is_there_after_a_run_without_further_flags(run: Any, data_di
 
 def test_of_a_residual_network_each_layer_is_shown(run: Any) -> None:
     network = LeNetModule(network="resnet")
-    maps = evaluation.layer_outputs(network, torch.zeros(1, 3, 32, 32))
+    maps = best_model.layer_outputs(network, torch.zeros(1, 3, 32, 32))
     assert len(maps) == 8 and [tuple(values.shape) for values in maps.values()][:2] == [(24, 32, 32), (32, 16, 16)]
     assert "what_it_learned/feature_maps" in tags(run(network="resnet", width=3, pictures=True)["log_dir"])["images"]
 
@@ -93,6 +106,38 @@ def test_without_pictures_the_scalars_and_the_trend_are_there(run: Any) -> None:
     found = tags(result["log_dir"])
     assert found["images"] == [] and not found["graph"] and not (Path(result["log_dir"]) / "00002").exists()
     assert "train/grad_norm" in found["scalars"] and "trend/text_summary" in found["tensors"]
+    log_dir = Path(result["log_dir"])
+    assert {path.name for path in log_dir.iterdir() if "events" not in path.name} == RUN_FILES
+    assert "](c" in (log_dir / "report.md").read_text() and "![" not in (log_dir / "report.md").read_text()
+
+
+def test_a_run_leaves_tables_and_a_page_beside_the_pictures_that_tensorboard_has(run: Any) -> None:
+    result = run(pictures=True, optimizer="adam")
+    log_dir = Path(result["log_dir"])
+    assert {path.name for path in log_dir.iterdir() if path.is_file() and "events" not in path.name} == (
+        RUN_FILES | RUN_PICTURES.keys() | {"projector_config.pbtxt"}
+    )
+    events = EventAccumulator(str(log_dir)).Reload()
+    page = (log_dir / "report.md").read_text(encoding="utf-8")
+    for name, tag in RUN_PICTURES.items():
+        shown = Image.open(io.BytesIO(events.Images(tag)[0].encoded_image_string))
+        assert np.array_equal(np.asarray(shown), np.asarray(Image.open(log_dir / name)))
+        assert np.asarray(shown)[0, 0].tolist() == [255, 255, 255]
+        assert f"]({name})" in page
+    for name in re.findall(r"\]\((.*?)\)", page):
+        assert (log_dir / name).is_file()
+    counts = np.loadtxt(log_dir / "confusion.csv", int, delimiter=",", skiprows=1, usecols=range(1, 11))
+    assert counts.trace() / 100 == pytest.approx(result["val_acc"])
+    with (log_dir / "classes.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["class"] for row in rows] == list(CLASS_NAMES)
+    for label, row in enumerate(rows):
+        right, support, taken = counts[label, label], counts[label].sum(), counts[:, label].sum()
+        assert int(row["support"]) == support and float(row["recall"]) == pytest.approx(right / support)
+        assert float(row["precision"]) == pytest.approx(right / max(taken, 1), abs=1e-6)
+    assert f"{result['test_acc']:.2%}" in page
+    assert "--optimizer=adam" in page and "On the 100 validation images" in page and "## Trend" in page
+    assert f"report         {log_dir / 'report.md'}" in door.summary(result)
 
 
 def test_what_is_shown_changes_nothing_in_what_is_learned(run: Any) -> None:
@@ -143,7 +188,7 @@ def test_a_run_killed_after_its_last_checkpoint_ends_as_one_that_was_not(
         raise Killed
 
     with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(evaluation.BestModel, "on_train_end", killed)
+        patched.setattr(best_model.BestModel, "on_train_end", killed)
         run(pictures=True, **flags)
     folder = Path(whole["checkpoint"]).parent.parent / "version_1"
     resumed = resume(folder)
@@ -158,6 +203,7 @@ def test_a_run_killed_after_its_last_checkpoint_ends_as_one_that_was_not(
         assert one[kind] == other[kind] if kind == "graph" else set(one[kind]) == set(other[kind])
     shown = "whole_run/curves"
     assert steps(resumed["log_dir"], "images", shown) == steps(whole["log_dir"], "images", shown)
+    assert history(resumed["log_dir"]) == history(whole["log_dir"])
     texts = [(Path(result["log_dir"]) / "trend.md") for result in (whole, resumed)]
     assert texts[0].exists() == texts[1].exists() == bool(whole["trend"])
 
@@ -175,11 +221,12 @@ def test_in_mixed_precision_the_figures_are_those_of_the_checkpoint_in_float32(
     monkeypatch.setattr(figures, "confusion", draw)
     result = run(optimizer="adam", precision="bf16-mixed", epochs=1, pictures=True)
     checkpoint = load_checkpoint(Path(result["checkpoint"]))
-    module = load_module(checkpoint)
+    module = LeNetModule(width=1)
+    module.load_state_dict(checkpoint.state_dict)
     datamodule = CIFAR10DataModule(data_dir=data_dir, val_size=100)
     datamodule.load_state_dict(checkpoint.data_state())
     datamodule.setup()
-    exact = evaluation.predict(module, datamodule.val_dataloader())  # type: ignore[arg-type]
+    exact = best_model.predict(module, datamodule.val_dataloader())  # type: ignore[arg-type]
     assert torch.equal(shown[0], exact.confusion_matrix())
     assert result["val_acc"] == pytest.approx((exact.logits.argmax(1) == exact.labels).float().mean().item(), abs=0)
     tested = evaluated(Path(result["checkpoint"]), data_dir)
@@ -345,10 +392,9 @@ def all_callbacks() -> list[Callback]:
         callbacks.ClassAccuracy(class_names=names),
         callbacks.GradientNorm(),
         callbacks.TrainingSpeed(),
-        callbacks.TrainingBatch(class_names=names),
+        callbacks.WhatItSees(class_names=names),
         callbacks.ConvFilters(),
-        callbacks.Graph(),
-        evaluation.BestModel(class_names=names),
+        best_model.BestModel(class_names=names),
     ]
 
 
@@ -459,7 +505,7 @@ def test_the_best_weights_are_lent_only(run: Any, data_dir: Path) -> None:
     checkpoint = ModelCheckpoint(monitor="val/acc")
     checkpoint.best_model_path = result["checkpoint"]
     trainer = pl.Trainer(callbacks=[checkpoint], logger=False, accelerator="cpu")
-    with evaluation.best_weights(trainer, module):
+    with best_model.best_weights(trainer, module):
         assert not torch.equal(module.state_dict()["model.fc3.weight"], before["model.fc3.weight"])
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
@@ -467,12 +513,12 @@ def test_the_best_weights_are_lent_only(run: Any, data_dir: Path) -> None:
 def test_predictions_keep_the_order_and_the_features_lead_to_the_logits() -> None:
     module = LeNetModule(width=1).train()
     batches = [(torch.randn(4, 3, 32, 32), torch.arange(4)), (torch.randn(2, 3, 32, 32), torch.arange(2))]
-    found = evaluation.predict(module, batches)
+    found = best_model.predict(module, batches)
     assert module.training and found.labels.tolist() == [0, 1, 2, 3, 0, 1]
     torch.testing.assert_close(module.model.fc3(found.features), found.logits)
     torch.testing.assert_close(module(found.images), found.logits, rtol=1e-4, atol=1e-5)
     assert found.confusion_matrix().sum() == 6
-    shapes = {name: tuple(value.shape) for name, value in evaluation.layer_outputs(module, found.images[:1]).items()}
+    shapes = {name: tuple(value.shape) for name, value in best_model.layer_outputs(module, found.images[:1]).items()}
     assert shapes == {"conv1": (6, 28, 28), "conv2": (16, 10, 10), "fc1": (120,), "fc2": (84,)}
 
 
@@ -497,8 +543,8 @@ def test_figures_leave_no_trace_in_pyplot() -> None:
     perfect = F.one_hot(labels, 10).float()
     figure = figures.reliability(perfect, labels)
     assert "error 0.0%" in figure.get_suptitle()
-    assert figures.rgb(figure).shape == (640, 640, 3)
-    figures.confusion(torch.eye(10).long(), CLASS_NAMES, normalised=True)
+    assert figures.rgb(figure).shape == (960, 960, 3)
+    figures.confusion(torch.eye(10).long(), CLASS_NAMES)
     assert pyplot.get_fignums() == []
 
 

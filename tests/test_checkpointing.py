@@ -13,7 +13,7 @@ import torch
 
 import train as door
 from cifar10.errors import SettingError, UsageError
-from conftest import curves, evaluated, resume, weights
+from conftest import curves, evaluated, history, resume, weights
 from lenet_module import LeNetModule
 from models.checkpoint import load_checkpoint
 from models.optimizers import SCHEDULES
@@ -67,8 +67,32 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one_bit_for_bit(
     assert Path(resumed["checkpoint"]).name == Path(whole["checkpoint"]).name
     assert sorted(path.name for path in folder.iterdir()) == [Path(whole["checkpoint"]).name, "last.ckpt"]
     expected_curves, found_curves = curves(whole["log_dir"]), curves(resumed["log_dir"])
-    for name in ("train/loss", "train/acc", "val/loss", "val/acc", "train/loss_step", "lr"):
+    for name in ("train/loss", "train/acc", "val/loss", "val/acc", "train/loss_step", "train/lr"):
         assert sorted(set(found_curves[name])) == expected_curves[name]
+    assert history(resumed["log_dir"]) == history(whole["log_dir"])
+
+
+def test_a_run_killed_between_its_history_and_its_checkpoint_has_each_epoch_once(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(epochs=3)
+    save, saved = AtomicCheckpointIO.save_checkpoint, []
+
+    def killed(*arguments: Any, **options: Any) -> None:
+        saved.append(history(Path(whole["log_dir"]).parent / "version_1"))
+        if len(saved[-1]) == 2:
+            raise Crash
+        save(*arguments, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        patch.setattr(AtomicCheckpointIO, "save_checkpoint", killed)
+        run(epochs=3)
+    resumed = resume(Path(whole["checkpoint"]).parent.parent / "version_1")
+    assert history(resumed["log_dir"]) == history(whole["log_dir"]) and saved[-1] == history(whole["log_dir"])[:2]
+    logged = curves(whole["log_dir"])
+    for row, (epoch, loss) in zip(history(whole["log_dir"]), logged["val/loss"], strict=True):
+        assert int(row["epoch"]) == epoch and float(row["val_loss"]) == pytest.approx(loss, rel=1e-5)
+        assert row.keys() == {"epoch", "train_loss", "train_acc", "val_loss", "val_acc", "lr"}
 
 
 def test_a_teacher_and_its_pupil_resume_bit_for_bit(run: Any, crash: Any) -> None:

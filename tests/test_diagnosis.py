@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -159,9 +160,9 @@ def test_curves_that_start_late_keep_the_numbers_of_their_epochs() -> None:
 
 def test_the_trend_survives_json() -> None:
     trend = trend_of(confusion=np.diag([9] * 10))
-    again = Trend(**json.loads(json.dumps(trend.as_dict())))
+    again = Trend(**json.loads(json.dumps(asdict(trend))))
     assert sentences(again) == sentences(trend)
-    assert all(not isinstance(value, float) or math.isfinite(value) for value in trend.as_dict().values())
+    assert all(not isinstance(value, float) or math.isfinite(value) for value in asdict(trend).values())
 
 
 def test_of_three_epochs_nothing_is_said_about_noise() -> None:

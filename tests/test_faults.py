@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import curves, weights
+from conftest import curves, history, weights
 
 FLAGS = ["--optimizer", "adam", "--batch_size", "20", "--val_size", "100", "--width", "1", "--threads", "1"]
 NAME = "adam-lr0.002-bs20-seed0"
@@ -80,8 +80,9 @@ def assert_same(first: Folder, second: Folder, version: int = 0) -> None:
         assert first.summary()[name] == second.summary(version)[name]
     logs = (first.logs / NAME / "version_0", second.logs / NAME / f"version_{version}")
     expected_curves, found_curves = map(curves, logs)
-    for tag in ("train/loss", "train/acc", "val/loss", "val/acc", "lr", "train/loss_step"):
+    for tag in ("train/loss", "train/acc", "val/loss", "val/acc", "train/lr", "train/loss_step"):
         assert sorted(set(found_curves[tag])) == expected_curves[tag]
+    assert history(logs[1]) == history(logs[0])
     assert not list(second.run(version).glob("*.part"))
 
 

@@ -34,7 +34,7 @@ from models.checkpoint import load_checkpoint
 from models.classifier import load_classifier
 from models.networks import LeNet5
 from models.registry import make_network
-from training.checkpoints import load_module, release
+from training.checkpoints import release
 from training.cli import exit_status
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 4, 3)).repeat(8, 0).repeat(8, 1).astype(np.uint8)  # 16 colours
@@ -856,9 +856,6 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(UsageError, match="does not fit this network"):
             load_classifier(made_up_checkpoint(tmp_path / "a.ckpt", **data))
-        if not data.keys() & {"mean", "std"}:
-            with pytest.raises(UsageError, match="does not fit this network"):
-                load_module(load_checkpoint(tmp_path / "a.ckpt"))
     write_checkpoint(tmp_path / "a.ckpt", WITH_TEACHERS | {"width": 2})
     with pytest.raises(UsageError, match="does not fit this network"):
         load_classifier(tmp_path / "a.ckpt")
@@ -944,6 +941,7 @@ def test_a_released_file_of_the_full_size_network_is_small(tmp_path: Path, check
     [
         (["a", "--release", "a.ckpt", "--tta"], "not with --tta"),
         (["a", "--release", "a.ckpt", "--corrupt", "blur"], "not with --corrupt"),
+        (["a", "--release", "a.ckpt", "--on", "val"], "not with --on"),
     ],
 )
 def test_a_release_is_of_the_checkpoint_as_it_is(

@@ -1,5 +1,6 @@
 """The door: `train()` on made-up data, and the command line as a user types it."""
 
+import json
 import math
 import subprocess
 from pathlib import Path
@@ -16,6 +17,7 @@ from made_up import OWN_NETWORKS, own_network
 from models.checkpoint import load_checkpoint
 from training import run as run_again
 from training.cli import read_recipe
+from training.evaluation import evaluate
 
 
 def test_a_run_learns_and_says_where_everything_is(run: Any, tmp_path: Path) -> None:
@@ -33,9 +35,13 @@ def test_epoch_curves_are_over_epochs_and_step_curves_over_steps(run: Any) -> No
     logged = curves(run(epochs=3)["log_dir"])
     for name in ("train/loss", "train/acc", "val/loss", "val/acc"):
         assert [epoch for epoch, _ in logged[name]] == [1, 2, 3]
-    assert [epoch for epoch, _ in logged["test/acc"]] == [3]
-    for name in ("lr", "train/loss_step"):
+    for name in ("train/lr", "train/loss_step"):
         assert [step for step, _ in logged[name]] == [17, 35, 53]  # an epoch has 18 steps, fewer than are between two
+
+
+def test_the_first_groups_of_tensorboard_are_the_curves(run: Any) -> None:
+    groups = sorted({tag.partition("/")[0] for tag in curves(run(pictures=True)["log_dir"])})
+    assert groups == ["train", "val", "val_acc_by_class", "whole_run"]
 
 
 def test_the_hparams_tab_has_the_flags_and_the_scores(run: Any) -> None:
@@ -95,7 +101,7 @@ def test_a_network_in_a_file_of_ones_own_is_trained_evaluated_and_resumed(
     network = own_network(tmp_path / "mine", name)
     result = run(network=network, width=3, epochs=2, pictures=True)
     checkpoint = Path(result["checkpoint"])
-    again = run_again.evaluate(load_checkpoint(checkpoint, network), data_dir)
+    again = evaluate(load_checkpoint(checkpoint, network), data_dir)
     assert again["test/loss"] == pytest.approx(result["test_loss"])
     with pytest.raises(UsageError, match="a checkpoint brings no code"):
         load_checkpoint(checkpoint)
@@ -208,6 +214,7 @@ def test_two_processes_train_as_one_does_and_evaluate_exactly(
         torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-4)
     logged = curves(tmp_path / "l" / folder.relative_to(tmp_path / "c"))
     tested = evaluated(next(folder.glob("best*")), data_dir)
-    assert logged["test/acc"][-1][1] == pytest.approx(tested["test/acc"])
-    assert logged["test/loss"][-1][1] == pytest.approx(tested["test/loss"], rel=1e-5)
+    assert logged["whole_run/test_acc"][-1][1] == pytest.approx(tested["test/acc"])
+    summary = json.loads((tmp_path / "l" / folder.relative_to(tmp_path / "c") / "summary.json").read_text())
+    assert summary["test_loss"] == pytest.approx(tested["test/loss"], rel=1e-5)
     assert done.stdout.count("test accuracy") == 1

@@ -2,7 +2,7 @@
 
 Each callback is one part, and works with any LightningModule whose batches are (images [B, 3, H, W], labels [B]):
 
-    pl.Trainer(callbacks=[EpochLines(), GradientNorm(), ConvFilters()], ...)
+    pl.Trainer(callbacks=[EpochLines(), GradientNorm(), WhatItSees()], ...)
 
 What is logged once an epoch is logged over the number of epochs done, before the checkpoint is written; so a killed
 and resumed run has whole curves.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -26,7 +27,12 @@ from tqdm import tqdm
 from cifar10.records import CLASS_NAMES
 from training import figures
 from training.diagnosis import TRAINING
-from training.tensorboard import add_graph, add_layout, writer_of
+from training.files import HISTORY
+from training.findings import write_csv
+from training.tensorboard import add_figure, add_graph, add_layout, writer_of
+
+_STAGES = ("train", "val", "test")
+_HISTORY = "history"  # its entry in a checkpoint
 
 BUSY = 0.8  # share of the processor time that all threads asked for, below which they wait for each other
 
@@ -39,7 +45,8 @@ class EpochLines(Callback):
     epoch: validation, logging and checkpoint too.
 
     Images and seconds are part of the checkpoint, so that a resumed run adds up its legs; one that was killed counts
-    up to its last checkpoint.
+    up to its last checkpoint. So are the values of all epochs, which with each checkpoint are written to HISTORY in the
+    log folder of TensorBoard's logger: the seconds there are without those that writing takes.
 
     Args:
         quiet: Shows neither.
@@ -52,6 +59,7 @@ class EpochLines(Callback):
         self.images = 0  # trained on in all epochs
         self.seconds = 0.0  # that all epochs took but the one that goes on
         self._seconds_of_earlier_legs = 0.0
+        self._history: dict[int, dict[str, float]] = {}  # rows by epoch
         self._epoch_start: float | None = None  # while an epoch goes on
 
     @property
@@ -71,6 +79,23 @@ class EpochLines(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.images, self.seconds = state_dict["images"], state_dict["seconds"]
         self._seconds_of_earlier_legs = state_dict["seconds_elapsed"]
+
+    @rank_zero_only
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if self._epoch_start is not None:
+            epoch = trainer.current_epoch + 1
+            self._history[epoch] = {"epoch": epoch} | self._values(trainer, self._epoch_seconds())
+            self._write_history(trainer)
+        checkpoint[_HISTORY] = self._history
+
+    @rank_zero_only
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._history = checkpoint.get(_HISTORY, {})  # older versions had none
+        self._write_history(trainer)
 
     @rank_zero_only
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -135,19 +160,33 @@ class EpochLines(Callback):
         seconds = self._epoch_seconds()
         self._epoch_start = None
         self.seconds += seconds
-        values = trainer.callback_metrics
+        values = self._values(trainer, seconds)
         parts = [f"epoch {trainer.current_epoch:>{len(str(trainer.max_epochs))}}/{trainer.max_epochs}"]
-        for stage in ("train", "val", "test"):
-            if f"{stage}/acc" in values:
-                parts.append(f"{stage} loss {values[f'{stage}/loss']:.3f} acc {values[f'{stage}/acc']:.2%}")
-        parts.append(f"lr {trainer.optimizers[0].param_groups[0]['lr']:.2g}")
+        for stage in _STAGES:
+            if f"{stage}_acc" in values:
+                parts.append(f"{stage} loss {values[f'{stage}_loss']:.3f} acc {values[f'{stage}_acc']:.2%}")
+        parts.append(f"lr {values['lr']:.2g}")
         parts.append(f"{seconds:.1f} s")
-        parts.append(f"{self._epoch_images / seconds:,.0f} images/s")
+        parts.append(f"{values['images_per_second']:,.0f} images/s")
         if best_checkpoint(trainer) != self._best:
             self._best = best_checkpoint(trainer)
             parts.append("best so far")
         if not self.quiet:
             print("  ".join(parts), flush=True)
+
+    def _values(self, trainer: pl.Trainer, seconds: float) -> dict[str, float]:
+        """Of the epoch that ends, which took `seconds`, by the columns of HISTORY."""
+        names = [f"{stage}/{name}" for stage in _STAGES for name in ("loss", "acc")]
+        metrics = trainer.callback_metrics
+        values = {name.replace("/", "_"): metrics[name].item() for name in names if name in metrics}
+        values["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
+        return values | {"seconds": seconds, "images_per_second": self._epoch_images / seconds}
+
+    def _write_history(self, trainer: pl.Trainer) -> None:
+        writer, rows = writer_of(trainer), list(self._history.values())
+        if writer and rows:
+            columns = list(dict.fromkeys(name for row in rows for name in row))
+            write_csv(Path(writer.log_dir) / HISTORY, columns, ([row.get(name) for name in columns] for row in rows))
 
 
 class ChartLayout(Callback):
@@ -243,47 +282,32 @@ class TrainingSpeed(Callback):
             print(f"other programs left {share:.0%} of the processor: --threads 1 may be faster", flush=True)
 
 
-class TrainingBatch(Callback):
-    """A picture of the run's first training batch as the network gets it, augmented, with its labels."""
+class WhatItSees(Callback):
+    """What goes into the network: pictures of the run's first training batch, augmented, and of an image of each class
+    before and after preprocessing, of a data module that has `examples`; and the graph, traced with the first image."""
 
     def __init__(self, images: int = 30, class_names: Sequence[str] = CLASS_NAMES) -> None:
         self.images, self.class_names = images, class_names
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        if trainer.global_step == 0 and (writer := writer_of(trainer)):
-            images, labels = figures.pixels(batch[0]), batch[1].tolist()
-            captions = [self.class_names[label] for label in labels]
-            title = "What the network sees: augmented images, and their labels"
-            figure = figures.sheet(images[: self.images], captions[: self.images], title)
-            writer.add_image("what_it_sees/training_batch", figures.rgb(figure), 0, dataformats="HWC")
-
-
-class BeforeAndAfter(Callback):
-    """A picture of an image of each class before and after preprocessing, of a data module that has `examples`."""
-
-    def __init__(self, class_names: Sequence[str] = CLASS_NAMES) -> None:
-        self.class_names = class_names
-
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        writer = writer_of(trainer)
-        if writer and trainer.global_step == 0 and hasattr(trainer.datamodule, "examples"):  # type: ignore[attr-defined]
-            rows = trainer.datamodule.examples()  # type: ignore[attr-defined]
+        datamodule, writer = trainer.datamodule, writer_of(trainer)  # type: ignore[attr-defined]
+        if writer and trainer.global_step == 0 and hasattr(datamodule, "examples"):
+            rows = datamodule.examples()
             if len(rows) > 1:
                 title = "What the network sees: an image of each class before and after preprocessing"
                 figure = figures.before_and_after(rows, self.class_names, title)
-                writer.add_image("what_it_sees/preprocessing", figures.rgb(figure), 0, dataformats="HWC")
-
-
-class Graph(Callback):
-    """The network's graph, in TensorBoard's Graphs tab, traced with the run's first training image."""
+                add_figure(writer, "what_it_sees/preprocessing", figure, 0)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step == 0 and (writer := writer_of(trainer)):
-            add_graph(writer, pl_module, batch[0][:1])
+        if trainer.global_step or not (writer := writer_of(trainer)):
+            return
+        pictures = figures.pixels(batch[0])[: self.images]
+        captions = [self.class_names[label] for label in batch[1].tolist()][: self.images]
+        title = "What the network sees: augmented images, and their labels"
+        add_figure(writer, "what_it_sees/training_batch", figures.sheet(pictures, captions, title), 0)
+        add_graph(writer, pl_module, batch[0][:1])
 
 
 class ConvFilters(Callback):

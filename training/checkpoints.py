@@ -121,14 +121,6 @@ def config_of(checkpoint: Checkpoint) -> RunConfig:
         raise UsageError(f"{checkpoint.path}: {error}") from error
 
 
-def load_module(checkpoint: Checkpoint) -> LeNetModule:
-    """The trained module of a checkpoint; UsageError if it is none of this program."""
-    config = replace(config_of(checkpoint), network=checkpoint.network.network)
-    module = LeNetModule(config, val_name=config.select_on)
-    module.model = checkpoint.make_network()
-    return module
-
-
 def release(checkpoint: Checkpoint, target: Path, test_acc: float) -> None:
     """Write a checkpoint without what only training needs, and with what a user of its weights should know.
 

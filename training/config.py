@@ -66,7 +66,7 @@ class Output(Settings):
     )
     pictures: bool = setting(
         True,
-        "Whether TensorBoard gets pictures, the graph and the projector too; without them logs are small.",
+        "Whether there are pictures, as files and in TensorBoard, its graph and projector; without, logs are small.",
         identity=False,
         since=2,
         before=False,

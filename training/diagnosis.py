@@ -32,7 +32,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -54,6 +54,8 @@ WIDER = "wider network"
 @dataclass(frozen=True)
 class Trend:
     """The trend of a run; epochs are counted from 1, accuracies and their differences are fractions.
+
+    `asdict` gives plain values, for JSON; `Trend(**values)` is the way back.
 
     Attributes:
         epochs: How many the curves have.
@@ -87,10 +89,6 @@ class Trend:
     advice: str
     reason: str
     flags: str = ""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON; `Trend(**values)` is the way back."""
-        return asdict(self)
 
 
 def analyse(

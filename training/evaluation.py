@@ -1,293 +1,220 @@
-"""What a person sees when a run is over: what its best model gets right and wrong, and the trend of its curves.
+"""A checkpoint on labelled images: the test set, the images that validated its run, or a folder of someone's own.
 
-pl.Trainer(callbacks=[ModelCheckpoint(monitor="val/acc", mode="max"), BestModel()], ...)
+    values = evaluate(load_checkpoint(path), on="val", out=Path("out"))  # {"val/loss": ..., "val/acc": ...}
+
+All images are preprocessed as in the run, and classified in float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.loggers import TensorBoardLogger
-from torch import Tensor, nn
-from torchmetrics.functional.classification import multiclass_confusion_matrix
-from torchmetrics.utilities.distributed import gather_all_tensors
+import torch.nn.functional as F
+from torch import Tensor
 
-from cifar10.records import CLASS_NAMES
-from cifar10.storage import write_bytes
-from training import diagnosis, figures
-from training.callbacks import best_checkpoint
-from training.files import TREND
-from training.tensorboard import add_projector, read_curves, writer_of
+from cifar10 import download, records
+from cifar10.cache import Lazy
+from cifar10.config import Data, Preprocessing
+from cifar10.errors import UsageError
+from cifar10.pictures import find_images, read_or_reason
+from cifar10.preprocessing import preprocess, preprocess_lazily
+from cifar_datamodule import EVAL_BATCH_SIZE, stratified_split
+from lenet_module import MeanLoss
+from models.checkpoint import Checkpoint
+from models.classifier import Classifier, make_classifier
+from training import figures, findings
+from training.files import CORRUPTED, CORRUPTIONS
+from training.shell import command_line
 
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
-PROJECTED = 1000  # images in the projector
-MISTAKES = 30  # shown
-GUIDE = """
-- **Scalars** and **Time Series**: loss, accuracy and images/s over epochs (the axis says Step); `lr`,
-  `train/loss_step` and `train/grad_norm` over training steps. What is in `whole_run` has one value a run. Set
-  *Smoothing* to 0: a curve of few epochs, smoothed, lags behind its values.
-- **Custom Scalars**: training and validation in one chart; the accuracy of each class. *Matches* tells the lines.{loss}
-- **Images**: `what_it_sees`, a training batch as the network gets it, and an image of each class before and after
-  preprocessing; `what_it_learned`, the first layer's filters after each epoch (grey is 0; move the slider) and what
-  each layer makes of one image; `where_it_fails`, the best epoch's mistakes on the validation images; `whole_run`,
-  the curves. Tick *Show actual image size* to read them.
-- **Graphs**: the network; a double click opens a box.
-- **HParams**: all runs in one table, with their flags and results; tick on the left what to compare. The best accuracy
-  is that on the images named by `select_on`. Parallel coordinates leave out runs without a value in a ticked column.
-- **Projector**: 1,000 validation images, placed by what the last layer gets of them. Colour by class, and try T-SNE.
-- **Text**: results, settings, and the trend of the run with its advice.
-
-All that is shown of the best epoch is computed in float32, also where training steps were not.
-"""
-OTHER_LOSS = """
-  The loss named {name} is more than the cross-entropy of the labels, which the validation loss is: compare when they
-  fall and rise, not how high they are."""
+LABELS = "labels.npy"  # in a folder of CIFAR-10-C's format
+SEVERITIES = 5  # one after the other in each of its files
+SPLITS = {"val": "validation", "test": "test"}
 
 
 @dataclass(frozen=True)
-class Predictions:
-    """What a network makes of N labelled images, in float32; all on the CPU.
+class Labelled:
+    """N images to evaluate on.
 
     Attributes:
-        images: float32 [N, 3, H, W], as the network gets them.
+        pixels: uint8 [N, 3, 32, 32], preprocessed.
+        shown: uint8 [N, 32, 32, 3], as they were.
         labels: int64 [N].
-        logits: float32 [N, C].
-        features: float32 [N, F], what the last linear layer gets; None of a network without one.
     """
 
-    images: Tensor
+    pixels: np.ndarray
+    shown: np.ndarray
     labels: Tensor
-    logits: Tensor
-    features: Tensor | None
-
-    def confusion_matrix(self) -> Tensor:
-        """int64 [C, C], rows true, columns predicted."""
-        return multiclass_confusion_matrix(self.logits, self.labels, self.logits.shape[1])
 
 
-class BestModel(Callback):
-    """When training ends, classifies the validation images with the best checkpoint, and shows it in TensorBoard.
-
-    Confusion matrix, reliability diagram, most confident mistakes, feature maps of one image, projector; the curves of
-    the run, and their trend, which is in `trend.md` in the log folder too. Without a checkpoint that monitors a metric
-    the last weights are taken. Without validation there are only the curves of the training; without TensorBoard's
-    logger, nothing.
+def evaluate(
+    checkpoint: Checkpoint,
+    data_dir: Path | None = None,
+    mirror: str | None = None,
+    tta: bool = False,
+    on: str = "test",
+    out: Path | None = None,
+    cache_dir: Path | None = None,
+    **changes: Any,
+) -> dict[str, float]:
+    """Evaluate a checkpoint of `train` in float32, on images preprocessed as in its run.
 
     Args:
-        stage: What the metrics of the validation are called.
-        class_names: Of all classes, by label.
-        draw: Whether there are pictures, or the trend alone.
-        config: The flags of the run, plain values by name, from which the trend's advice names others to try.
-        train_loss_name: What the training loss is called, if it is not what the validation loss is.
-
-    Attributes:
-        trend: After the run, in the first process; None without validation.
-    """
-
-    def __init__(
-        self,
-        stage: str = "val",
-        class_names: Sequence[str] = CLASS_NAMES,
-        draw: bool = True,
-        config: Mapping[str, Any] | None = None,
-        train_loss_name: str = diagnosis.TRAINING,
-    ) -> None:
-        self.stage, self.class_names, self.draw = stage, class_names, draw
-        self.config, self.train_loss_name = config, train_loss_name
-        self.trend: diagnosis.Trend | None = None
-        self._shown = False
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.show(trainer, pl_module, trainer.val_dataloaders)
-
-    def show(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loaders: Any) -> None:
-        """Do what is due when training ends, unless it is done; all processes have to call this.
-
-        To be called after `fit`: Lightning leaves out the end of a training whose checkpoint is of the last epoch.
-
-        Args:
-            loaders: The validation's, or a list of them, of which the first is taken; None or an empty list if there is
-                no validation.
-        """
-        if self._shown or not any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
-            return
-        self._shown = True
-        predictions, maps = None, {}
-        if isinstance(loaders, list | tuple):
-            loaders = loaders[0] if loaders else None
-        if loaders is not None:
-            pl_module.to(trainer.strategy.root_device)  # after `fit` it is on the CPU, where not all processes exchange
-            with best_weights(trainer, pl_module):
-                predictions = gather(predict(pl_module, loaders), pl_module.device)
-                maps = layer_outputs(pl_module, predictions.images[:1])
-        if writer := writer_of(trainer):
-            writer.flush()
-            curves = read_curves(Path(writer.log_dir))
-            if predictions:
-                self._analyse(writer, curves, predictions, trainer.current_epoch)
-            if self.draw:
-                self._draw_curves(writer, curves, trainer.current_epoch)
-                if predictions:
-                    datamodule = trainer.datamodule  # type: ignore[attr-defined]
-                    known = hasattr(datamodule, "validation_pictures")
-                    shown = datamodule.validation_pictures() if known else figures.pixels(predictions.images)
-                    self._draw_predictions(writer, predictions, shown, maps, trainer.current_epoch)
-            writer.flush()
-
-    def _analyse(
-        self, writer: SummaryWriter, curves: dict[str, dict[int, float]], predictions: Predictions, epoch: int
-    ) -> None:
-        names = ("train/loss", "train/acc", f"{self.stage}/loss", f"{self.stage}/acc")
-        epochs = sorted(set.intersection(*(set(curves.get(name, ())) for name in names)))
-        if epochs:
-            train_loss, train_acc, val_loss, val_acc = ([curves[name][epoch] for epoch in epochs] for name in names)
-            confusion = predictions.confusion_matrix().numpy()
-            self.trend = diagnosis.analyse(
-                train_loss, train_acc, val_loss, val_acc, self.class_names, confusion, epochs[0], self.config
-            )
-            text = diagnosis.markdown(self.trend, self.stage)
-            write_bytes(Path(writer.log_dir) / TREND, text.encode())
-            writer.add_text("trend", text, epoch)
-
-    def _draw_curves(self, writer: SummaryWriter, curves: dict[str, dict[int, float]], epoch: int) -> None:
-        train, val = (
-            {name: curves[f"{stage}/{name}"] for name in ("loss", "acc") if f"{stage}/{name}" in curves}
-            for stage in ("train", self.stage)
-        )
-        if train or val:
-            best = self.trend.best_epoch if self.trend else None
-            val_name = diagnosis.said_of(self.stage, "validation")
-            figure = figures.curves(train, val, best, val_name, self.train_loss_name)
-            writer.add_image("whole_run/curves", figures.rgb(figure), epoch, dataformats="HWC")
-        other = "" if self.train_loss_name == diagnosis.TRAINING else OTHER_LOSS.format(name=self.train_loss_name)
-        writer.add_text("what_is_where", diagnosis.said_of(self.stage, GUIDE.format(loss=other)), epoch)
-
-    def _draw_predictions(
-        self,
-        writer: SummaryWriter,
-        predictions: Predictions,
-        shown: np.ndarray,
-        maps: dict[str, Tensor],
-        epoch: int,
-    ) -> None:
-        probabilities = predictions.logits.softmax(1)
-        confidence, predicted = probabilities.max(1)
-        wrong = (predicted != predictions.labels).nonzero()[:, 0]
-        wrong = wrong[confidence[wrong].argsort(descending=True, stable=True)][:MISTAKES]
-        first = torch.arange(len(predictions.labels))[:PROJECTED]
-        names = [
-            (self.class_names[label], self.class_names[answer])
-            for label, answer in zip(predictions.labels.tolist(), predicted.tolist(), strict=True)
-        ]
-        arrow = "\N{RIGHTWARDS ARROW}"
-        captions = [f"{names[i][0]} {arrow}\n{names[i][1]} {confidence[i]:.0%}" for i in wrong.tolist()]
-        title = diagnosis.said_of(self.stage, f"Most confident validation mistakes: truth {arrow} prediction")
-        counts = predictions.confusion_matrix()
-        drawn = {
-            "where_it_fails/confusion_matrix": figures.confusion(counts, self.class_names),
-            "where_it_fails/confusion_matrix_shares": figures.confusion(counts, self.class_names, normalised=True),
-            "where_it_fails/reliability": figures.reliability(probabilities, predictions.labels),
-            "where_it_fails/most_confident_mistakes": figures.sheet(shown[wrong.numpy()], captions, title),
-            "what_it_learned/feature_maps": figures.feature_maps(
-                figures.pixels(predictions.images[first])[0], maps, probabilities[0], self.class_names, names[0][0]
-            ),
-        }
-        for tag, figure in drawn.items():
-            writer.add_image(tag, figures.rgb(figure), epoch, dataformats="HWC")
-        if predictions.features is not None:
-            add_projector(writer, predictions.features[first], names[: len(first)], shown[: len(first)], epoch)
-
-
-@torch.no_grad()
-def predict(module: pl.LightningModule, loader: Iterable[Any]) -> Predictions:
-    """Classify all batches (images, labels) of `loader` with the module as it is, in evaluation mode."""
-    features: list[Tensor] = []
-    handles = [
-        layer.register_forward_pre_hook(lambda layer, inputs: features.append(inputs[0].float().cpu()))
-        for layer in [layer for layer in module.modules() if isinstance(layer, nn.Linear)][-1:]
-    ]
-    training = module.training
-    try:
-        module.eval()
-        batches = [(images, labels, exactly(module, images)) for images, labels in loader]
-    finally:
-        module.train(training)
-        for handle in handles:
-            handle.remove()
-    images, labels, logits = (torch.cat(parts) for parts in zip(*batches, strict=True))
-    return Predictions(images, labels, logits, torch.cat(features) if features else None)
-
-
-def exactly(module: pl.LightningModule, images: Tensor) -> Tensor:
-    """The module's logits, float32 [N, C] on the CPU, without the lower precision that its training may have had.
-
-    Weights that the Trainer keeps in another format are taken as they are.
-
-    Args:
-        images: float [N, 3, H, W].
-    """
-    with torch.autocast(module.device.type, enabled=False):
-        return module(images.to(module.device, next(module.parameters()).dtype)).float().cpu()
-
-
-def gather(predictions: Predictions, device: torch.device) -> Predictions:
-    """The predictions of all processes together, exchanged through `device`; each process has to call this."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return predictions
-
-    def of_all(part: Tensor) -> Tensor:
-        return torch.cat(gather_all_tensors(part.to(device))).cpu()
-
-    features = None if predictions.features is None else of_all(predictions.features)
-    return Predictions(of_all(predictions.images), of_all(predictions.labels), of_all(predictions.logits), features)
-
-
-@torch.no_grad()
-def layer_outputs(module: pl.LightningModule, image: Tensor) -> dict[str, Tensor]:
-    """What each convolution and linear layer but the last makes of one image.
-
-    Args:
-        image: float [1, 3, H, W].
+        data_dir, mirror, cache_dir: As in `Data`; None takes the defaults.
+        tta: Test-time augmentation: whether each image is classified together with its horizontal flip.
+        on: "test", the official test set; "val", the run's validation images; or a folder: of pictures in folders named
+            by class, or of CIFAR-10-C's format, <corruption>.npy, uint8 [5 M, 32, 32, 3], five severities of M images
+            each, and labels.npy [5 M].
+        out: A folder without files, to which tables, pictures and a report are written.
+        changes: Settings of `Preprocessing`, instead of those of the run.
 
     Returns:
-        By the layers' names, in order: float [channels, h, w] or [units], before their activation.
+        The mean loss and the accuracy, a fraction: `test/loss` and `test/acc`, or `val/...`; of a folder `loss` and
+        `acc`, or the accuracy of each corruption and severity, and their mean.
+
+    Raises:
+        UsageError: The checkpoint's weights are of another network, the changes contradict its run, the run had no
+            validation images, the folder has what is no such image, or `out` has files.
+        DataError: No source gives the data set.
     """
-    outputs: dict[str, Tensor] = {}
+    if out and out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UsageError(f"{out}: is there already; name a new folder")
+    classifier, settings = make_classifier(checkpoint, tta), checkpoint.preprocessing.changed(changes)
+    damaged = "corrupt" in changes
+    if on in SPLITS:
+        data = replace(checkpoint.data, data_dir=data_dir or Data.data_dir, mirror=mirror, cache_dir=cache_dir)
+        images = _official(checkpoint, settings, data, on, damaged)
+        prefix = f"{on}/"
+    elif (Path(on) / LABELS).exists():
+        found = dict(_corruptions(classifier, Path(on), settings, damaged))
+        if out:
+            _write_corruptions(out, checkpoint, Path(on), found)
+        named = {f"{name} {severity}": value for (name, severity), value in found.items()}
+        return named | {"mean": float(np.mean(list(found.values())))}
+    else:
+        images = _pictures(Path(on), checkpoint, settings, damaged)
+        prefix = ""
+    logits = classify(classifier, images.pixels)
+    loss = MeanLoss()
+    for some, labels in zip(logits.split(EVAL_BATCH_SIZE), images.labels.split(EVAL_BATCH_SIZE), strict=True):
+        loss.update(F.cross_entropy(some, labels), len(labels))
+    acc = (logits.argmax(1) == images.labels).float().mean()
+    if out:
+        name = SPLITS.get(on, f'"{Path(on).resolve().name}"')
+        out.mkdir(parents=True, exist_ok=True)
+        findings.write_tables(out, logits, images.labels, checkpoint.class_names)
+        for file, figure in findings.draw(logits, images.labels, images.shown, checkpoint.class_names, name).items():
+            findings.save(out / file, figure)
+        result = [("accuracy", f"{acc:.2%}"), ("loss", f"{loss.compute():.4f}")]
+        findings.write_report(out, f"{checkpoint.path.name} on {name} images", _command(), result, name)
+    return {f"{prefix}loss": loss.compute().item(), f"{prefix}acc": acc.item()}
 
-    def keep(name: str, layer: nn.Module, inputs: Any, output: Tensor) -> None:
-        outputs[name.removeprefix("model.")] = output[0].float().cpu()
 
-    layers = [(name, layer) for name, layer in module.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
-    handles = [layer.register_forward_hook(partial(keep, name)) for name, layer in layers[:-1]]
+@torch.inference_mode()
+def classify(classifier: Classifier, pixels: np.ndarray) -> Tensor:
+    """Preprocessed images, uint8 [N, 3, 32, 32], to logits, float32 [N, C]."""
+    return torch.cat([classifier.logits(batch) for batch in torch.from_numpy(pixels).split(EVAL_BATCH_SIZE)])
+
+
+def _official(checkpoint: Checkpoint, settings: Preprocessing, data: Data, on: str, damaged: bool) -> Labelled:
+    """The test set, or the run's validation images, damaged as its training images were unless asked otherwise."""
+    train = on == "val"
+    if train and not data.val_size:
+        raise UsageError(f"{checkpoint.path}: its run had no validation images")
+    download.prepare(data.data_dir, data.mirror)
+    folder = data.data_dir / records.FOLDER
+    labels = torch.from_numpy(records.load_labels(folder, train))
+    chosen = stratified_split(labels, data.val_size, data.split_seed)[1] if train else torch.arange(len(labels))
+    images = Lazy(records.identity(train), (len(labels), 3, 32, 32), lambda: records.load(folder, train)[0])
+    corrupted = damaged or not train or settings.corrupt_on == "both"
+    pixels = preprocess_lazily(images, settings, checkpoint.whitening, corrupted, data.kept_in).array
+    if train:
+        pixels = pixels.transpose(0, 2, 3, 1)[chosen.numpy()].transpose(0, 3, 1, 2)
+    shown = records.pick(folder, train, chosen.numpy()).transpose(0, 2, 3, 1)
+    return Labelled(pixels, shown, labels[chosen])
+
+
+def _pictures(folder: Path, checkpoint: Checkpoint, settings: Preprocessing, damaged: bool) -> Labelled:
+    """The image files in and below a folder; each lies in a folder that is named by its class."""
+    names, files = checkpoint.class_names, find_images([folder])[0] if folder.is_dir() else []
+    if not files:
+        raise UsageError(f"{folder}: neither val, test nor a folder of images")
+    for file in files:
+        if file.parent.name not in names:
+            raise UsageError(f"{file}: its folder is not named by a class, which are {', '.join(names)}")
+    read = {file: read_or_reason(file, "crop") for file in files}
+    for file, found in read.items():
+        if isinstance(found, str):
+            raise UsageError(f"{file}: {found}")
+    shown = np.stack([found for found in read.values() if not isinstance(found, str)])
+    pixels = preprocess(shown.transpose(0, 3, 1, 2), settings, checkpoint.whitening, damaged)
+    return Labelled(pixels, shown, torch.tensor([names.index(file.parent.name) for file in files]))
+
+
+def _corruptions(
+    classifier: Classifier, folder: Path, settings: Preprocessing, damaged: bool
+) -> Iterator[tuple[tuple[str, int], float]]:
+    """Accuracy by corruption and severity of a folder in CIFAR-10-C's format."""
+    labels = _read(folder / LABELS, 1)
+    count = len(labels) // SEVERITIES
+    if not labels.size or len(labels) % SEVERITIES or labels.min() < 0 or labels.max() >= len(classifier.class_names):
+        raise UsageError(f"{folder / LABELS}: no labels of {SEVERITIES} severities")
+    files = [file for file in sorted(folder.glob("*.npy")) if file.name != LABELS]
+    arrays = {file: _read(file, 4) for file in files}
+    for file, images in arrays.items():
+        if images.dtype != np.uint8 or images.shape != (len(labels), 32, 32, 3):
+            raise UsageError(f"{file}: is {images.dtype} {list(images.shape)}, not uint8 {[len(labels), 32, 32, 3]}")
+    if not files:
+        raise UsageError(f"{folder}: has no <corruption>.npy beside {LABELS}")
+    for file, images in arrays.items():
+        for severity in range(SEVERITIES):
+            part = slice(severity * count, (severity + 1) * count)
+            pixels = np.ascontiguousarray(images[part]).transpose(0, 3, 1, 2)
+            pixels = preprocess(pixels, settings, classifier.whitening, damaged)
+            right = classify(classifier, pixels).argmax(1).numpy() == labels[part]
+            yield (file.stem, severity + 1), float(right.mean())
+
+
+def _read(path: Path, dimensions: int) -> np.ndarray:
     try:
-        exactly(module, image)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return outputs
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UsageError(f"{path}: {' '.join(str(error).split())}") from error
+    if array.ndim != dimensions or array.dtype.kind not in "ui":
+        raise UsageError(f"{path}: is {array.dtype} {list(array.shape)}, not whole numbers of {dimensions} dimensions")
+    return array
 
 
-@contextmanager
-def best_weights(trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[None]:
-    """Within it the module has the weights of the best checkpoint, if there is one; afterwards its own again."""
-    path = best_checkpoint(trainer)
-    if not path:
-        yield
-        return
-    own = {name: value.clone() for name, value in module.state_dict().items()}
-    module.load_state_dict(torch.load(path, map_location=module.device, weights_only=True)["state_dict"])
-    try:
-        yield
-    finally:
-        module.load_state_dict(own)
+def _write_corruptions(
+    out: Path, checkpoint: Checkpoint, folder: Path, accuracies: Mapping[tuple[str, int], float]
+) -> None:
+    """CORRUPTIONS, a row a corruption and severity; CORRUPTED, the same as a picture; and a report."""
+    out.mkdir(parents=True, exist_ok=True)
+    names = list(dict.fromkeys(name for name, _ in accuracies))
+    table = np.array(list(accuracies.values())).reshape(len(names), SEVERITIES)
+    rows: list[tuple[Any, ...]] = [(*key, value) for key, value in accuracies.items()]
+    rows.append(("mean", None, float(table.mean())))
+    findings.write_csv(out / CORRUPTIONS, ["corruption", "severity", "accuracy"], rows)
+    table = np.column_stack([table, table.mean(1)])
+    table = np.vstack([table, table.mean(0)])
+    columns = [*(f"severity {severity}" for severity in range(1, SEVERITIES + 1)), "mean"]
+    figure = figures.accuracies(table, [*names, "mean"], columns, f"Accuracy on the images of {folder.name}")
+    findings.save(out / CORRUPTED, figure)
+    lines = [[name, *(f"{value:.1%}" for value in row)] for name, row in zip([*names, "mean"], table, strict=True)]
+    findings.write_page(
+        out,
+        f"# {checkpoint.path.name} on {folder.name}",
+        f"```sh\n{_command()}\n```",
+        findings.in_markdown(["accuracy", *columns], lines),
+        f"![Accuracy by corruption and severity]({CORRUPTED})",
+        f"As a file: [{CORRUPTIONS}]({CORRUPTIONS}).",
+    )
+
+
+def _command() -> str:
+    return command_line("python", *sys.argv)

@@ -1,15 +1,18 @@
 """Pictures of what a network sees, has learned and gets wrong: pure functions from arrays to figures.
 
-A figure is matplotlib's `Figure`; `rgb` turns it into an array for TensorBoard, `figure.savefig` writes a file. Figures
-have a white ground, so that they can be read in a light and in a dark page. pyplot's global state is never touched.
+A figure is matplotlib's `Figure`; `rgb` draws it as an array, `png` makes of an array the content of a file. Figures
+have a white ground, so that they can be read on paper, in a light and in a dark page. pyplot's global state is never
+touched.
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,6 +29,13 @@ def rgb(figure: Figure) -> np.ndarray:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
+
+
+def png(picture: np.ndarray) -> bytes:
+    """A picture, uint8 [H, W, 3], as the content of a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "png")
+    return buffer.getvalue()
 
 
 def pixels(images: Tensor) -> np.ndarray:
@@ -108,23 +118,22 @@ def filters(weight: Tensor, columns: int = 6, scale: int = 12) -> np.ndarray:
     return _mosaic(tiles, columns, gap=scale // 2)
 
 
-def confusion(matrix: Tensor, class_names: Sequence[str], normalised: bool = False) -> Figure:
-    """The confusion matrix, rows true and columns predicted, as counts or as shares of the row.
+def confusion(matrix: Tensor, class_names: Sequence[str], images: str = "images") -> Figure:
+    """The confusion matrix, rows true and columns predicted, in percent of the row.
 
     Args:
         matrix: int64 [C, C] counts.
+        images: What was classified, for the title.
     """
     from torchmetrics.utilities.plot import plot_confusion_matrix
 
-    if normalised:
-        matrix = (matrix / matrix.sum(1, keepdim=True).clamp(min=1) * 100).round().int()
-    unit = "percent of the true class" if normalised else "images"
-    figure = _figure(6.8, 6.4, f"Which class is taken for which ({unit})")
-    plot_confusion_matrix(matrix, figure.subplots(), labels=list(class_names), cmap="Blues")
+    shares = (matrix / matrix.sum(1, keepdim=True).clamp(min=1) * 100).round().int()
+    figure = _figure(6.8, 6.8, f"Which class is taken for which\n{images}, percent of the true class")
+    plot_confusion_matrix(shares, figure.subplots(), labels=list(class_names), cmap="Blues")
     return figure
 
 
-def reliability(probabilities: Tensor, labels: Tensor) -> Figure:
+def reliability(probabilities: Tensor, labels: Tensor, images: str = "images") -> Figure:
     """The reliability diagram: how often the network is right, for each confidence, and the images that had it.
 
     The expected calibration error (Naeini et al. 2015) is the mean distance between the two, weighted by images.
@@ -132,6 +141,7 @@ def reliability(probabilities: Tensor, labels: Tensor) -> Figure:
     Args:
         probabilities: float [N, C].
         labels: int64 [N].
+        images: What was classified, for the title.
     """
     from torchmetrics.functional.classification import multiclass_calibration_error
 
@@ -144,7 +154,7 @@ def reliability(probabilities: Tensor, labels: Tensor) -> Figure:
     count = np.bincount(bins, minlength=CALIBRATION_BINS)
     accuracy = np.bincount(bins, right, CALIBRATION_BINS) / np.maximum(count, 1)
 
-    figure = _figure(6.4, 6.4, f"Can the confidence be believed? Expected calibration error {error:.1%}")
+    figure = _figure(6.4, 6.4, f"Can the confidence be believed? {images}\nExpected calibration error {error:.1%}")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     centres, width = (edges[:-1] + edges[1:]) / 2, 1 / CALIBRATION_BINS
     top.bar(centres, accuracy, width * 0.92, color=TRAIN_COLOUR, label="accuracy of the images with this confidence")
@@ -174,9 +184,10 @@ def curves(
     figure = _figure(9.6, 4.0, "")
     charts = ("loss", "loss", train_loss_name), ("acc", "accuracy", "training")
     for axes, (name, label, train_name) in zip(figure.subplots(1, 2), charts, strict=True):
-        for part, values, colour in ((train_name, train, TRAIN_COLOUR), (val_name, val, VAL_COLOUR)):
+        lines = (train_name, train, "o-", TRAIN_COLOUR), (val_name, val, "s--", VAL_COLOUR)  # apart in grey too
+        for part, values, style, colour in lines:
             if name in values:
-                axes.plot(*zip(*sorted(values[name].items()), strict=True), "o-", ms=3, color=colour, label=part)
+                axes.plot(*zip(*sorted(values[name].items()), strict=True), style, ms=3, color=colour, label=part)
         if best is not None:
             axes.axvline(best, color=BEST_COLOUR, ls=":", label=f"best epoch, {best}")
         axes.set(xlabel="epoch", ylabel=label, title=label.capitalize())
@@ -211,9 +222,22 @@ def comparison(groups: Mapping[str, Sequence[Mapping[int, float]]], label: str) 
     return figure
 
 
+def accuracies(table: np.ndarray, rows: Sequence[str], columns: Sequence[str], title: str) -> Figure:
+    """Fractions, float [R, C], in percent, each on a ground that is the darker the higher it is."""
+    figure = _figure(2.2 + 0.9 * len(columns), 1.0 + 0.32 * len(rows), title)
+    axes = figure.subplots()
+    axes.imshow(table, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    axes.set_xticks(range(len(columns)), columns, fontsize=9)
+    axes.set_yticks(range(len(rows)), rows, fontsize=9)
+    for (row, column), value in np.ndenumerate(table):
+        colour = "white" if value > 0.6 else "black"
+        axes.text(column, row, f"{value:.1%}", ha="center", va="center", fontsize=9, color=colour)
+    return figure
+
+
 def thumbnail(runs: Sequence[Mapping[int, float]], low: float, high: float) -> Figure:
     """Curves small enough for the row of a table; the scale from `low` to `high` is the same for all rows."""
-    figure = _figure(1.6, 0.44, "")
+    figure = _figure(1.6, 0.44, "", dpi=100)
     axes = figure.subplots()
     for run in runs:
         axes.plot(list(run), list(run.values()), color=VAL_COLOUR, lw=1)
@@ -279,11 +303,11 @@ def feature_maps(
     return figure
 
 
-def _figure(width: float, height: float, title: str) -> Figure:
-    """An empty figure; inches at 100 pixels each."""
+def _figure(width: float, height: float, title: str, dpi: int = 150) -> Figure:
+    """An empty figure of this many inches; at 150 pixels each it is sharp on paper."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=100, layout="constrained", facecolor="white")
+    figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained", facecolor="white")
     if title:
         figure.suptitle(title)
     return figure

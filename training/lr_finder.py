@@ -30,6 +30,7 @@ from training import figures
 from training.callbacks import on_terminal
 from training.config import RunConfig
 from training.run import make_halves, resolved
+from training.tensorboard import add_figure
 from training.trainer import make_trainer
 
 STEPS = 300
@@ -134,8 +135,7 @@ def save(found: LRRange, log_dir: Path, name: str) -> Path:
     figure = figures.lr_range(
         found.lrs, found.losses, found.valley, found.suggestion, f"Learning-rate range test, {name}"
     )
-    logger.experiment.add_image("whole_run/lr_range_test", figures.rgb(figure), dataformats="HWC")
-    logger.experiment.close()
     path = Path(logger.log_dir) / "lr_range_test.png"
-    figure.savefig(path)
+    add_figure(logger.experiment, "whole_run/lr_range_test", figure, 0, path)
+    logger.experiment.close()
     return path

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +23,16 @@ from cifar10.cores import cores
 from cifar10.errors import SettingError, UsageError
 from cifar_datamodule import CIFAR10DataModule
 from lenet_module import LeNetModule
-from models.checkpoint import LAST, Checkpoint
+from models.checkpoint import LAST
 from models.config import Teacher
 from models.distillation import load_teacher
-from models.networks import HorizontalFlipAverage
 from training import callbacks as visible
-from training.checkpoints import RunCheckpoint, StopOnSignal, load_module
+from training.best_model import BestModel
+from training.checkpoints import RunCheckpoint, StopOnSignal
 from training.config import SETTINGS, RunConfig, with_contents
 from training.diagnosis import train_loss_name
-from training.evaluation import BestModel
 from training.files import lock_run, reserve_version, write_config, write_result
+from training.findings import write_run_report
 from training.hardware import keep_freed_memory
 from training.tensorboard import log_result
 from training.trainer import RunLogger, make_trainer, refuse_hardware
@@ -94,7 +94,7 @@ class Watch:
         parts += [visible.ChartLayout(stage, self.best_model.train_loss_name), visible.ClassAccuracy(stage)]
         parts += [self.best_model]
         if config.pictures:
-            parts += [visible.TrainingBatch(), visible.ConvFilters(), visible.Graph(), visible.BeforeAndAfter()]
+            parts += [visible.WhatItSees(), visible.ConvFilters()]
         return [*parts, *filter(None, [self.best]), self.last]
 
 
@@ -178,11 +178,9 @@ def test(run: Run) -> dict[str, Any]:
     tester, module = run.trainer, run.module
     if next(module.parameters()).dtype != torch.float32 and tester.world_size == 1:  # as with "bf16-true"
         tester = make_trainer(accelerator=run.config.accelerator, devices=1)
-        tester.loggers = run.trainer.loggers
         module = LeNetModule(run.config, val_name=run.config.select_on)
         module.load_state_dict(run.module.state_dict())
-    if run.config.select_on == "test":
-        tester.loggers = []  # the curve of the epochs is there
+    tester.loggers = []  # the result has the figures; curves of one point would hide the others
     tester.test(module, datamodule=run.datamodule, verbose=False)
     return result | {f"test_{name}": tester.callback_metrics[f"test/{name}"].item() for name in ("acc", "loss")}
 
@@ -197,13 +195,14 @@ def write(run: Run, result: dict[str, Any]) -> dict[str, Any]:
         "images_per_second": run.watch.lines.images_per_second,
         "log_dir": run.logger.log_dir if run.logger else None,
         "checkpoint": (run.watch.best and run.watch.best.best_model_path) or run.watch.last.best_model_path or None,
-        "trend": trend and trend.as_dict(),
+        "trend": trend and asdict(trend),
     }
     if run.logger:
         columns, first = compared(config)
         log_result(run.logger.experiment, columns, result, config.epochs, first)
         run.logger.finalize("success")
         write_result(Path(run.logger.log_dir), config, result)
+        write_run_report(config, result)
     return result
 
 
@@ -247,36 +246,3 @@ def compared(config: RunConfig) -> tuple[dict[str, Any], list[str]]:
     values = config.plain()
     columns = {name: values[name] for name, each in SETTINGS.items() if each.metadata["identity"]}
     return columns, [name for name in columns if SETTINGS[name].metadata["compared"]]
-
-
-def evaluate(
-    checkpoint: Checkpoint,
-    data_dir: Path | None = None,
-    mirror: str | None = None,
-    tta: bool = False,
-    cache_dir: Path | None = None,
-    **changes: Any,
-) -> dict[str, float]:
-    """Evaluate a checkpoint of `train` on the official test set in float32, preprocessed as in its run.
-
-    Args:
-        data_dir, mirror, cache_dir: As in `Data`; None takes the defaults.
-        tta: Test-time augmentation: whether each image is classified together with its horizontal flip.
-        changes: Settings of `Preprocessing`, instead of those of the run.
-
-    Returns:
-        `test/loss` and `test/acc`, a fraction.
-
-    Raises:
-        UsageError: The checkpoint's weights are of another network, or the changes contradict its run.
-        DataError: No source gives the data set.
-    """
-    module = load_module(checkpoint)
-    if tta:
-        module.model = HorizontalFlipAverage(module.model)  # type: ignore[assignment]
-    datamodule = CIFAR10DataModule(data_dir=data_dir or Data.data_dir, mirror=mirror, cache_dir=cache_dir)
-    datamodule.load_state_dict(checkpoint.data_state())
-    datamodule.preprocessing = checkpoint.preprocessing.changed(changes)
-    trainer = make_trainer(accelerator="cpu", devices=1)
-    trainer.test(module, datamodule=datamodule, verbose=False)
-    return {name: trainer.callback_metrics[name].item() for name in ("test/loss", "test/acc")}

@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tabulate import tabulate
 
+from cifar10.storage import write_bytes
+from training import figures
 from training.diagnosis import TRAINING, said_of
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
+    from matplotlib.figure import Figure
     from torch import Tensor
     from torch.utils.tensorboard import SummaryWriter
 
@@ -42,6 +45,14 @@ def read_curves(folder: Path) -> dict[str, dict[int, float]]:
 
     events = EventAccumulator(str(folder), {SCALARS: 0}).Reload()
     return {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
+
+
+def add_figure(writer: SummaryWriter, tag: str, figure: Figure, epoch: int, file: Path | None = None) -> None:
+    """A figure in the Images tab, drawn once for it and for a file."""
+    picture = figures.rgb(figure)
+    writer.add_image(tag, picture, epoch, dataformats="HWC")
+    if file:
+        write_bytes(file, figures.png(picture))
 
 
 def add_layout(writer: SummaryWriter, stage: str, train_loss_name: str = TRAINING) -> None:
@@ -94,6 +105,15 @@ def add_projector(
     )
 
 
+def result_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """A finished run's results in words; `result` is what `train.train` returns."""
+    return [
+        (said_of(result["select_on"], title), f"{result[name]:.2%}" if "acc" in name else f"{result[name]:.4g}")
+        for name, (_, title) in RESULT_SCALARS.items()
+        if result[name] is not None
+    ]
+
+
 def log_result(
     writer: SummaryWriter, columns: Mapping[str, Any], result: Mapping[str, Any], epoch: int, first: Sequence[str] = ()
 ) -> None:
@@ -108,12 +128,11 @@ def log_result(
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
     from torch.utils.tensorboard.summary import hparams
 
-    values = {name: result[name] for name in RESULT_SCALARS if result[name] is not None}
-    titled = [(said_of(result["select_on"], RESULT_SCALARS[name][1]), f"{value:.4g}") for name, value in values.items()]
-    for name, rows in (("result", titled), ("settings", columns.items())):
+    for name, rows in (("result", result_rows(result)), ("settings", columns.items())):
         writer.add_text(name, tabulate(rows, (name, ""), "github", disable_numparse=True), epoch)
-    for name, value in values.items():
-        writer.add_scalar(RESULT_SCALARS[name][0], value, epoch)
+    for name, (tag, _) in RESULT_SCALARS.items():
+        if result[name] is not None:
+            writer.add_scalar(tag, result[name], epoch)
 
     given = {name: columns[name] for name in (*first, *columns) if columns.get(name) is not None}
     # TensorBoard takes the columns from any one run, so each names all scalars, also those that it does not have.

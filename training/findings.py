@@ -1,0 +1,169 @@
+"""What a network gets right and wrong on labelled images, as files: tables, pictures, and the page that ties them
+together.
+
+Light to import: torchmetrics and matplotlib are loaded where they are needed.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tabulate import tabulate
+
+from cifar10.storage import write_bytes
+from training import figures
+from training.cli import in_yaml
+from training.config import RunConfig
+from training.diagnosis import Trend, markdown, said_of
+from training.files import CLASSES, CONFUSION, COUNTS, CURVES, HISTORY, MISTAKES, RELIABILITY, REPORT
+from training.shell import command_line
+from training.tensorboard import result_rows
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+SHOWN_MISTAKES = 30
+ARROW = "\N{RIGHTWARDS ARROW}"
+PICTURES = {  # of the images that a network is judged on, and what each shows
+    CONFUSION: "Which class is taken for which",
+    MISTAKES: "The most confident mistakes",
+    RELIABILITY: "How often it is right, by how sure it is",
+}
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """A table, whole or not at all; floats with six digits, which is as far as float32 counts, None as nothing."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(columns)
+    table.writerows([f"{value:.6g}" if isinstance(value, float) else value for value in row] for row in rows)
+    write_bytes(path, text.getvalue().encode())
+
+
+def write_tables(folder: Path, logits: Tensor, labels: Tensor, class_names: Sequence[str]) -> None:
+    """COUNTS, the confusion matrix, rows true, columns predicted; and CLASSES: of each class precision, recall and F1,
+    as fractions (0 where there is nothing to divide by), and the number of its images.
+
+    Args:
+        logits: float [N, C].
+        labels: int64 [N].
+    """
+    from torchmetrics.functional import classification as metrics
+
+    classes = len(class_names)
+    counts = metrics.multiclass_confusion_matrix(logits, labels, classes).tolist()
+    rows = ([name, *row] for name, row in zip(class_names, counts, strict=True))
+    write_csv(folder / COUNTS, ["true class", *class_names], rows)
+    scores = [
+        score(logits, labels, classes, average="none").tolist()
+        for score in (metrics.multiclass_precision, metrics.multiclass_recall, metrics.multiclass_f1_score)
+    ]
+    support = [sum(row) for row in counts]
+    columns = ["class", "precision", "recall", "f1", "support"]
+    write_csv(folder / CLASSES, columns, zip(class_names, *scores, support, strict=True))
+
+
+def draw(
+    logits: Tensor, labels: Tensor, shown: np.ndarray, class_names: Sequence[str], images: str
+) -> dict[str, Figure]:
+    """The figures of PICTURES, by the names of their files.
+
+    Args:
+        logits: float [N, C].
+        labels: int64 [N].
+        shown: uint8 [N, H, W, 3], the images to look at.
+        images: What they are, such as "validation".
+    """
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+    probabilities = logits.softmax(1)
+    confidence, predicted = probabilities.max(1)
+    wrong = (predicted != labels).nonzero()[:, 0]
+    wrong = wrong[confidence[wrong].argsort(descending=True, stable=True)][:SHOWN_MISTAKES]
+    captions = [
+        f"{class_names[int(labels[i])]} {ARROW}\n{class_names[int(predicted[i])]} {confidence[i]:.0%}" for i in wrong
+    ]
+    counted = f"{len(labels):,} {images} images"
+    matrix = multiclass_confusion_matrix(predicted, labels, len(class_names))
+    title = f"Most confident {images} mistakes: truth {ARROW} prediction"
+    return {
+        CONFUSION: figures.confusion(matrix, class_names, counted),
+        MISTAKES: figures.sheet(shown[wrong.numpy()], captions, title),
+        RELIABILITY: figures.reliability(probabilities, labels, counted),
+    }
+
+
+def write_report(
+    folder: Path,
+    title: str,
+    command: str,
+    result: Iterable[tuple[str, str]],
+    images: str,
+    trend: str = "",
+    pictures: bool = True,
+) -> None:
+    """REPORT, of what is in the folder.
+
+    Args:
+        command: That made it.
+        result: Names and values.
+        images: What the network was judged on, such as "validation".
+        trend: In Markdown.
+        pictures: Whether those that lie there are of now.
+    """
+
+    def picture(name: str, text: str) -> list[str]:
+        return [f"![{text}]({name})"] if pictures and (folder / name).exists() else []
+
+    parts = [f"# {title}", f"```sh\n{command}\n```", in_markdown(("result", ""), result)]
+    curves = picture(CURVES, "Loss and accuracy over epochs")
+    if (folder / HISTORY).exists():
+        parts += ["## Curves", *curves, f"The values of each epoch: [{HISTORY}]({HISTORY})."]
+    if (folder / CLASSES).exists():
+        with (folder / CLASSES).open(encoding="utf-8", newline="") as file:
+            columns, *rows = csv.reader(file)
+        shares = [[name, *(f"{float(share):.1%}" for share in scores), count] for name, *scores, count in rows]
+        number = sum(int(row[-1]) for row in rows)
+        parts += [
+            "## Where it fails",
+            f"On the {number:,} {images} images. Precision: of the images taken for this class, the share that are of "
+            "it. Recall: of the images of this class, the share that are recognised. F1: their harmonic mean.",
+            in_markdown([*columns[:-1], "images"], shares),
+            f"As files: [{CLASSES}]({CLASSES}); [{COUNTS}]({COUNTS}), the confusion matrix, rows true.",
+            *(part for name, text in PICTURES.items() for part in picture(name, f"{text}: {images} images")),
+        ]
+    if trend:
+        parts += ["## Trend", trend.strip()]
+    write_page(folder, *parts)
+
+
+def write_run_report(config: RunConfig, result: Mapping[str, Any]) -> None:
+    """REPORT in the log folder of a finished run; `result` is what `train.train` returns."""
+    defaults = RunConfig(optimizer=config.optimizer).resolved().plain() | {"optimizer": RunConfig.optimizer}
+    words = [f"--{name}={in_yaml(value)}" for name, value in config.plain().items() if value != defaults[name]]
+    command = command_line("python", "train.py", *words)
+    trend = markdown(Trend(**result["trend"]), config.select_on) if result["trend"] else ""
+    folder = Path(result["log_dir"])
+    title, images = f"{folder.parent.name}, {folder.name}", said_of(config.select_on, "validation")
+    write_report(folder, title, command, result_rows(result), images, trend, config.pictures)
+
+
+def save(path: Path, figure: Figure) -> None:
+    """A figure as a PNG file."""
+    write_bytes(path, figures.png(figures.rgb(figure)))
+
+
+def write_page(folder: Path, *parts: str) -> None:
+    """REPORT, of paragraphs."""
+    write_bytes(folder / REPORT, ("\n\n".join(parts) + "\n").encode())
+
+
+def in_markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    align = ["left", *["right"] * (len(columns) - 1)] if len(columns) > 2 else None
+    return tabulate(rows, columns, "github", disable_numparse=True, colalign=align)
