@@ -339,7 +339,8 @@ def test_what_is_chosen_on_the_test_set_says_so(run: Any) -> None:
 
 def test_after_an_epoch_one_line_stays_with_a_mark_if_it_is_the_best(run: Any, capsys: Any) -> None:
     result = run(epochs=3)
-    lines = capsys.readouterr().out.splitlines()
+    start, *lines = capsys.readouterr().out.splitlines()
+    assert start.startswith("training in ")
     assert [line.split()[1] for line in lines] == ["1/3", "2/3", "3/3"]
     assert all(word in lines[0] for word in ("train loss", "val loss", "acc", "lr", " s ", "images/s"))
     accuracies = [value for _, value in curves(result["log_dir"])["val/acc"]]

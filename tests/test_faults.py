@@ -67,6 +67,7 @@ def finish(process: subprocess.Popen[str]) -> int:
 
 def wait_for_epoch(process: subprocess.Popen[str]) -> None:
     assert process.stdout is not None
+    assert process.stdout.readline().startswith("training in")
     assert process.stdout.readline().startswith("epoch")
 
 

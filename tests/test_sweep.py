@@ -22,7 +22,7 @@ from experiments import grid
 from experiments.runs import RESULTS, Run, read_runs, texts_of
 from experiments.study import Engine, journal, open_study, suggest
 from experiments.tables import write_cells
-from training.config import RunConfig
+from training.config import RunConfig, with_contents
 
 BASE = "optimizer=adam batch_size=50 val_size=100 width=1 pictures=false threads=1"
 
@@ -169,7 +169,7 @@ def test_a_search_tries_as_many_cells_as_asked_within_its_space(sweeps: Sweeps) 
 def table_of(sweeps: Sweeps, **flags: Any) -> Path:
     """A `cells.csv` with one run, as report.py writes it."""
     base = dict(word.split("=") for word in f"{BASE} epochs=2".split())
-    texts = texts_of(RunConfig(**base | {"lr": 0.001} | flags))  # type: ignore[arg-type]
+    texts = texts_of(with_contents(RunConfig(**base | {"lr": 0.001} | flags)))  # type: ignore[arg-type]
     results = {"best_epoch": 2, "best_val_acc": 81.0, "test_acc_at_best_val": 79.5, "seconds": 7.5}
     if flags.get("select_on") == "test":
         results = {"best_epoch": 2, "best_test_acc": 81.0, "last_test_acc": 79.5, "seconds": 7.5}
