@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cifar10 import records
+from training.files import SUMMARY
 
 ROOT = Path(__file__).resolve().parent.parent  # of the project
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
@@ -99,6 +100,21 @@ def start_up(data_dir: Path, flags: Sequence[str], cold: bool) -> dict[str, floa
             stamps.append([time.time(), *_run(code, flags)])
     seconds = [after - before for before, after in itertools.pairwise(stamps[1])]
     return dict(zip(parts, seconds, strict=True)) | {total: sum(seconds), bare: stamps[0][1] - stamps[0][0]}
+
+
+def whole_run(data_dir: Path, flags: Sequence[str]) -> tuple[float, float]:
+    """Seconds from the start of a training command to its end, and its final test accuracy, a fraction.
+
+    Args:
+        flags: Of the command, beside its folders; files in them by whole paths.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        code = f"{_same_files()}import json, train\ntrain.main()\nprint(json.dumps(None))\n"
+        start = time.perf_counter()
+        _run(code, [*_folders(data_dir, folder), *flags])
+        seconds = time.perf_counter() - start
+        (summary,) = Path(folder, "logs").rglob(SUMMARY)
+        return seconds, json.loads(summary.read_text(encoding="utf-8"))["test_acc"]
 
 
 def peak_memory(data_dir: Path, images: int, flags: Sequence[str]) -> dict[str, float]:
