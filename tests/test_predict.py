@@ -68,10 +68,8 @@ def call(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Call
 
 def saved(path: Path, image: Image.Image = PICTURE, **options: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    options |= (
-        {"append_images": [more.copy() for more in options["append_images"]]} if "append_images" in options else {}
-    )
-    image.copy().save(path, **options)  # Pillow keeps an encoder's settings in the image
+    copies = {"append_images": [more.copy() for more in options.get("append_images", [])]}
+    image.copy().save(path, **options | copies)  # Pillow keeps an encoder's settings in an image
     return path
 
 
