@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -98,9 +98,9 @@ def load_checkpoint(path: str | Path, network: str | None = None) -> Checkpoint:
     """
     path = Path(path)
     if path.is_dir():
-        if not (path / LAST).exists():
-            raise UsageError(f"{path}: a folder without {LAST}")
         path = path / LAST
+        if not path.exists():
+            raise UsageError(f"{path.parent}: a folder without {LAST}")
     try:
         with warnings.catch_warnings(action="ignore"):  # of files that are refused right after
             entries = torch.load(path, map_location="cpu", weights_only=True)
@@ -126,6 +126,9 @@ def _checkpoint(path: Path, entries: Mapping[str, Any]) -> Checkpoint:
         flags, state = dict(entries[FLAGS]), entries[DATA_STATE]
         flags.pop(FORMAT, None)
         preprocessing, whitening = from_state(state, format)
+        names = tuple(entries.get(NAMES, CLASS_NAMES))
+        if len(names) != len(CLASS_NAMES) or not all(isinstance(name, str) for name in names):
+            raise UsageError(f"has no names of {len(CLASS_NAMES)} classes")
         return Checkpoint(
             path=path,
             format=format,
@@ -137,15 +140,9 @@ def _checkpoint(path: Path, entries: Mapping[str, Any]) -> Checkpoint:
             whitening=whitening,
             mean=state["mean"].view(3),
             std=state["std"].view(3),
-            class_names=_class_names(entries.get(NAMES, CLASS_NAMES)),
+            class_names=names,
             state_dict=dict(entries[STATE_DICT]),
         )
-
-
-def _class_names(names: Sequence[str]) -> tuple[str, ...]:
-    if len(names) != len(CLASS_NAMES) or not all(isinstance(name, str) for name in names):
-        raise UsageError(f"has no names of {len(CLASS_NAMES)} classes")
-    return tuple(names)
 
 
 def _named(checkpoint: Checkpoint, name: str | None) -> dict[str, Any]:

@@ -48,10 +48,7 @@ def distillation(logits: Tensor, teacher_logits: Tensor) -> Tensor:
 class TeacherLogits:
     """What `CIFAR10DataModule` asks for the teacher's logits: each is the mean over the image and its horizontal flip.
 
-    Attributes:
-        classifier: The teacher.
-        sha256: Its `teacher_sha256`.
-        folder: Where logits are kept.
+    They are kept in `folder`.
     """
 
     classifier: Classifier
@@ -66,13 +63,14 @@ class TeacherLogits:
         """
         inputs = (digest(images), self.sha256, *method_versions(self.classifier.preprocessing), torch.__version__)
         shape = (len(images), len(self.classifier.class_names))
-        return torch.from_numpy(kept(self.folder, "teacher", inputs, shape, np.float32, lambda: self._compute(images)))
 
-    @torch.no_grad()
-    def _compute(self, images: np.ndarray) -> np.ndarray:
-        pixels = torch.from_numpy(preprocess(images, self.classifier.preprocessing, self.classifier.whitening))
-        batches = tqdm(pixels.split(BATCH_SIZE), "teacher", leave=False, disable=None)
-        return torch.cat([self.classifier.logits(batch) for batch in batches]).numpy()
+        @torch.no_grad()
+        def compute() -> np.ndarray:
+            pixels = torch.from_numpy(preprocess(images, self.classifier.preprocessing, self.classifier.whitening))
+            batches = tqdm(pixels.split(BATCH_SIZE), "teacher", leave=False, disable=None)
+            return torch.cat([self.classifier.logits(batch) for batch in batches]).numpy()
+
+        return torch.from_numpy(kept(self.folder, "teacher", inputs, shape, np.float32, compute))
 
 
 def load_teacher(teacher: Teacher, data: Data, folder: Path) -> TeacherLogits:
@@ -80,7 +78,7 @@ def load_teacher(teacher: Teacher, data: Data, folder: Path) -> TeacherLogits:
 
     Args:
         teacher, data: Settings of the run that is to be taught; it has a teacher.
-        folder: Where logits are kept.
+        folder: As of `TeacherLogits`.
 
     Raises:
         UsageError: It is not there or cannot be loaded, is another one than `teacher_sha256` says, or was trained on
@@ -95,29 +93,19 @@ def load_teacher(teacher: Teacher, data: Data, folder: Path) -> TeacherLogits:
             f"the teacher is another one than that of the run: {path} has SHA-256 {sha256}, not "
             f"{teacher.teacher_sha256}"
         )
-    if seen_validation_images(checkpoint.data, data):
-        split = f"val_size {checkpoint.data.val_size} and split_seed {checkpoint.data.split_seed}"
+    # Of one split seed, a smaller validation split is within a larger one.
+    trained = checkpoint.data
+    if data.val_size and (trained.split_seed != data.split_seed or trained.val_size < data.val_size):
+        split = f"val_size {trained.val_size} and split_seed {trained.split_seed}"
         raise SettingError("teacher", path, f"was trained with {split}, so it has seen validation images of this run")
     return TeacherLogits(make_classifier(checkpoint, tta=True), sha256, folder)
-
-
-def seen_validation_images(trained: Data, taught: Data) -> bool:
-    """Whether a network trained on `trained` has seen validation images of `taught`."""
-    # Of one split seed, a smaller validation split is within a larger one.
-    unseen = trained.split_seed == taught.split_seed and trained.val_size >= taught.val_size
-    return taught.val_size > 0 and not unseen
 
 
 def teacher_sha256(path: Path) -> str:
     """The SHA-256 of all that a teacher answers by: network, weights, statistics, preprocessing and whitening.
 
-    It is the same for a copy elsewhere, and for another checkpoint file of the same weights.
-
-    Args:
-        path: As `load_checkpoint` takes it.
-
-    Raises:
-        UsageError: It is not there or cannot be loaded.
+    It is the same for a copy elsewhere, and for another checkpoint file of the same weights. `path` and UsageError are
+    as of `load_checkpoint`.
     """
     return _sha256(_load(path))
 
