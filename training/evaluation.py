@@ -39,17 +39,11 @@ SPLITS = {"val": "validation", "test": "test"}
 
 @dataclass(frozen=True)
 class Labelled:
-    """N images to evaluate on.
+    """N images to evaluate on."""
 
-    Attributes:
-        pixels: uint8 [N, 3, 32, 32], preprocessed.
-        shown: uint8 [N, 32, 32, 3], as they were.
-        labels: int64 [N].
-    """
-
-    pixels: np.ndarray
-    shown: np.ndarray
-    labels: Tensor
+    pixels: np.ndarray  # uint8 [N, 3, 32, 32], preprocessed
+    shown: np.ndarray  # uint8 [N, 32, 32, 3], as they were
+    labels: Tensor  # int64 [N]
 
 
 def evaluate(
