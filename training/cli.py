@@ -26,6 +26,7 @@ from training.config import read_config
 from training.signals import Stopped
 
 RECIPES = Path(__file__).parent.parent / "recipes"
+METAVARS = {int: "N", float: "X", Path: "PATH", str: "TEXT"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -46,13 +47,13 @@ class Parser(argparse.ArgumentParser):
         for name in settings(kind) if names is None else names:
             each, hint = settings(kind)[name], types_of(kind)[name]  # type: ignore[arg-type]
             listed = [str(value) for part in kinds(hint) for value in choices(part)]
-            is_switch = hint is bool
+            listed += ["true", "false"] if hint is bool else []
             group.add_argument(
                 f"--{name}",
                 type=taken(each, hint),
-                metavar=f"{{{','.join(listed)}}}" if listed else "{true,false}" if is_switch else metavar(hint),
-                nargs="?" if is_switch else None,
-                const=True if is_switch else None,
+                metavar=f"{{{','.join(listed)}}}" if listed else "|".join(filter(None, map(METAVARS.get, kinds(hint)))),
+                nargs="?" if hint is bool else None,
+                const=True if hint is bool else None,
                 default=argparse.SUPPRESS,
                 help=f"{each.metadata['help']} (default: {in_yaml(each.default)})".replace("%", "%%"),
             )
@@ -114,10 +115,8 @@ def read_recipe(name: str) -> dict[str, Any]:
         raise UsageError(f"{path}: no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise UsageError(f"{path}: must have lines of the form flag: value")
-    if "format" not in values:
-        return values
     try:
-        return read_config({key: value for key, value in values.items() if key != "format"}, values["format"]).plain()
+        return read_config(values, values.pop("format")).plain() if "format" in values else values
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
 
@@ -140,11 +139,6 @@ def taken(each: Field, hint: Any) -> Callable[[Any], Any]:
     return take
 
 
-def metavar(hint: Any) -> str:
-    words = {int: "N", float: "X", Path: "PATH", str: "TEXT"}
-    return "|".join(words[kind] for kind in kinds(hint) if kind in words)
-
-
 def in_yaml(value: Any) -> str:
     """A value as a flag or a file of flags has it."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
@@ -153,10 +147,9 @@ def in_yaml(value: Any) -> str:
 def _config_first(words: list[str]) -> list[str]:
     """The command line with `--config FILE` at its start, so that the other flags win."""
     for place, word in enumerate(words):
-        if word == "--config":
-            return [*words[place : place + 2], *words[:place], *words[place + 2 :]]
-        if word.startswith("--config="):
-            return [word, *words[:place], *words[place + 1 :]]
+        if word.partition("=")[0] == "--config":
+            end = place + (1 if "=" in word else 2)
+            return [*words[place:end], *words[:place], *words[end:]]
     return words
 
 

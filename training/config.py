@@ -91,7 +91,9 @@ class RunConfig(DataConfig, ModelConfig, Length, Hardware, Output):
     def name(self) -> str:
         """Of the run's folder."""
         values = self.plain() | self.group(Optimization).resolved().plain()
-        parts = [f"{each.metadata['named']}{in_short(values[name])}" for name, each in NAMED.items()]
+        named = {name: each.metadata["named"] for name, each in SETTINGS.items()}
+        short = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in values.items()}
+        parts = [f"{word}{short[name]}" for name, word in named.items() if word is not None]
         return "-".join([*parts, self.tag] if self.tag else parts)
 
     def identity(self) -> str:
@@ -109,11 +111,6 @@ GROUPS: tuple[type[Settings], ...] = (
     *(Augmentation, Preprocessing, Data, Output, Hardware),
 )  # in the order in which people want to know
 SETTINGS = {name: each for group in GROUPS for name, each in settings(group).items()}
-NAMED = {name: each for name, each in SETTINGS.items() if each.metadata["named"] is not None}
-
-
-def in_short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def with_contents(config: RunConfig) -> RunConfig:

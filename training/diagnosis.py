@@ -56,39 +56,23 @@ class Trend:
     """The trend of a run; epochs are counted from 1, accuracies and their differences are fractions.
 
     `asdict` gives plain values, for JSON; `Trend(**values)` is the way back.
-
-    Attributes:
-        epochs: How many the curves have.
-        best_epoch, best_acc: By validation accuracy.
-        tied_since: First epoch whose accuracy was less than the noise below the best.
-        overfitting_onset: First epoch of the rise of validation loss; None if there is none.
-        gap: Training minus validation accuracy in the best epoch.
-        noise: Standard deviation of validation accuracy from epoch to epoch.
-        last_epochs: Whether validation accuracy still rises; "unknown" below MIN_EPOCHS.
-        last_change: By how much it changes over the last `last_window` epochs.
-        hardest: Up to three classes with the lowest accuracy, which is the share of their images that are recognised.
-        confused: Up to two pairs of classes with the most confusions: images of the first class taken for the second,
-            and of the second taken for the first.
-        advice: MORE_EPOCHS, LOWER_LR, REGULARISE or WIDER.
-        reason: Why.
-        flags: That follow the advice, in words; empty if there are none, or the run's own are not known.
     """
 
     epochs: int
     best_epoch: int
     best_acc: float
-    tied_since: int
-    overfitting_onset: int | None
+    tied_since: int  # first epoch whose accuracy was less than the noise below the best
+    overfitting_onset: int | None  # first epoch of the rise of validation loss; None if there is none
     gap: float
     noise: float
-    last_epochs: Ending
-    last_change: float
+    last_epochs: Ending  # "unknown" below MIN_EPOCHS
+    last_change: float  # of validation accuracy over the last `last_window` epochs
     last_window: int
-    hardest: list[tuple[str, float]]
-    confused: list[tuple[str, str, int, int]]
-    advice: str
+    hardest: list[tuple[str, float]]  # see `hardest_classes`
+    confused: list[tuple[str, str, int, int]]  # see `confused_pairs`
+    advice: str  # MORE_EPOCHS, LOWER_LR, REGULARISE or WIDER
     reason: str
-    flags: str = ""
+    flags: str = ""  # that follow the advice, in words; empty if there are none, or the run's own are not known
 
 
 def analyse(
@@ -176,11 +160,7 @@ def last_epochs(val_acc: Curve, window: int, noise: float) -> tuple[Ending, floa
 
 
 def hardest_classes(confusion: np.ndarray, class_names: Sequence[str], count: int = 3) -> list[tuple[str, float]]:
-    """The classes with the lowest share of recognised images, the hardest first.
-
-    Args:
-        confusion: int [C, C], rows true.
-    """
+    """The classes of which the smallest share is recognised, by a confusion matrix, int [C, C], rows true."""
     accuracy = confusion.diagonal() / np.maximum(confusion.sum(1), 1)
     order = [label for label in np.argsort(accuracy, kind="stable") if confusion[label].sum()]
     return [(class_names[label], float(accuracy[label])) for label in order[:count]]
@@ -189,11 +169,7 @@ def hardest_classes(confusion: np.ndarray, class_names: Sequence[str], count: in
 def confused_pairs(
     confusion: np.ndarray, class_names: Sequence[str], count: int = 2
 ) -> list[tuple[str, str, int, int]]:
-    """The pairs of classes with the most confusions, both ways together: (a, b, a taken for b, b taken for a).
-
-    Args:
-        confusion: int [C, C], rows true.
-    """
+    """The pairs of classes with the most confusions, both ways together, as (a, b, a taken for b, b taken for a)."""
     both = np.triu(confusion + confusion.T, k=1)
     pairs = [divmod(int(index), len(confusion)) for index in np.argsort(-both, axis=None, kind="stable")[:count]]
     return [
@@ -219,14 +195,9 @@ def _advise(epochs: int, by_chance: bool, onset: int | None, last: str, noise: f
 
 
 def flags_to_try(advice: str, config: Mapping[str, Any]) -> str:
-    """The flags of `train` that follow an advice and that a run does not have yet, in words; empty if there are none.
-
-    Args:
-        advice: MORE_EPOCHS, LOWER_LR, REGULARISE or WIDER.
-        config: The flags of the run, plain values by name; of those that are missing nothing is said.
+    """The flags of `train` that follow an advice and that a run of this `config` does not have yet, in words; of those
+    that are missing in it nothing is said.
     """
-    if not config:
-        return ""
     plain = config.get("plain_epochs", 0)  # they have no crop and no cutout
     augmented = plain < config.get("epochs", math.inf)
     options = {

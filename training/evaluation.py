@@ -105,7 +105,9 @@ def evaluate(
         for file, figure in findings.draw(logits, images.labels, images.shown, checkpoint.class_names, name).items():
             findings.save(out / file, figure)
         result = [("accuracy", f"{acc:.2%}"), ("loss", f"{loss.compute():.4f}")]
-        findings.write_report(out, f"{checkpoint.path.name} on {name} images", _command(), result, name)
+        findings.write_report(
+            out, f"{checkpoint.path.name} on {name} images", command_line("python", *sys.argv), result, name
+        )
     return {f"{prefix}loss": loss.compute().item(), f"{prefix}acc": acc.item()}
 
 
@@ -141,11 +143,12 @@ def _pictures(folder: Path, checkpoint: Checkpoint, settings: Preprocessing, dam
     for file in files:
         if file.parent.name not in names:
             raise UsageError(f"{file}: its folder is not named by a class, which are {', '.join(names)}")
-    read = {file: read_or_reason(file, "crop") for file in files}
-    for file, found in read.items():
-        if isinstance(found, str):
+    read = []
+    for file in files:
+        if isinstance(found := read_or_reason(file, "crop"), str):
             raise UsageError(f"{file}: {found}")
-    shown = np.stack([found for found in read.values() if not isinstance(found, str)])
+        read.append(found)
+    shown = np.stack(read)
     pixels = preprocess(shown.transpose(0, 3, 1, 2), settings, checkpoint.whitening, damaged)
     return Labelled(pixels, shown, torch.tensor([names.index(file.parent.name) for file in files]))
 
@@ -203,12 +206,8 @@ def _write_corruptions(
     findings.write_page(
         out,
         f"# {checkpoint.path.name} on {folder.name}",
-        f"```sh\n{_command()}\n```",
+        f"```sh\n{command_line('python', *sys.argv)}\n```",
         findings.in_markdown(["accuracy", *columns], lines),
         f"![Accuracy by corruption and severity]({CORRUPTED})",
         f"As a file: [{CORRUPTIONS}]({CORRUPTIONS}).",
     )
-
-
-def _command() -> str:
-    return command_line("python", *sys.argv)
