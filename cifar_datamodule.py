@@ -85,21 +85,21 @@ class CIFAR10DataModule(pl.LightningDataModule):
         if self._train is not None or (stage in ("test", "predict") and self.mean is not None):
             return
         images = originals = self._images(train=True)
-        labels = self._labels(train=True)
+        labels, kept_in = self._labels(train=True), self.config.kept_in
         if self.teacher is not None and self._teacher_logits is None:
             self._teacher_logits = self.teacher(originals.array)
         self.train_indices, self.val_indices = stratified_split(labels, self.config.val_size, self.config.split_seed)
         firsts = [int(self.train_indices[labels[self.train_indices] == label][0]) for label in labels.unique()]
         self._examples = records.pick(self._folder, train=True, indices=np.array(firsts))
         corrupted = self.preprocessing.corrupt_on == "both"
-        images = preprocess_lazily(images, self.preprocessing, corrupted=corrupted, folder=self._kept)
+        images = preprocess_lazily(images, self.preprocessing, corrupted=corrupted, folder=kept_in)
         if self.preprocessing.normalize == "zca":
             if self.whitening is None:
-                self.whitening = fit_whitening(images, self.train_indices.numpy(), self._kept)
-            images = preprocess_lazily(images, Preprocessing(), self.whitening, folder=self._kept)
-        versions = (corrupt_lazily(originals, number, self._kept) for number in range(VERSIONS))
+                self.whitening = fit_whitening(images, self.train_indices.numpy(), kept_in)
+            images = preprocess_lazily(images, Preprocessing(), self.whitening, folder=kept_in)
+        versions = (corrupt_lazily(originals, number, kept_in) for number in range(VERSIONS))
         if self.config.random_corruption:  # made first, while there is less in memory
-            steps = self.preprocessing, self.whitening, corrupted, self._kept
+            steps = self.preprocessing, self.whitening, corrupted, kept_in
             self._corrupted = [_pixels_last(preprocess_lazily(version, *steps).array) for version in versions]
         self._train = _pixels_last(images.array), labels
         if self.mean is None:
@@ -131,7 +131,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
 
     def test_dataloader(self) -> DataLoader:
         images, labels = self._images(train=False), self._labels(train=False)
-        images = preprocess_lazily(images, self.preprocessing, self.whitening, corrupted=True, folder=self._kept)
+        images = preprocess_lazily(images, self.preprocessing, self.whitening, True, self.config.kept_in)
         return self._evaluation_loader(_pixels_last(images.array), labels, torch.arange(len(labels)))
 
     def predict_dataloader(self) -> DataLoader:
@@ -161,10 +161,6 @@ class CIFAR10DataModule(pl.LightningDataModule):
         _, world_size = self._process()
         order = torch.cat([indices[rank::world_size] for rank in range(world_size)])
         return records.pick(self._folder, train, order.numpy()).transpose(0, 2, 3, 1)
-
-    @property
-    def _kept(self) -> Path:
-        return self.config.kept_in
 
     @property
     def _folder(self) -> Path:
@@ -199,8 +195,7 @@ class Batches(Dataset):
     """A data set whose item, for a tensor of indices, is the finished batch of these images.
 
     Args:
-        images: uint8 [N, 32, 32, 3].
-        labels: int64 [N].
+        images: uint8 [N, 32, 32, 3]; labels are int64 [N].
         mean, std: float32 [3], per channel, in [0, 255].
     """
 
@@ -293,10 +288,7 @@ def _pixels_last(images: np.ndarray) -> Tensor:
 
 
 def stratified_split(labels: Tensor, val_size: int, split_seed: int) -> tuple[Tensor, Tensor]:
-    """Choose val_size / 10 images of each class at random for validation.
-
-    Args:
-        labels: int64 [N], 0 to 9.
+    """Choose val_size / 10 images of each class at random for validation, by `labels`, int64 [N], 0 to 9.
 
     Returns:
         Training and validation indices, int64, each in ascending order.
@@ -310,17 +302,13 @@ def stratified_split(labels: Tensor, val_size: int, split_seed: int) -> tuple[Te
 
 
 def channel_statistics(images: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and population standard deviation per channel over all pixels of the images `indices`.
+    """Mean and population standard deviation per channel, float32 [3] in [0, 255], over all pixels of some images.
 
     Args:
         images: uint8 [N, 32, 32, 3].
         indices: int64 [M].
-
-    Returns:
-        Two float32 [3], in [0, 255].
     """
-    total = torch.zeros(3, dtype=torch.float64)
-    squares = torch.zeros(3, dtype=torch.float64)
+    total, squares = torch.zeros(2, 3, dtype=torch.float64)
     for chunk in indices.split(1000):  # bounds the memory
         # 256 squares of a byte add up to less than 2^24, where float32 is exact, and float64 holds the totals.
         pixels = images[chunk].view(-1, 256, 3).float()

@@ -16,12 +16,7 @@ from cifar10.storage import write_bytes
 
 
 class Lazy:
-    """An array that is made when it is first asked for.
-
-    Attributes:
-        identity: Equal for equal arrays alone.
-        shape: Of the array.
-    """
+    """An array that is made when it is first asked for; its `identity` is equal for equal arrays alone."""
 
     def __init__(self, identity: str, shape: tuple[int, ...], make: Callable[[], np.ndarray]) -> None:
         self.identity, self.shape, self._make = identity, shape, make

@@ -8,7 +8,7 @@ step is computed once, verified whenever it is read, and mapped into memory. Lig
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache, partial
@@ -107,17 +107,17 @@ def preprocess_lazily(
 ) -> Lazy:
     """As `preprocess`; what is kept in `folder` is found by the identity of `images`, which need not be loaded then."""
     for name, step in steps(settings, corrupted).items():
-        images = _mapped(images, name, partial(_each, step), folder)
+        images = _mapped(images, name, step, folder)
     if whitening is not None:
         kernels = whitening[:, :-1].reshape(3, 3, ZCA_SIDE, ZCA_SIDE)
         step = partial(filter_channels, kernels, whitening[:, -1])
-        images = _mapped(images, f"normalize-zca-{digest(whitening)[:8]}", partial(_each, step), folder)
+        images = _mapped(images, f"normalize-zca-{digest(whitening)[:8]}", step, folder)
     return images
 
 
 def corrupt_lazily(images: Lazy, version: int, folder: Path | None = None) -> Lazy:
     """Images each damaged by `corrupt_at_random`; `folder` as in `preprocess`."""
-    return _mapped(images, f"corrupt-random-{version}", partial(_each, partial(corrupt_at_random, version)), folder)
+    return _mapped(images, f"corrupt-random-{version}", partial(corrupt_at_random, version), folder)
 
 
 def from_state(state: Mapping[str, Any], format: int = 1) -> tuple[Preprocessing, np.ndarray | None]:
@@ -156,12 +156,7 @@ def before_and_after(
 ) -> dict[str, np.ndarray]:
     """Images at each stage, to look at: as they are and, where that is on, preprocessed, corrupted, and both.
 
-    Args:
-        images: uint8 [N, 3, 32, 32].
-        whitening: As in `preprocess`.
-
-    Returns:
-        uint8 [N, 3, 32, 32] by what was done.
+    All are uint8 [N, 3, 32, 32]; `whitening` as in `preprocess`.
     """
     rows = {"as it is": images}
     if whitening is not None or steps(settings, corrupted=False):
@@ -234,8 +229,8 @@ def _lazy(images: np.ndarray | Lazy, folder: Path | None) -> Lazy:
     return Lazy(digest(_pixels(images)) if folder else "", images.shape, lambda: images)
 
 
-def _mapped(images: Lazy, name: str, run: Callable[[np.ndarray, int], np.ndarray], folder: Path | None) -> Lazy:
-    """Images [N, 3, 32, 32] after `run`, which makes a chunk [n, 32, 32, 3], from its first index on, to another."""
+def _mapped(images: Lazy, name: str, step: Step, folder: Path | None) -> Lazy:
+    """Images [N, 3, 32, 32], each after the step."""
 
     def compute() -> np.ndarray:
         import cv2
@@ -245,8 +240,9 @@ def _mapped(images: Lazy, name: str, run: Callable[[np.ndarray, int], np.ndarray
         done = np.empty_like(pixels)
 
         def work(start: int) -> int:
-            done[start : start + _CHUNK] = run(pixels[start : start + _CHUNK], start)
-            return len(pixels[start : start + _CHUNK])
+            chunk = _each(step, pixels[start : start + _CHUNK], start)
+            done[start : start + _CHUNK] = chunk
+            return len(chunk)
 
         bar = tqdm(total=len(pixels), desc=name, unit=" images", leave=False, disable=None)  # None: only on a terminal
         with ThreadPoolExecutor(cores()) as pool, bar:  # threads, since OpenCV and BLAS release the GIL
@@ -270,11 +266,8 @@ def _each(step: Step, chunk: np.ndarray, start: int) -> np.ndarray:
 @cache
 def _versions(method: str) -> tuple[str, ...]:
     """Of a method, by its name in `filters`, and of the libraries that it calls."""
-    return (
-        _REVISION,
-        f"numpy {np.__version__}",
-        *(f"{name} {_version(name)}" for name in LIBRARIES.get(method, ["cv2"])),
-    )
+    libraries = (f"{name} {_version(name)}" for name in LIBRARIES.get(method, ["cv2"]))
+    return (_REVISION, f"numpy {np.__version__}", *libraries)
 
 
 def _version(library: str) -> str:
