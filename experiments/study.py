@@ -131,21 +131,18 @@ class Engine:
 
     def _work(self) -> None:
         try:
-            self._run_cells()
+            while not self.stopping.is_set():
+                states = {trial.state for trial in self.study.get_trials(deepcopy=False)}
+                if TrialState.WAITING in states:
+                    self.study.optimize(self._objective, n_trials=1, catch=Failed, callbacks=[enqueue_stopped])
+                elif TrialState.RUNNING in states:  # another worker's; if that dies, its cell comes back
+                    optuna.storages.fail_stale_trials(self.study)
+                    self.stopping.wait(POLL)
+                else:
+                    return
         except Exception as error:  # the study cannot be written, say; the main thread tells
             self.error = error
             self.stopping.set()
-
-    def _run_cells(self) -> None:
-        while not self.stopping.is_set():
-            states = {trial.state for trial in self.study.get_trials(deepcopy=False)}
-            if TrialState.WAITING in states:
-                self.study.optimize(self._objective, n_trials=1, catch=Failed, callbacks=[enqueue_stopped])
-            elif TrialState.RUNNING in states:  # another worker's; if that dies, its cell comes back
-                optuna.storages.fail_stale_trials(self.study)
-                self.stopping.wait(POLL)
-            else:
-                return
 
     def _objective(self, trial: Trial) -> float:
         """One run; its value is the accuracy that chose the best epoch."""
@@ -178,8 +175,7 @@ class Engine:
         if folder := self.plan.unfinished(config):
             arguments = [f"--resume={folder}", f"--data_dir={self.plan.data_dir}", f"--log_dir={self.plan.log_dir}"]
         else:
-            threads = max(1, cores() // self.workers)
-            arguments = self.plan.arguments(values, threads)
+            arguments = self.plan.arguments(values, threads=max(1, cores() // self.workers))
         output = self.plan.log_dir / "output" / f"{number}.txt"
         output.parent.mkdir(exist_ok=True)
         child = multiprocessing.get_context("spawn").Process(target=run_train, args=(arguments, output))
@@ -249,8 +245,7 @@ def quieten() -> None:
 def open_study(plan: Plan, storage: str | None) -> Iterator[Study]:
     """The study of a sweep, which without a database one process at a time can have.
 
-    Raises:
-        UsageError: Another process has it, or the database cannot be reached.
+    UsageError if another process has it, or the database cannot be reached.
     """
     quieten()
     plan.log_dir.mkdir(parents=True, exist_ok=True)
@@ -282,8 +277,7 @@ def journal(path: Path) -> optuna.storages.JournalStorage:
 def searches(log_dir: Path) -> list[Study]:
     """The finished trials, two at least, of each search in a sweep's journal, as a study that its flags name.
 
-    Raises:
-        UsageError: The journal is damaged.
+    UsageError if the journal is damaged.
     """
     path, found = log_dir / JOURNAL, dict[str, Study]()
     if not path.exists():
