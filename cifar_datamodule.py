@@ -7,8 +7,6 @@ A batch is (float32 images [B, 3, 32, 32], contiguous, normalised; int64 labels 
 have a third part, its logits, float32 [B, 10]. To predict are the test images, in their order, with their labels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path

@@ -7,8 +7,6 @@ python evaluate.py checkpoints/sgd-lr0.05-bs128-seed0/version_0 --on val --out e
 python evaluate.py checkpoints/lenet5-cifar10.ckpt --on CIFAR-10-C --out evaluated
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -8,8 +8,6 @@ gives (float images [B, 3, 32, 32], int64 labels [B]):
 With `CIFAR10DataModule` it is a program of one line, `LightningCLI(LeNetModule, CIFAR10DataModule)`.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

@@ -12,8 +12,6 @@ columns of the table, by the flags that it names; its `best_epoch` and `accuracy
 page says how far ours agree with it.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -10,8 +10,6 @@ Each cell is a trial of an Optuna study, enqueued once. The same command goes on
 killed: finished cells are not run again, and a running one goes on from its last whole epoch.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ python train.py --config coursework --seed 1
 python train.py --optimizer adam --find_lr
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Any

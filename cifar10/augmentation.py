@@ -5,8 +5,6 @@ What happens to an image is a function of (seed, epoch, image index) alone: ther
 have to be saved, and a resumed run, or several processes, see the same images as one uninterrupted process.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

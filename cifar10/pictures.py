@@ -1,7 +1,5 @@
 """Picture files as people have them, made into images of the data set's size: any format, any colours, upright."""
 
-from __future__ import annotations
-
 import re
 from collections import deque
 from collections.abc import Sequence

@@ -8,8 +8,6 @@ A value is checked and made plain wherever it comes from: the command line and f
 values. Imports nothing but the standard library.
 """
 
-from __future__ import annotations
-
 import math
 import types
 from collections.abc import Mapping

@@ -3,8 +3,6 @@
 "optimizer=sgd lr=0.1,0.05 seed=0,1" is a grid of four cells; "optimizer=sgd lr=0.001..0.1" a space to search.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import re

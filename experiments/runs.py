@@ -3,8 +3,6 @@
 Light to import, and knows nothing of training: sweeps and reports read any number of runs with it.
 """
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Mapping
 from dataclasses import dataclass

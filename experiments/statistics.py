@@ -1,7 +1,5 @@
 """Statistics of runs: intervals, comparisons paired by seed, agreement with others' figures. Accuracies in percent."""
 
-from __future__ import annotations
-
 import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence

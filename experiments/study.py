@@ -4,8 +4,6 @@ Each cell is a trial, enqueued once. Workers are threads, each of which waits fo
 a journal in the log folder, or in a database that several machines share.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import runpy

@@ -1,7 +1,5 @@
 """Runs made into a page: tables in Markdown, CSV and LaTeX, curves, and what was found, from what runs left."""
 
-from __future__ import annotations
-
 import io
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence

@@ -6,8 +6,6 @@
 Nothing in a file can run code, and no file that only a checkpoint names is run. Imports no Lightning.
 """
 
-from __future__ import annotations
-
 import pickle
 import warnings
 from collections.abc import Iterator, Mapping

@@ -3,8 +3,6 @@
 Imports no Lightning, which takes longer than all the rest of an answer.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from torch import Tensor, nn

@@ -4,8 +4,6 @@ Hinton, Vinyals, Dean (2015), Distilling the Knowledge in a Neural Network. The 
 are computed once, before training, and kept.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from dataclasses import dataclass

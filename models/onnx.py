@@ -1,7 +1,5 @@
 """Classifiers as ONNX, for programs without Python."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -8,8 +8,6 @@ What is logged once an epoch is logged over the number of epochs done, before th
 and resumed run has whole curves.
 """
 
-from __future__ import annotations
-
 import sys
 import time
 import warnings

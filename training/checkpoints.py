@@ -1,7 +1,5 @@
 """A run on disk: checkpoints that are whole or not there, that move with their folder, and that are safe to open."""
 
-from __future__ import annotations
-
 import io
 import os
 from dataclasses import replace

@@ -3,8 +3,6 @@
 Light to import, so that a bad flag is refused at once.
 """
 
-from __future__ import annotations
-
 import argparse
 import difflib
 import errno

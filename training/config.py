@@ -5,8 +5,6 @@ The command line, files of flags, checkpoints, sweeps, reports and resume all re
 is one field of a group. Light to import.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping

@@ -28,8 +28,6 @@ Flags that follow the advice are named where the run's own are known: those that
 have.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@
 All images are preprocessed as in the run, and classified in float32.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace

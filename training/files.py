@@ -1,7 +1,5 @@
 """What a run leaves on disk: the names of its files, its folders, and its configuration. Light to import."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import sys

@@ -10,8 +10,6 @@ and adadelta, and ten times too high for adafactor. The point of steepest fall, 
 than all of them, for adam fifteen times.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import tempfile

@@ -3,8 +3,6 @@
 python train.py --resume checkpoints/adam-lr0.002-bs128-seed0/version_0
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Collection
 from dataclasses import replace

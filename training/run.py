@@ -3,8 +3,6 @@
 result = train(optimizer="adam", epochs=3)
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace

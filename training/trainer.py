@@ -1,7 +1,5 @@
 """Lightning's Trainer and logger as this project's runs have them, and the hardware that they are refused on."""
 
-from __future__ import annotations
-
 import logging
 import os
 import warnings
