@@ -8,7 +8,7 @@ have a third part, its logits, float32 [B, 10]. To predict are the test images, 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -189,51 +189,32 @@ class CIFAR10DataModule(pl.LightningDataModule):
         return DataLoader(Batches(images, labels, self.mean, self.std), sampler=list(batches), batch_size=None)
 
 
+@dataclass(eq=False)
 class Batches(Dataset):
-    """A data set whose item, for a tensor of indices, is the finished batch of these images.
+    """A data set whose item, for a tensor of indices, is the finished batch of these images."""
 
-    Args:
-        images: uint8 [N, 32, 32, 3]; labels are int64 [N].
-        mean, std: float32 [3], per channel, in [0, 255].
-    """
-
-    def __init__(self, images: Tensor, labels: Tensor, mean: Tensor, std: Tensor) -> None:
-        self.images, self.labels, self.mean, self.std = images, labels, mean, std
+    images: Tensor  # uint8 [N, 32, 32, 3]
+    labels: Tensor  # int64 [N]
+    mean: Tensor  # float32 [3], per channel, in [0, 255], as std
+    std: Tensor
 
     def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         return normalize(self.images[indices], self.mean, self.std), self.labels[indices]
 
 
+@dataclass(eq=False)
 class AugmentedBatches(Batches):
-    """`Batches` for training; its items are asked for by (epoch, indices).
+    """`Batches` for training; its items are asked for by (epoch, indices)."""
 
-    Args:
-        teacher_logits: float32 [N, 10]; with it an item has a third part, those of its images.
-        random_corruption: Share of the images that `corrupted` versions take the place of.
-        corrupted: As `crop_and_flip` takes them.
-    """
-
-    def __init__(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        mean: Tensor,
-        std: Tensor,
-        seed: int,
-        crop: int,
-        flip: bool,
-        cutout: int,
-        augmented_epochs: int | None = None,
-        teacher_logits: Tensor | None = None,
-        random_corruption: float = 0,
-        corrupted: Sequence[Tensor] = (),
-    ) -> None:
-        super().__init__(images, labels, mean, std)
-        self.teacher_logits = teacher_logits
-        self.seed, self.crop, self.flip, self.cutout = seed, crop, flip, cutout
-        self.augmented_epochs = augmented_epochs
-        self.random_corruption, self.corrupted = random_corruption, corrupted
-        self._draws: tuple[int, Draws] | None = None  # the latest epoch and its draws
+    seed: int
+    crop: int
+    flip: bool
+    cutout: int
+    augmented_epochs: int | None = None  # that have crop and cutout; None is all
+    teacher_logits: Tensor | None = None  # float32 [N, 10]; with it an item has a third part, those of its images
+    random_corruption: float = 0  # share of the images that `corrupted` versions take the place of
+    corrupted: Sequence[Tensor] = ()  # as `crop_and_flip` takes them
+    _draws: tuple[int, Draws] | None = field(default=None, init=False)  # the latest epoch and its draws
 
     def __getitem__(self, key: tuple[int, Tensor]) -> tuple[Tensor, ...]:  # type: ignore[override]
         epoch, indices = key
@@ -250,22 +231,20 @@ class AugmentedBatches(Batches):
         return images, self.labels[indices], self.teacher_logits[indices]
 
 
+@dataclass(eq=False)
 class ShuffledBatches(Sampler):
     """Yields (epoch, indices of one whole batch); the last, smaller batch of an epoch is dropped.
 
     The order is a function of (seed, epoch). Lightning calls `set_epoch` before each epoch, as it does for PyTorch's
     DistributedSampler; in a loop of your own, call it yourself.
-
-    Args:
-        indices: int64 [N], what to shuffle.
-        batch_size: Over all processes; process `rank` of `world_size` gets every world_size-th image of each batch.
-        seed: At least 0.
     """
 
-    def __init__(self, indices: Tensor, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
-        self.indices, self.batch_size, self.seed = indices, batch_size, seed
-        self.rank, self.world_size = rank, world_size
-        self.epoch = 0
+    indices: Tensor  # int64 [N], what to shuffle
+    batch_size: int  # over all processes; process `rank` gets every world_size-th image of each batch
+    seed: int  # at least 0
+    rank: int = 0
+    world_size: int = 1
+    epoch: int = field(default=0, init=False)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch

@@ -19,22 +19,14 @@ _STREAM = 1  # keeps these draws apart from the order of the epoch
 
 @dataclass(frozen=True)
 class Draws:
-    """What happens to each of N images in one epoch.
+    """What happens to each of N images in one epoch."""
 
-    Attributes:
-        rows: int64 [N], how far down, in pixels, the crop moves: -crop to crop.
-        columns: int64 [N], how far right.
-        mirrored: bool [N], left and right swapped after the crop.
-        hole_rows, hole_columns: int64 [N], the centre of the cutout square, in the finished image.
-        versions: int64 [N], 0 is the image itself, k is its k-th corrupted version.
-    """
-
-    rows: Tensor
-    columns: Tensor
-    mirrored: Tensor
-    hole_rows: Tensor
+    rows: Tensor  # int64 [N], how far down, in pixels, the crop moves: -crop to crop
+    columns: Tensor  # int64 [N], how far right
+    mirrored: Tensor  # bool [N], left and right swapped after the crop
+    hole_rows: Tensor  # int64 [N], the centre of the cutout square, in the finished image
     hole_columns: Tensor
-    versions: Tensor
+    versions: Tensor  # int64 [N], 0 is the image itself, k is its k-th corrupted version
 
 
 def draw_epoch(seed: int, epoch: int, count: int, crop: int, flip: bool, corrupted: float = 0) -> Draws:

@@ -36,33 +36,20 @@ MODEL = "model."  # before the names of the network's weights, which are an attr
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """What a run left.
-
-    Attributes:
-        path: The file.
-        format: Of what is written in it.
-        flags: The run's settings by name, as they were written.
-        epoch: The last one trained, counted from 0.
-        network, data: The run's settings of these groups.
-        preprocessing: What images have to go through before the network.
-        whitening: float32 [3, 3 * ZCA_SIDE**2 + 1] of `fit_whitening`; None unless the preprocessing has it.
-        mean, std: float32 [3], per channel, in [0, 255].
-        class_names: By label.
-        state_dict: Of `LeNetModule`.
-    """
+    """What a run left."""
 
     path: Path
-    format: int
-    flags: dict[str, Any]
-    epoch: int
+    format: int  # of what is written in the file
+    flags: dict[str, Any]  # the run's settings by name, as they were written
+    epoch: int  # the last one trained, counted from 0
     network: Network
     data: Data
-    preprocessing: Preprocessing
-    whitening: np.ndarray | None
-    mean: Tensor
+    preprocessing: Preprocessing  # what images have to go through before the network
+    whitening: np.ndarray | None  # float32 [3, 3 * ZCA_SIDE**2 + 1] of `fit_whitening`, if the preprocessing has it
+    mean: Tensor  # float32 [3], per channel, in [0, 255], as std
     std: Tensor
-    class_names: tuple[str, ...]
-    state_dict: dict[str, Tensor]
+    class_names: tuple[str, ...]  # by label
+    state_dict: dict[str, Tensor]  # of `LeNetModule`
 
     def make_network(self) -> nn.Module:
         """The trained network; UsageError if the weights are of another one."""

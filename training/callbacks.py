@@ -261,10 +261,8 @@ class GradientNorm(Callback):
 class TrainingSpeed(Callback):
     """`train/images_per_second` once an epoch: of the training batches alone, of all processes together.
 
-    A line says once when the threads waited for other programs: threads that wait for each other lose twice then.
-
-    Args:
-        quiet: The line is left out.
+    A line, unless `quiet`, says once when the threads waited for other programs: threads that wait for each other lose
+    twice then.
     """
 
     def __init__(self, quiet: bool = False) -> None:

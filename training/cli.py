@@ -38,6 +38,9 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=description, allow_abbrev=False, **options)
         shtab.add_argument_to(self, "--print_completion", help="Print what completes these flags in a shell.")
 
+    def add_config(self, help: str) -> None:
+        self.add_argument("--config", action=RecipeFile, default=argparse.SUPPRESS, metavar="FILE", help=help)
+
     def add_settings(self, kind: type[Settings], names: Iterable[str] | None = None) -> None:
         """A flag for each setting of a group, or for some; `parse_args` returns those that are given."""
         title, _, what = (kind.__doc__ or "").splitlines()[0].partition(": ")

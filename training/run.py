@@ -70,16 +70,12 @@ def train(
 
 @dataclass(frozen=True)
 class Watch:
-    """The callbacks of a run that others of its steps ask.
-
-    Attributes:
-        best: None if no epoch is chosen.
-    """
+    """The callbacks of a run that others of its steps ask."""
 
     stop: StopOnSignal
     lines: visible.EpochLines
     best_model: BestModel
-    best: RunCheckpoint | None
+    best: RunCheckpoint | None  # None if no epoch is chosen
     last: RunCheckpoint
 
     def callbacks(self, config: RunConfig) -> list[pl.Callback]:
