@@ -30,12 +30,9 @@ class Draws:
 
 
 def draw_epoch(seed: int, epoch: int, count: int, crop: int, flip: bool, corrupted: float = 0) -> Draws:
-    """Draw the draws of `epoch` for all `count` images of a data set, whichever of them are used.
+    """The draws of `epoch`, counted from 0, for all `count` images of a data set, whichever of them are used.
 
     Args:
-        seed: At least 0.
-        epoch: Counted from 0.
-        count: N, the number of images.
         crop: Largest shift in pixels, 0 to 31.
         flip: Whether half of the images, at random, are mirrored.
         corrupted: Share of the images of which a corrupted version is taken.
@@ -76,8 +73,7 @@ def cutout(batch: Tensor, indices: Tensor, draws: Draws, size: int) -> Tensor:
     """Set a square to 0, the mean of normalised images, in place (DeVries and Taylor 2017); edges may cut it off.
 
     Args:
-        batch: float [B, 3, 32, 32], the images `indices`.
-        indices: int64 [B].
+        batch: float [B, 3, 32, 32], the images `indices`, int64 [B].
         draws: For all images of the data set.
         size: Side of the square in pixels.
     """

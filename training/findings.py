@@ -107,8 +107,6 @@ def write_report(
     """REPORT, of what is in the folder.
 
     Args:
-        command: That made it.
-        result: Names and values.
         images: What the network was judged on, such as "validation".
         trend: In Markdown.
         pictures: Whether those that lie there are of now.

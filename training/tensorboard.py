@@ -84,12 +84,11 @@ def result_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
 def log_result(
     writer: SummaryWriter, columns: Mapping[str, Any], result: Mapping[str, Any], epoch: int, first: Sequence[str] = ()
 ) -> None:
-    """Write a finished run's flags and results: as text, as scalars, and as its row in the HParams tab.
+    """Write a finished run's flags and results, as `train.train` returns them: as text, as scalars, and as its row in
+    the HParams tab.
 
     Args:
         columns: The flags to show, plain values by name; None is left out of the HParams tab.
-        result: What `train.train` returns.
-        epoch: The x value.
         first: Names of the columns that come first, and are the ones ticked from the start.
     """
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
