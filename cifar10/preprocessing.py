@@ -87,13 +87,10 @@ def preprocess(
         images: uint8 [N, 3, 32, 32]; fastest when channels lie last in memory.
         whitening: What `fit_whitening` returned; without it zca is left out.
         corrupted: Whether they are to be corrupted first.
-        folder: Where results are kept, or found if they were computed before.
+        folder: Where results are kept, or found if they were computed before; DataError if it cannot be written.
 
     Returns:
         uint8 [N, 3, 32, 32], channels last in memory; `images` itself if there is nothing to do.
-
-    Raises:
-        DataError: `folder` cannot be written.
     """
     return preprocess_lazily(_lazy(images, folder), settings, whitening, corrupted, folder).array
 
@@ -121,10 +118,8 @@ def corrupt_lazily(images: Lazy, version: int, folder: Path | None = None) -> La
 
 
 def from_state(state: Mapping[str, Any], format: int = 1) -> tuple[Preprocessing, np.ndarray | None]:
-    """Settings and whitening, as `preprocess` takes them, from a data module's state; early states have neither.
-
-    Args:
-        format: Of the run that wrote it.
+    """Settings and whitening, as `preprocess` takes them, from a data module's state in a run of this format; early
+    states have neither.
 
     Raises:
         UsageError, TypeError, ValueError: They are not what a data module writes.
@@ -142,11 +137,7 @@ def from_state(state: Mapping[str, Any], format: int = 1) -> tuple[Preprocessing
 
 
 def normalize(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """uint8 [B, 32, 32, 3] to float32 [B, 3, 32, 32], contiguous.
-
-    Args:
-        mean, std: float32 [3], per channel, in [0, 255].
-    """
+    """uint8 [B, 32, 32, 3] to float32 [B, 3, 32, 32], contiguous, by mean and std, float32 [3], in [0, 255]."""
     planes = pixels.permute(0, 3, 1, 2).contiguous()  # bytes are moved faster than floats, and planes computed with
     return planes.sub(mean[:, None, None]).div_(std[:, None, None])
 
@@ -176,9 +167,7 @@ def fit_whitening(images: np.ndarray | Lazy, indices: np.ndarray, folder: Path |
     As photographs look alike wherever one cuts them, one filter for all pixels does it.
 
     Args:
-        images: uint8 [N, 3, H, W].
-        indices: int64 [M].
-        folder: As in `preprocess`.
+        images: uint8 [N, 3, H, W]; `indices` are int64 [M], and `folder` as in `preprocess`.
 
     Returns:
         float32 [3, 3 * ZCA_SIDE**2 + 1]: for each channel of the result the weights of the patch [3, ZCA_SIDE,

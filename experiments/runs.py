@@ -93,11 +93,8 @@ def canonical(name: str, text: str) -> str:
 
 
 def read_cells(path: Path) -> list[tuple[dict[str, str], RunConfig]]:
-    """The rows of a `cells.csv` as texts, and what the run of each was.
-
-    Raises:
-        UsageError: There is no such file, it is damaged, or a row lacks a setting that makes a run another one: what is
-            missing is not guessed.
+    """The rows of a `cells.csv` as texts, and what the run of each was; UsageError if there is no such file, it is
+    damaged, or a row lacks a setting that makes a run another one: what is missing is not guessed.
     """
     try:
         with path.open(encoding="utf-8", newline="") as file:

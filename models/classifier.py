@@ -36,14 +36,8 @@ class Classifier(nn.Module):
 
 
 def load_classifier(path: str | Path, tta: bool = False, network: str | None = None) -> Classifier:
-    """The classifier of a checkpoint, in evaluation mode.
-
-    Args:
-        path, network: As `load_checkpoint` takes them.
-        tta: Whether it averages the logits of each image and of its horizontal flip.
-
-    Raises:
-        UsageError: As `load_checkpoint`, or the weights are of another network.
+    """The classifier of a checkpoint, in evaluation mode; with `tta` it averages the logits of each image and of its
+    horizontal flip. UsageError as of `load_checkpoint`, or if the weights are of another network.
     """
     return make_classifier(load_checkpoint(path, network), tta)
 

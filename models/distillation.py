@@ -29,13 +29,10 @@ BATCH_SIZE = 500  # images that the teacher is asked at once, which bounds the m
 
 
 def distillation(logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """The divergence from the teacher's soft targets (Hinton et al. 2015), a scalar.
+    """The divergence from the teacher's soft targets (Hinton et al. 2015), a scalar; logits are float [B, C].
 
     Both distributions are softened by TEMPERATURE; the factor of its square keeps gradients as large as those of
     cross-entropy.
-
-    Args:
-        logits, teacher_logits: float [B, C].
     """
     targets = (teacher_logits / TEMPERATURE).softmax(1)
     predictions = (logits / TEMPERATURE).log_softmax(1)
@@ -54,11 +51,7 @@ class TeacherLogits:
     folder: Path
 
     def __call__(self, images: np.ndarray) -> Tensor:
-        """Images as they are in the data set, uint8 [N, 3, 32, 32], to logits, float32 [N, C].
-
-        Raises:
-            DataError: `folder` cannot be written.
-        """
+        """Images of the data set, uint8 [N, 3, 32, 32], to logits, float32 [N, C]; DataError as of `kept`."""
         inputs = (digest(images), self.sha256, *method_versions(self.classifier.preprocessing), torch.__version__)
         shape = (len(images), len(self.classifier.class_names))
 
@@ -72,11 +65,7 @@ class TeacherLogits:
 
 
 def load_teacher(teacher: Teacher, data: Data, folder: Path) -> TeacherLogits:
-    """The teacher of a run.
-
-    Args:
-        teacher, data: Settings of the run that is to be taught; it has a teacher.
-        folder: As of `TeacherLogits`.
+    """The teacher of a run with these settings.
 
     Raises:
         UsageError: It is not there or cannot be loaded, is another one than `teacher_sha256` says, or was trained on

@@ -98,11 +98,8 @@ class RecipeFile(argparse.Action):
 
 
 def read_recipe(name: str) -> dict[str, Any]:
-    """The flags in a YAML file: a recipe, or the configuration that a run wrote.
-
-    Raises:
-        UsageError: It is not there, or no YAML of flags. Aliases are refused, since a few lines of them can stand for
-            terabytes.
+    """The flags in a YAML file: a recipe, or the configuration that a run wrote; UsageError if it is none. Aliases are
+    refused, since a few lines of them can stand for terabytes.
     """
     path = recipe_path(name)
     try:

@@ -113,10 +113,8 @@ SETTINGS = {name: each for group in GROUPS for name, each in settings(group).ite
 
 def with_contents(config: RunConfig) -> RunConfig:
     """With what is in the files that the run is given, the defaults by optimizer, and the number format that this
-    processor is fastest with: what its identity needs.
-
-    Raises:
-        UsageError: A file is not there, or holds something else than the configuration says.
+    processor is fastest with: what its identity needs. UsageError if a file is not there, or holds something else than
+    the configuration says.
     """
     known: dict[str, Any] = {"network_sha256": network_sha256(config.network), "teacher_sha256": None}
     if config.teacher:
@@ -135,10 +133,8 @@ def with_contents(config: RunConfig) -> RunConfig:
 
 
 def read_config(values: Mapping[str, Any], format: int) -> RunConfig:
-    """The configuration that a run of some format wrote.
-
-    Raises:
-        UsageError: A newer version wrote it, or it has a value that this version does not know, or lacks one.
+    """The configuration that a run of some format wrote; UsageError if a newer version did, or if it has a value that
+    this version does not know, or lacks one.
     """
     refuse_newer(format)
     if unknown := sorted(values.keys() - SETTINGS.keys()):

@@ -157,19 +157,17 @@ def last_epochs(val_acc: Curve, window: int, noise: float) -> tuple[Ending, floa
     return ("improve" if change > 0 else "worsen"), change
 
 
-def hardest_classes(confusion: np.ndarray, class_names: Sequence[str], count: int = 3) -> list[tuple[str, float]]:
-    """The classes of which the smallest share is recognised, by a confusion matrix, int [C, C], rows true."""
+def hardest_classes(confusion: np.ndarray, class_names: Sequence[str]) -> list[tuple[str, float]]:
+    """The three classes of which the smallest share is recognised, by a confusion matrix, int [C, C], rows true."""
     accuracy = confusion.diagonal() / np.maximum(confusion.sum(1), 1)
     order = [label for label in np.argsort(accuracy, kind="stable") if confusion[label].sum()]
-    return [(class_names[label], float(accuracy[label])) for label in order[:count]]
+    return [(class_names[label], float(accuracy[label])) for label in order[:3]]
 
 
-def confused_pairs(
-    confusion: np.ndarray, class_names: Sequence[str], count: int = 2
-) -> list[tuple[str, str, int, int]]:
-    """The pairs of classes with the most confusions, both ways together, as (a, b, a taken for b, b taken for a)."""
+def confused_pairs(confusion: np.ndarray, class_names: Sequence[str]) -> list[tuple[str, str, int, int]]:
+    """The two pairs of classes with the most confusions, both ways: (a, b, a taken for b, b taken for a)."""
     both = np.triu(confusion + confusion.T, k=1)
-    pairs = [divmod(int(index), len(confusion)) for index in np.argsort(-both, axis=None, kind="stable")[:count]]
+    pairs = [divmod(int(index), len(confusion)) for index in np.argsort(-both, axis=None, kind="stable")[:2]]
     return [
         (class_names[a], class_names[b], int(confusion[a, b]), int(confusion[b, a])) for a, b in pairs if both[a, b]
     ]

@@ -39,16 +39,10 @@ def png(picture: np.ndarray) -> bytes:
 
 
 def pixels(images: Tensor) -> np.ndarray:
-    """Normalised images as pixels to look at, whatever they were normalised by.
+    """Images, float [N, 3, H, W], as pixels to look at, uint8 [N, H, W, 3], whatever they were normalised by.
 
     Each channel's range over all these images becomes 0 to 255. Where the images hold both its darkest and its
     brightest value, as a few dozen photographs do, these are the original pixels.
-
-    Args:
-        images: float [N, 3, H, W].
-
-    Returns:
-        uint8 [N, H, W, 3].
     """
     low, high = images.amin((0, 2, 3), keepdim=True), images.amax((0, 2, 3), keepdim=True)
     scaled = (images - low) / (high - low).clamp(min=1e-12) * 255
@@ -120,10 +114,7 @@ def reliability(probabilities: Tensor, labels: Tensor, images: str = "images") -
     """The reliability diagram: how often the network is right, for each confidence, and the images that had it.
 
     The expected calibration error (Naeini et al. 2015) is the mean distance between the two, weighted by images.
-
-    Args:
-        probabilities: float [N, C]; labels are int64 [N].
-        images: What was classified, for the title.
+    `probabilities` are float [N, C], `labels` int64 [N].
     """
     from torchmetrics.functional.classification import multiclass_calibration_error
 

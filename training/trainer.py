@@ -6,12 +6,7 @@ import warnings
 from typing import Any
 
 import pytorch_lightning as pl
-from lightning_fabric.plugins.environments import (
-    LSFEnvironment,
-    MPIEnvironment,
-    SLURMEnvironment,
-    TorchElasticEnvironment,
-)
+from lightning_fabric.plugins import environments
 from pytorch_lightning.accelerators import AcceleratorRegistry
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.strategies import StrategyRegistry
@@ -71,7 +66,8 @@ def refuse_hardware(config: Hardware) -> None:
         raise SettingError("devices", config.devices, "must be a number of processes, 1 or above, or auto on the CPU")
     if (config.accelerator == "cpu" or not gpus) and str(config.precision).startswith("16"):
         raise SettingError("precision", config.precision, "float16 needs a GPU; the CPU has bf16-mixed")
-    launchers = (LSFEnvironment, MPIEnvironment, SLURMEnvironment, TorchElasticEnvironment)
+    launchers: Any = (environments.LSFEnvironment, environments.MPIEnvironment)
+    launchers += (environments.SLURMEnvironment, environments.TorchElasticEnvironment)
     if config.num_nodes > 1 and not any(each.detect() for each in launchers):
         address, port, rank = (os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK"))
         if not (address and port.isdecimal() and rank.isdecimal() and int(rank) < config.num_nodes):
