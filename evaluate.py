@@ -39,8 +39,7 @@ def parser() -> Parser:
 
 def main() -> None:
     flags = vars(parser().parse_args())
-    path, tta, target = (flags.pop(name) for name in ("checkpoint", "tta", "release"))
-    network = flags.pop("network")
+    path, tta, target, network = (flags.pop(name) for name in ("checkpoint", "tta", "release", "network"))
     changes = flags.keys() - {*FOLDERS, "on", "out"}
     if target and (tta or changes or flags["on"] != "test"):  # it states the accuracy of the checkpoint as it is
         raise UsageError(f"--release: not with --{min(changes, default='tta' if tta else 'on')}")

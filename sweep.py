@@ -62,16 +62,13 @@ class SweepSettings(Settings):
 
 
 def sweep(grid: Sequence[str] = (), search: Sequence[str] = (), **flags: Any) -> bool:
-    """Train all cells that are not yet finished.
+    """Train all cells that are not yet finished; whether all have a result then.
 
     Args:
         grid: Cells: "lr=0.1,0.05 seed=0,1" is four; without commas a text is one.
         search: Spaces, "optimizer=sgd,adam lr=0.001..0.1", searched by TPE for validation accuracy. Ranges above 0 are
             searched on a logarithmic scale.
         flags: Of `SweepSettings`.
-
-    Returns:
-        Whether all cells have a result.
 
     Raises:
         UsageError: A flag is wrong, or another process is at this sweep.

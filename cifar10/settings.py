@@ -196,10 +196,5 @@ def converted(kind: Any, value: Any) -> Any:
 def in_words(hint: Any) -> str:
     """What a value of this type is, for people."""
     words = {bool: "true or false", int: "a whole number", float: "a number", Path: "a path", str: "a text"}
-    parts = []
-    for kind in kinds(hint):
-        if listed := choices(kind):
-            parts.append(f"one of {', '.join(map(repr, listed))}")
-        elif kind in words:
-            parts.append(words[kind])
-    return " or ".join(parts)
+    words |= {kind: f"one of {', '.join(map(repr, choices(kind)))}" for kind in kinds(hint) if choices(kind)}
+    return " or ".join(words[kind] for kind in kinds(hint) if kind in words)

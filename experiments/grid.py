@@ -28,14 +28,7 @@ class Cell:
 
 
 class Plan:
-    """What the cells of a sweep have in common.
-
-    Args:
-        recipe: YAML file of flags; a bare name is looked for in recipes/.
-        base: Flags on top of it, "epochs=5 pictures=false".
-        name: Of the sweep and its folders; null takes the recipe's.
-        log_dir, checkpoint_dir: In which these folders are.
-        reuse: A `cells.csv`, whose results count as if they were of this sweep.
+    """What the cells of a sweep have in common, by the flags of sweep.py.
 
     Raises:
         UsageError: As all methods do: train.py would refuse these flags.

@@ -42,8 +42,7 @@ def prediction(values: pd.Series) -> tuple[float, float]:
 def agreement(settings: Sequence[tuple[pd.Series, float]]) -> str:
     """Whether the report's figures are reproduced, in words: over all settings, and in those with several seeds.
 
-    Args:
-        settings: Of each the accuracies of its runs, and the report's figure, which is of one run.
+    Of each setting there are the accuracies of its runs, and the report's figure, which is of one run.
     """
     if not settings:
         return ""

@@ -17,7 +17,8 @@ from models.classifier import Classifier
 def export(classifier: Classifier, path: Path) -> None:
     """Write the classifier as ONNX: `images`, uint8 [N, 3, 32, 32], to `probabilities`, float32 [N, C].
 
-    Its metadata has `class_names`, a JSON list. UsageError if its preprocessing does more than whiten, or the file cannot be written.
+    Its metadata has `class_names`, a JSON list. UsageError if its preprocessing does more than whiten, or if the file
+    cannot be written.
     """
     if left := steps(classifier.preprocessing, corrupted=False):
         raise UsageError(f"the checkpoint's preprocessing has no ONNX form: {', '.join(left)}")

@@ -48,9 +48,7 @@ class EpochLines(Callback):
     up to its last checkpoint. So are the values of all epochs, which with each checkpoint are written to HISTORY in the
     log folder of TensorBoard's logger: the seconds there are without those that writing takes.
 
-    Args:
-        quiet: Shows neither.
-        started: When the command started, as `time.time()` gives it; None is now.
+    The command `started` at that `time.time()`; None is now. If `quiet`, neither bar nor lines are shown.
     """
 
     def __init__(self, quiet: bool = False, started: float | None = None) -> None:
@@ -187,9 +185,7 @@ class EpochLines(Callback):
 class ChartLayout(Callback):
     """TensorBoard's Custom Scalars tab: training and validation in one chart, and the accuracy of each class.
 
-    Args:
-        stage: What the metrics of the validation are called.
-        train_loss_name: What the training loss is called, if it is not what the validation loss is.
+    `stage` and `train_loss_name` are as of `BestModel`.
     """
 
     def __init__(self, stage: str = "val", train_loss_name: str = TRAINING) -> None:

@@ -83,17 +83,13 @@ def analyse(
     first_epoch: int = 1,
     config: Mapping[str, Any] | None = None,
 ) -> Trend:
-    """Read the trend off the curves of a run.
+    """Read the trend off the curves of a run; ValueError if they have no epoch, or not the same number.
 
     Args:
-        train_loss, train_acc, val_loss, val_acc: One value an epoch, from the first on; at least one epoch.
         class_names: Of all C classes.
         confusion: int [C, C], rows true, of the best epoch.
         first_epoch: The number of the curves' first.
         config: The flags of the run, plain values by name; without them the advice names none.
-
-    Raises:
-        ValueError: The curves have no epoch, or not the same number.
     """
     epochs = len(val_acc)
     if not epochs or any(len(curve) != epochs for curve in (train_loss, train_acc, val_loss)):

@@ -76,8 +76,9 @@ class RecordedModule(LeNetModule):
 
 
 def find_lr(config: RunConfig) -> tuple[float, Path]:
-    """Run the test for a run, around its learning rate and with a constant schedule: the suggested rate, and the picture
-    of the test. FloatingPointError if the loss was not finite after the first few steps.
+    """Run the test for a run, around its learning rate and with a constant schedule: the suggested rate, and a picture.
+
+    FloatingPointError if the loss was not finite after the first few steps.
     """
     config = resolved(config)
     datamodule, _ = make_halves(config)
