@@ -281,9 +281,7 @@ def stratified_split(labels: Tensor, val_size: int, split_seed: int) -> tuple[Te
 def channel_statistics(images: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and population standard deviation per channel, float32 [3] in [0, 255], over all pixels of some images.
 
-    Args:
-        images: uint8 [N, 32, 32, 3].
-        indices: int64 [M].
+    They are those of `images`, uint8 [N, 32, 32, 3], at `indices`, int64 [M].
     """
     total, squares = torch.zeros(2, 3, dtype=torch.float64)
     for chunk in indices.split(1000):  # bounds the memory

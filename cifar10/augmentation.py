@@ -46,16 +46,12 @@ def draw_epoch(seed: int, epoch: int, count: int, crop: int, flip: bool, corrupt
 
 
 def crop_and_flip(images: Tensor, indices: Tensor, draws: Draws, corrupted: Sequence[Tensor] = ()) -> Tensor:
-    """Gather the images `indices`, shifted and mirrored as planned; beyond the edge the image is reflected.
+    """Gather the images `indices`, int64 [B], as uint8 [B, 32, 32, 3], shifted and mirrored as drawn; beyond the edge
+    the image is reflected.
 
     Args:
-        images: uint8 [N, 32, 32, 3], contiguous.
-        indices: int64 [B].
-        draws: For all N images.
+        images: uint8 [N, 32, 32, 3], contiguous; `draws` are for all of them.
         corrupted: Their versions, from the first on, as `images`.
-
-    Returns:
-        uint8 [B, 32, 32, 3].
     """
     line = torch.arange(SIDE)
     rows = _reflect(line + draws.rows[indices, None])  # [B, 32], the source row of each row

@@ -79,10 +79,8 @@ def compared(cells: pd.DataFrame, groups: Sequence[str]) -> tuple[str, pd.DataFr
 
     Paired by seed: the difference's 95% interval by bootstrap (BCa, Efron 1987), p by flipping the signs of all pairs
     (exact as long as 2^pairs is within RESAMPLES), and the effect size, mean / standard deviation of the differences.
-    Of several comparisons at once p is corrected.
-
-    Raises:
-        UsageError: Fewer than two groups; a group has several runs of a seed; fewer than two seeds in common.
+    Of several comparisons at once p is corrected. SettingError if there are fewer than two groups, a group has several
+    runs of a seed, or they have fewer than two seeds in common.
     """
     first, *others = [" ".join(shlex.split(group)) for group in groups]
     if not others or len({first, *others}) < len(groups):

@@ -79,13 +79,9 @@ class BestModel(Callback):
 
     Args:
         stage: What the metrics of the validation are called.
-        class_names: Of all classes, by label.
         draw: Whether there are pictures, or the trend alone.
         config: As `diagnosis.analyse` takes it.
         train_loss_name: What the training loss is called, if it is not what the validation loss is.
-
-    Attributes:
-        trend: After the run, in the first process; None without validation.
     """
 
     def __init__(
@@ -98,7 +94,7 @@ class BestModel(Callback):
     ) -> None:
         self.stage, self.class_names, self.draw = stage, class_names, draw
         self.config, self.train_loss_name = config, train_loss_name
-        self.trend: diagnosis.Trend | None = None
+        self.trend: diagnosis.Trend | None = None  # after the run, in the first process, if there is validation
         self._images = diagnosis.said_of(stage, "validation")  # which are classified
         self._shown = False
 

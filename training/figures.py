@@ -84,11 +84,8 @@ def before_and_after(rows: Mapping[str, np.ndarray], class_names: Sequence[str],
 
 
 def filters(weight: Tensor, columns: int = 6, scale: int = 12) -> np.ndarray:
-    """The filters of a convolution as one picture, each over the same scale: middle grey is 0.
-
-    Args:
-        weight: float [O, C, K, K]; with C other than 3 its mean over the channels is shown.
-        scale: Pixels of the picture, uint8 [H, W, 3], per weight.
+    """The filters of a convolution, float [O, C, K, K], as one picture, uint8 [H, W, 3], each over the same scale:
+    middle grey is 0. With C other than 3 the mean over the channels is shown; a weight has `scale` x `scale` pixels.
     """
     weight = weight.detach().cpu().float()
     if weight.shape[1] != 3:

@@ -1,7 +1,5 @@
 """Ctrl-C and SIGTERM, for a run and for a sweep."""
 
-from __future__ import annotations
-
 import os
 import signal
 import socket
@@ -10,7 +8,7 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 import psutil
 
@@ -51,7 +49,7 @@ class StopSignals:
         self.waiting = False  # whether the first signal ends at once, too
         self._handlers: dict[int, Any] = {}  # of before
 
-    def __enter__(self) -> StopSignals:
+    def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.getsignal(number) for number in SIGNALS}
             reader, self._writer = socket.socketpair()

@@ -85,11 +85,7 @@ def log_result(
     writer: SummaryWriter, columns: Mapping[str, Any], result: Mapping[str, Any], epoch: int, first: Sequence[str] = ()
 ) -> None:
     """Write a finished run's flags and results, as `train.train` returns them: as text, as scalars, and as its row in
-    the HParams tab.
-
-    Args:
-        columns: The flags to show, plain values by name; None is left out of the HParams tab.
-        first: Names of the columns that come first, and are the ones ticked from the start.
+    the HParams tab. There flags that are None are left out, and the columns `first` are ticked from the start.
     """
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
     from torch.utils.tensorboard.summary import hparams

@@ -61,10 +61,11 @@ def refuse_hardware(config: Hardware) -> None:
     for name, values in there.items():
         if getattr(config, name) not in values:
             raise SettingError(name, getattr(config, name), f"must be one of {', '.join(values)} on this machine")
+    on_cpu = config.accelerator == "cpu" or not gpus
     whole = isinstance(config.devices, int) and config.devices > 0
-    if (config.accelerator == "cpu" or not gpus) and not (whole or config.devices == "auto"):
+    if on_cpu and not (whole or config.devices == "auto"):
         raise SettingError("devices", config.devices, "must be a number of processes, 1 or above, or auto on the CPU")
-    if (config.accelerator == "cpu" or not gpus) and str(config.precision).startswith("16"):
+    if on_cpu and str(config.precision).startswith("16"):
         raise SettingError("precision", config.precision, "float16 needs a GPU; the CPU has bf16-mixed")
     launchers: Any = (environments.LSFEnvironment, environments.MPIEnvironment)
     launchers += (environments.SLURMEnvironment, environments.TorchElasticEnvironment)
