@@ -50,11 +50,17 @@ class Failed(RuntimeError):
     """A run, or a sweep, ended without a result."""
 
 
-class SeededByTrial(optuna.samplers.TPESampler):
+class SeededByTrial(optuna.samplers.BaseSampler):
     """TPE whose draws are a function of the trial's number and the finished trials.
 
     So a search that is stopped and goes on, or that several machines share, proposes what one that was not would.
     """
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, Any]:
+        return {}
+
+    def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, Any]) -> dict[str, Any]:
+        return {}
 
     def sample_independent(self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: Any) -> Any:
         seed = zlib.crc32(f"{trial.number} {param_name}".encode())
