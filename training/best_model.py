@@ -81,7 +81,6 @@ class BestModel(Callback):
         stage: What the metrics of the validation are called.
         draw: Whether there are pictures, or the trend alone.
         config: As `diagnosis.analyse` takes it.
-        train_loss_name: What the training loss is called, if it is not what the validation loss is.
     """
 
     def __init__(
@@ -90,10 +89,9 @@ class BestModel(Callback):
         class_names: Sequence[str] = CLASS_NAMES,
         draw: bool = True,
         config: Mapping[str, Any] | None = None,
-        train_loss_name: str = diagnosis.TRAINING,
     ) -> None:
-        self.stage, self.class_names, self.draw = stage, class_names, draw
-        self.config, self.train_loss_name = config, train_loss_name
+        self.stage, self.class_names, self.draw, self.config = stage, class_names, draw, config
+        self.train_loss_name = diagnosis.train_loss_name(config or {})
         self.trend: diagnosis.Trend | None = None  # after the run, in the first process, if there is validation
         self._images = diagnosis.said_of(stage, "validation")  # which are classified
         self._shown = False

@@ -185,7 +185,7 @@ class EpochLines(Callback):
 class ChartLayout(Callback):
     """TensorBoard's Custom Scalars tab: training and validation in one chart, and the accuracy of each class.
 
-    `stage` and `train_loss_name` are as of `BestModel`.
+    `stage` is as of `BestModel`, and `train_loss_name` of `diagnosis`.
     """
 
     def __init__(self, stage: str = "val", train_loss_name: str = TRAINING) -> None:

@@ -28,7 +28,6 @@ from training import callbacks as visible
 from training.best_model import BestModel
 from training.checkpoints import RunCheckpoint, StopOnSignal
 from training.config import SETTINGS, RunConfig, with_contents
-from training.diagnosis import train_loss_name
 from training.files import lock_run, reserve_version, write_config, write_result
 from training.findings import write_run_report
 from training.hardware import keep_freed_memory
@@ -111,18 +110,12 @@ def build(config: RunConfig, resume: Path | None = None, started: float | None =
     config = resolved(config)
     datamodule, module = make_halves(config)
     monitor = f"{config.select_on}/acc" if config.val_size or config.select_on == "test" else None
+    best_name = f"best-epoch={{epoch:02d}}-{config.select_on}_acc={{{monitor}:.4f}}"
     watch = Watch(
         stop=StopOnSignal(),
         lines=visible.EpochLines(config.quiet, started),
-        best_model=BestModel(
-            config.select_on,
-            draw=config.pictures,
-            config=config.plain(),
-            train_loss_name=train_loss_name(config.plain()),
-        ),
-        best=RunCheckpoint(f"best-epoch={{epoch:02d}}-{config.select_on}_acc={{{monitor}:.4f}}", config, monitor)
-        if monitor
-        else None,
+        best_model=BestModel(config.select_on, draw=config.pictures, config=config.plain()),
+        best=RunCheckpoint(best_name, config, monitor) if monitor else None,
         last=RunCheckpoint(Path(LAST).stem, config),
     )
     trainer = make_trainer(
