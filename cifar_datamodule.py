@@ -53,11 +53,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
     """
 
     def __init__(
-        self,
-        config: DataConfig | None = None,
-        *,
-        teacher: Callable[[np.ndarray], Tensor] | None = None,
-        **flags: Any,
+        self, config: DataConfig | None = None, *, teacher: Callable[[np.ndarray], Tensor] | None = None, **flags: Any
     ) -> None:
         super().__init__()
         # LightningCLI finds its arguments by the call that takes the flags.

@@ -225,11 +225,7 @@ def lr_range(lrs: np.ndarray, losses: np.ndarray, valley: tuple[float, float], s
 
 
 def feature_maps(
-    image: np.ndarray,
-    maps: Mapping[str, Tensor],
-    probabilities: Tensor,
-    class_names: Sequence[str],
-    label: str,
+    image: np.ndarray, maps: Mapping[str, Tensor], probabilities: Tensor, class_names: Sequence[str], label: str
 ) -> Figure:
     """One image on its way through the network: the image, what each layer makes of it, and the answer.
 
