@@ -20,23 +20,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
+from cifar10 import filters
 from cifar10.cache import Lazy, digest, kept, key
 from cifar10.config import Preprocessing
 from cifar10.cores import cores
 from cifar10.errors import UsageError
-from cifar10.filters import (
-    CORRUPT,
-    DEFAULT_SEVERITY,
-    DENOISE,
-    Step,
-    corrupt,
-    corrupt_at_random,
-    denoise,
-    equalize,
-    filter_channels,
-    segment,
-    standardize,
-)
+from cifar10.filters import CORRUPT, DEFAULT_SEVERITY, DENOISE, Step
 from cifar10.settings import settings as names
 
 if TYPE_CHECKING:
@@ -61,16 +50,16 @@ def steps(settings: Preprocessing, corrupted: bool) -> dict[str, Step]:
     if corrupted and settings.corrupt != "none":
         severity = settings.severity or DEFAULT_SEVERITY
         level = CORRUPT[settings.corrupt][severity - 1]
-        steps[f"corrupt-{settings.corrupt}-{severity}"] = partial(corrupt, settings.corrupt, level)
+        steps[f"corrupt-{settings.corrupt}-{severity}"] = partial(filters.corrupt, settings.corrupt, level)
     if settings.denoise != "none":
         strength = settings.denoise_strength or DENOISE[settings.denoise][0]
-        steps[f"denoise-{settings.denoise}-{strength:g}"] = partial(denoise, settings.denoise, strength)
+        steps[f"denoise-{settings.denoise}-{strength:g}"] = partial(filters.denoise, settings.denoise, strength)
     if settings.segment != "none":
-        steps[f"segment-{settings.segment}"] = partial(segment, settings.segment)
+        steps[f"segment-{settings.segment}"] = partial(filters.segment, settings.segment)
     if settings.normalize == "image":
-        steps["normalize-image"] = standardize
+        steps["normalize-image"] = filters.standardize
     if settings.normalize == "contrast":
-        steps["normalize-contrast"] = equalize
+        steps["normalize-contrast"] = filters.equalize
     return steps
 
 
@@ -107,14 +96,14 @@ def preprocess_lazily(
         images = _mapped(images, name, step, folder)
     if whitening is not None:
         kernels = whitening[:, :-1].reshape(3, 3, ZCA_SIDE, ZCA_SIDE)
-        step = partial(filter_channels, kernels, whitening[:, -1])
+        step = partial(filters.filter_channels, kernels, whitening[:, -1])
         images = _mapped(images, f"normalize-zca-{digest(whitening)[:8]}", step, folder)
     return images
 
 
 def corrupt_lazily(images: Lazy, version: int, folder: Path | None = None) -> Lazy:
     """Images each damaged by `corrupt_at_random`; `folder` as in `preprocess`."""
-    return _mapped(images, f"corrupt-random-{version}", partial(corrupt_at_random, version), folder)
+    return _mapped(images, f"corrupt-random-{version}", partial(filters.corrupt_at_random, version), folder)
 
 
 def from_state(state: Mapping[str, Any], format: int = 1) -> tuple[Preprocessing, np.ndarray | None]:

@@ -95,6 +95,7 @@ def compared(cells: pd.DataFrame, groups: Sequence[str]) -> tuple[str, pd.DataFr
         difference = pair[0] - pair[1]
         ends = bootstrap(difference)
         settings = [setting_of(parts[group], group, tables[number].index) for group in (first, other)]
+        effect = PLAIN(difference.mean() / difference.std(ddof=1)) if ends else EQUAL
         on_test = any((parts[group]["select_on"] == "test").any() for group in (first, other))
         answers.append(verdict(settings, pair, p[number], ends, on_test, least[number], len(pairs)))
         figures[f"{first} against {other}"] = {
@@ -105,9 +106,7 @@ def compared(cells: pd.DataFrame, groups: Sequence[str]) -> tuple[str, pd.DataFr
             "95% interval (BCa bootstrap)": f"{SIGNED(ends[0])} to {SIGNED(ends[1])}" if ends else EQUAL,
             "p (sign flips, two-sided)": f"{raw[number]:.2g}",
             "p, corrected (Holm)": f"{p[number]:.2g}",
-            "effect size (mean / sd of the differences)": PLAIN(difference.mean() / difference.std(ddof=1))
-            if ends
-            else EQUAL,
+            "effect size (mean / sd of the differences)": effect,
             "pairs in which the first is better": f"{(difference > 0).sum()} of {len(difference)}",
         }
     table = pd.DataFrame(figures).drop([] if others[1:] else "p, corrected (Holm)")

@@ -221,13 +221,7 @@ class ClassAccuracy(Callback):
         self.metric.to(pl_module.device).reset()
 
     def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *indices: int
     ) -> None:
         if trainer.state.fn == "fit":
             logits = outputs if isinstance(outputs, Tensor) else pl_module(batch[0])

@@ -81,7 +81,6 @@ def evaluate(
     if on in SPLITS:
         data = replace(checkpoint.data, data_dir=data_dir or Data.data_dir, mirror=mirror, cache_dir=cache_dir)
         images = _official(checkpoint, settings, data, on, damaged)
-        prefix = f"{on}/"
     elif (Path(on) / LABELS).exists():
         found = dict(_corruptions(classifier, Path(on), settings, damaged))
         if out:
@@ -90,7 +89,6 @@ def evaluate(
         return named | {"mean": float(np.mean(list(found.values())))}
     else:
         images = _pictures(Path(on), checkpoint, settings, damaged)
-        prefix = ""
     logits = classify(classifier, images.pixels)
     loss = MeanLoss()
     for some, labels in zip(logits.split(EVAL_BATCH_SIZE), images.labels.split(EVAL_BATCH_SIZE), strict=True):
@@ -106,6 +104,7 @@ def evaluate(
         findings.write_report(
             out, f"{checkpoint.path.name} on {name} images", command_line("python", *sys.argv), result, name
         )
+    prefix = f"{on}/" if on in SPLITS else ""
     return {f"{prefix}loss": loss.compute().item(), f"{prefix}acc": acc.item()}
 
 
