@@ -295,19 +295,16 @@ def searches(log_dir: Path) -> list[Study]:
     return [study for study in found.values() if len(study.trials) > 1]
 
 
-def database(url: str) -> optuna.storages.RDBStorage:
-    for attempt in range(3):
-        try:
-            return optuna.storages.RDBStorage(
-                url, heartbeat_interval=HEARTBEAT, grace_period=GRACE, heartbeat_stale_trial_callback=again
-            )
-        except (IntegrityError, ProgrammingError) as error:
-            if attempt == 2:
-                raise UsageError(f"storage: {str(error).splitlines()[0]}") from error
-            time.sleep(POLL)  # another machine made the tables in the same moment
-        except (SQLAlchemyError, ImportError) as error:
+def database(url: str, tries: int = 3) -> optuna.storages.RDBStorage:
+    try:
+        return optuna.storages.RDBStorage(
+            url, heartbeat_interval=HEARTBEAT, grace_period=GRACE, heartbeat_stale_trial_callback=again
+        )
+    except (SQLAlchemyError, ImportError) as error:
+        if tries == 1 or not isinstance(error, IntegrityError | ProgrammingError):
             raise UsageError(f"storage: {str(error).splitlines()[0]}") from error
-    raise AssertionError
+    time.sleep(POLL)  # another machine made the tables in the same moment
+    return database(url, tries - 1)
 
 
 def default_workers() -> int:
