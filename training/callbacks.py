@@ -48,7 +48,7 @@ class EpochLines(Callback):
     up to its last checkpoint. So are the values of all epochs, which with each checkpoint are written to HISTORY in the
     log folder of TensorBoard's logger: the seconds there are without those that writing takes.
 
-    The command `started` at that `time.time()`; None is now. If `quiet`, neither bar nor lines are shown.
+    `started` is `time.time()` when the command started; None is now. With `quiet` there is neither bar nor line.
     """
 
     def __init__(self, quiet: bool = False, started: float | None = None) -> None:
@@ -283,17 +283,20 @@ class WhatItSees(Callback):
     def __init__(self, class_names: Sequence[str] = CLASS_NAMES) -> None:
         self.class_names = class_names
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        datamodule, writer = trainer.datamodule, writer_of(trainer)  # type: ignore[attr-defined]
+        if writer and trainer.global_step == 0 and hasattr(datamodule, "examples"):
+            rows = datamodule.examples()
+            if len(rows) > 1:
+                title = "What the network sees: an image of each class before and after preprocessing"
+                figure = figures.before_and_after(rows, self.class_names, title)
+                add_figure(writer, "what_it_sees/preprocessing", figure, 0)
+
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if trainer.global_step or not (writer := writer_of(trainer)):
             return
-        datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        rows = datamodule.examples() if hasattr(datamodule, "examples") else {}
-        if len(rows) > 1:
-            title = "What the network sees: an image of each class before and after preprocessing"
-            figure = figures.before_and_after(rows, self.class_names, title)
-            add_figure(writer, "what_it_sees/preprocessing", figure, 0)
         pictures = figures.pixels(batch[0])[:SHOWN_IMAGES]
         captions = [self.class_names[label] for label in batch[1].tolist()][:SHOWN_IMAGES]
         title = "What the network sees: augmented images, and their labels"

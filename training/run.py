@@ -3,17 +3,14 @@
 result = train(optimizer="adam", epochs=3)
 """
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import LearningRateMonitor
-from torch import Tensor
 from torch.distributed import DistNetworkError, DistStoreError
 
 from cifar10.config import Data
@@ -205,9 +202,7 @@ def resolved(config: RunConfig) -> RunConfig:
 
 def make_halves(config: RunConfig) -> tuple[CIFAR10DataModule, LeNetModule]:
     """The two halves that Lightning puts together."""
-    teacher: Callable[[np.ndarray], Tensor] | None = None
-    if config.teacher:
-        teacher = load_teacher(config.group(Teacher), config.group(Data), config.kept_in)
+    teacher = load_teacher(config.group(Teacher), config.group(Data), config.kept_in) if config.teacher else None
     return CIFAR10DataModule(config, teacher=teacher), LeNetModule(config, val_name=config.select_on)
 
 
