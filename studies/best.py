@@ -36,7 +36,7 @@ def probabilities(checkpoint: Path, data_dir: Path, tta: bool) -> Tensor:
 
 
 def page(plain: Sequence[Tensor], mirrored: Sequence[Tensor], labels: Tensor, seeds: Sequence[int]) -> str:
-    """The tables, in Markdown, of each run's probabilities without and with the mirrored view."""
+    """The tables, in Markdown, of each run's probabilities without and with test-time augmentation."""
 
     def accuracy(answers: Tensor) -> float:
         return (answers.argmax(1) == labels).double().mean().item() * 100
@@ -47,7 +47,7 @@ def page(plain: Sequence[Tensor], mirrored: Sequence[Tensor], labels: Tensor, se
     rows = []
     for title, measure, runs in (
         ("test accuracy, one forward pass, %", accuracy, plain),
-        ("test accuracy with the mirrored view, %", accuracy, mirrored),
+        ("test accuracy with test-time augmentation, %", accuracy, mirrored),
         ("expected calibration error, 15 bins, points", calibration, plain),
         ("mean confidence, %", lambda answers: answers.amax(1).mean().item() * 100, plain),
     ):

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from cifar10.config import Data, Preprocessing
-from models.config import ModelConfig
+from cifar10.config import Preprocessing
 from models.networks import LeNet5
+from training.config import RunConfig
 
 # What each version of the program wrote as the settings of a run, all of format 1.
 FIRST = {
@@ -62,14 +62,14 @@ def made_up_checkpoint(path: Path, **data: Any) -> Path:
 def of_format_2(
     path: Path, module: nn.Module | None = None, /, preprocessing: Mapping[str, Any] | None = None, **changes: Any
 ) -> Path:
-    """A file of format 2, with all settings of the network, the data and the preprocessing.
+    """A file of format 2, with all settings of a run.
 
     Args:
         module: The network; None is `sure_network()`.
         preprocessing: Of the data module's state; None is normalize "dataset".
         changes: Of the settings.
     """
-    flags = ModelConfig(width=1).plain() | Data().plain() | PREPROCESSED | changes
+    flags = RunConfig(width=1).plain() | PREPROCESSED | changes
     state = STATISTICS | {"preprocessing": dict(preprocessing or Preprocessing(normalize="dataset").plain())}
     return write_checkpoint(path, flags, module, format=2, CIFAR10DataModule=state)
 

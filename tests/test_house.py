@@ -1,22 +1,29 @@
 """The rules of the house: which room may know which, what a door may be, what is light to import."""
 
 import ast
+import importlib
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+from cifar10.errors import UsageError
 from conftest import ROOT
+from training.cli import Parser
 
 DOORS = {"train", "evaluate", "sweep", "report", "predict"}
 HALVES = {"lenet_module", "cifar_datamodule"}
 FLOORS = [{"cifar10"}, {"models"}, HALVES, {"training"}, {"experiments"}, DOORS, {"benchmarks"}, {"studies"}]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 PACKAGES = FLOOR.keys() - DOORS - HALVES
-DOOR_LINES, TOP_FILES = 50, 8
+DOOR_LINES, TOP_FILES, README_LINES = 50, 8, 120
+PIPS = {"__index_url"}
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 
 
 def sources(root: Path) -> list[Path]:
@@ -132,3 +139,72 @@ def test_what_is_required_is_imported_and_what_is_imported_is_required() -> None
     imported = {name for path in sources(ROOT) for name in imported_by(path)} - ours
     assert imported - required == set()
     assert required - imported - UNSEEN == set()
+
+
+def code_in(page: Path) -> list[str]:
+    """The code of a page, in its lines and in blocks of their own."""
+    text = page.read_text(encoding="utf-8")
+    return re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text) + re.findall(r"^    (\S.*)", text, re.MULTILINE)
+
+
+def dead_links(page: Path) -> Iterator[str]:
+    """Links to files, and names of files in the project's folders, that lead nowhere."""
+    for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
+        if "://" not in target and not (page.parent / target).exists():
+            yield target
+    folders = "|".join([*PACKAGES, "recipes", "results", "docs", "tests", r"\.github"])
+    for code in code_in(page):
+        for name in re.findall(rf"(?<!\S)(?:(?:{folders})/[\w./-]*|requirements[\w-]*\.txt)", code):
+            if not (ROOT / name).exists():
+                yield name
+
+
+@cache
+def door(name: str) -> tuple[Parser, set[str]]:
+    """The parser of a door, and its flags, with underscores."""
+    parser = importlib.import_module(name).parser()
+    return parser, {flag.replace("-", "_") for action in parser._actions for flag in action.option_strings}
+
+
+def refused_commands(page: Path) -> Iterator[str]:
+    """Commands that their doors do not take, and flags that none has; beside a word such as NAME only flags count."""
+    for code in code_in(page):
+        if not code.startswith(("python ", "--")):
+            continue
+        words = shlex.split(code, comments=True)
+        flags = {word.replace("-", "_") for word in words if word.startswith("--")}
+        if words[:2] == ["python", "-m"] and words[2].partition(".")[0] in PACKAGES:
+            if not (ROOT / words[2].replace(".", "/")).with_suffix(".py").exists():
+                yield code
+        elif words[:1] == ["python"] and words[1].removesuffix(".py") in DOORS:
+            parser, known = door(words[1].removesuffix(".py"))
+            try:
+                if flags <= known and not any(re.fullmatch("[A-Z]+|--help|.*config.yaml", word) for word in words):
+                    parser.parse_args(words[2:])
+            except (SystemExit, UsageError):
+                yield code
+            if not flags <= known:
+                yield code
+        elif words[0].startswith("--") and not any(flags <= door(name)[1] | PIPS for name in DOORS):
+            yield code
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_what_a_page_links_and_names_is_there_and_its_commands_are_taken(page: Path) -> None:
+    assert list(dead_links(page)) == []
+    assert list(refused_commands(page)) == []
+
+
+def test_a_dead_link_a_missing_file_and_a_wrong_flag_are_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("[a](b.md), `python train.py --config recipes/none.yaml`\n\n    python -m benchmarks.none\n")
+    assert list(dead_links(page)) == ["b.md", "recipes/none.yaml"]
+    assert len(list(refused_commands(page))) == 2
+    page.write_text(
+        "`python train.py --epochs 0`, `python predict.py a.jpg --fit no`, `python sweep.py --gird X`, `--lrr 1`"
+    )
+    assert len(list(refused_commands(page))) == 4
+
+
+def test_a_newcomer_need_not_scroll_through_the_readme() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= README_LINES

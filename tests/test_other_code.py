@@ -1,6 +1,7 @@
 """The two halves in other people's hands: Lightning's own ways of loading, testing and predicting, and notebooks."""
 
 import io
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,22 @@ def test_loaders_with_labels_without_and_of_bare_tensors_are_predicted_alike(pre
         predicted = torch.cat(trainer(precision=precision).predict(module, loader))  # type: ignore[arg-type]
         with torch.no_grad():
             torch.testing.assert_close(predicted, module(images).softmax(1))
+
+
+def test_the_script_in_the_readme_trains_what_the_command_trains(
+    run: Any, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    last = weights(Path(run(optimizer="adam", precision="32-true")["checkpoint"]).parent / "last.ckpt")
+    (script,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    small = {"max_epochs=10": "max_epochs=2", '"adam"': '"adam", width=1', "Module()": "Module(**small)"}
+    for before, after in small.items():
+        assert before in script
+        script = script.replace(before, after)
+    names: dict[str, Any] = {"small": {"data_dir": data_dir, "batch_size": 50, "val_size": 100}}
+    exec(script, names)
+    trained = names["trainer"].lightning_module.state_dict()
+    assert all(torch.equal(trained[name], value) for name, value in last.items())
 
 
 def cli(monkeypatch: pytest.MonkeyPatch, *words: object) -> LightningCLI:

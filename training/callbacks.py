@@ -278,31 +278,32 @@ class TrainingSpeed(Callback):
 
 class WhatItSees(Callback):
     """What goes into the network: pictures of the run's first training batch, augmented, and of an image of each class
-    before and after preprocessing, of a data module that has `examples`; and the graph, traced with the first image."""
+    before and after preprocessing, of a data module that has `examples`; and the graph, traced with the first image.
+
+    They are drawn when the training is over, so that the first epoch takes no longer than the others.
+    """
 
     def __init__(self, class_names: Sequence[str] = CLASS_NAMES) -> None:
         self.class_names = class_names
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        datamodule, writer = trainer.datamodule, writer_of(trainer)  # type: ignore[attr-defined]
-        if writer and trainer.global_step == 0 and hasattr(datamodule, "examples"):
-            rows = datamodule.examples()
-            if len(rows) > 1:
-                title = "What the network sees: an image of each class before and after preprocessing"
-                figure = figures.before_and_after(rows, self.class_names, title)
-                add_figure(writer, "what_it_sees/preprocessing", figure, 0)
-
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        if trainer.global_step or not (writer := writer_of(trainer)):
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not (writer := writer_of(trainer)):
             return
-        pictures = figures.pixels(batch[0])[:SHOWN_IMAGES]
-        captions = [self.class_names[label] for label in batch[1].tolist()][:SHOWN_IMAGES]
+        loader: Any = trainer.train_dataloader
+        if hasattr(loader.sampler, "set_epoch"):
+            loader.sampler.set_epoch(0)
+        images, labels = next(iter(loader))[:2]
+        captions = [self.class_names[label] for label in labels.tolist()][:SHOWN_IMAGES]
         title = "What the network sees: augmented images, and their labels"
-        add_figure(writer, "what_it_sees/training_batch", figures.sheet(pictures, captions, title), 0)
+        sheet = figures.sheet(figures.pixels(images)[:SHOWN_IMAGES], captions, title)
+        add_figure(writer, "what_it_sees/training_batch", sheet, 0)
         with warnings.catch_warnings(action="ignore"):  # PyTorch deprecates the tracer that TensorBoard needs
-            writer.add_graph(pl_module, batch[0][:1])
+            writer.add_graph(pl_module, images[:1].to(pl_module.device))
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        rows = datamodule.examples() if hasattr(datamodule, "examples") else {}
+        if len(rows) > 1:
+            title = "What the network sees: an image of each class before and after preprocessing"
+            add_figure(writer, "what_it_sees/preprocessing", figures.before_and_after(rows, self.class_names, title), 0)
 
 
 class ConvFilters(Callback):

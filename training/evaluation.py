@@ -27,6 +27,7 @@ from lenet_module import MeanLoss
 from models.checkpoint import Checkpoint
 from models.classifier import Classifier, make_classifier
 from training import figures, findings
+from training.checkpoints import config_of
 from training.files import CORRUPTED, CORRUPTIONS
 from training.shell import command_line
 
@@ -76,10 +77,12 @@ def evaluate(
     """
     if out and out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UsageError(f"{out}: is there already; name a new folder")
+    config = config_of(checkpoint)
+    config = config_of(checkpoint)
     classifier, settings = make_classifier(checkpoint, tta), checkpoint.preprocessing.changed(changes)
     damaged = "corrupt" in changes
     if on in SPLITS:
-        data = replace(checkpoint.data, data_dir=data_dir or Data.data_dir, mirror=mirror, cache_dir=cache_dir)
+        data = replace(config, data_dir=data_dir or Data.data_dir, mirror=mirror, cache_dir=cache_dir)
         images = _official(checkpoint, settings, data, on, damaged)
     elif (Path(on) / LABELS).exists():
         found = dict(_corruptions(classifier, Path(on), settings, damaged))
