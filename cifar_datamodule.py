@@ -7,10 +7,8 @@ A batch is (float32 images [B, 3, 32, 32], contiguous, normalised; int64 labels 
 have a third part, its logits, float32 [B, 10]. To predict are the test images, in their order, with their labels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +53,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
     """
 
     def __init__(
-        self,
-        config: DataConfig | None = None,
-        *,
-        teacher: Callable[[np.ndarray], Tensor] | None = None,
-        **flags: Any,
+        self, config: DataConfig | None = None, *, teacher: Callable[[np.ndarray], Tensor] | None = None, **flags: Any
     ) -> None:
         super().__init__()
         # LightningCLI finds its arguments by the call that takes the flags.
@@ -85,21 +79,21 @@ class CIFAR10DataModule(pl.LightningDataModule):
         if self._train is not None or (stage in ("test", "predict") and self.mean is not None):
             return
         images = originals = self._images(train=True)
-        labels = self._labels(train=True)
+        labels, kept_in = self._labels(train=True), self.config.kept_in
         if self.teacher is not None and self._teacher_logits is None:
             self._teacher_logits = self.teacher(originals.array)
         self.train_indices, self.val_indices = stratified_split(labels, self.config.val_size, self.config.split_seed)
         firsts = [int(self.train_indices[labels[self.train_indices] == label][0]) for label in labels.unique()]
         self._examples = records.pick(self._folder, train=True, indices=np.array(firsts))
         corrupted = self.preprocessing.corrupt_on == "both"
-        images = preprocess_lazily(images, self.preprocessing, corrupted=corrupted, folder=self._kept)
+        images = preprocess_lazily(images, self.preprocessing, corrupted=corrupted, folder=kept_in)
         if self.preprocessing.normalize == "zca":
             if self.whitening is None:
-                self.whitening = fit_whitening(images, self.train_indices.numpy(), self._kept)
-            images = preprocess_lazily(images, Preprocessing(), self.whitening, folder=self._kept)
-        versions = (corrupt_lazily(originals, number, self._kept) for number in range(VERSIONS))
+                self.whitening = fit_whitening(images, self.train_indices.numpy(), kept_in)
+            images = preprocess_lazily(images, Preprocessing(), self.whitening, folder=kept_in)
+        versions = (corrupt_lazily(originals, number, kept_in) for number in range(VERSIONS))
         if self.config.random_corruption:  # made first, while there is less in memory
-            steps = self.preprocessing, self.whitening, corrupted, self._kept
+            steps = self.preprocessing, self.whitening, corrupted, kept_in
             self._corrupted = [_pixels_last(preprocess_lazily(version, *steps).array) for version in versions]
         self._train = _pixels_last(images.array), labels
         if self.mean is None:
@@ -131,7 +125,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
 
     def test_dataloader(self) -> DataLoader:
         images, labels = self._images(train=False), self._labels(train=False)
-        images = preprocess_lazily(images, self.preprocessing, self.whitening, corrupted=True, folder=self._kept)
+        images = preprocess_lazily(images, self.preprocessing, self.whitening, True, self.config.kept_in)
         return self._evaluation_loader(_pixels_last(images.array), labels, torch.arange(len(labels)))
 
     def predict_dataloader(self) -> DataLoader:
@@ -163,10 +157,6 @@ class CIFAR10DataModule(pl.LightningDataModule):
         return records.pick(self._folder, train, order.numpy()).transpose(0, 2, 3, 1)
 
     @property
-    def _kept(self) -> Path:
-        return self.config.kept_in
-
-    @property
     def _folder(self) -> Path:
         return self.config.data_dir / records.FOLDER
 
@@ -195,52 +185,32 @@ class CIFAR10DataModule(pl.LightningDataModule):
         return DataLoader(Batches(images, labels, self.mean, self.std), sampler=list(batches), batch_size=None)
 
 
+@dataclass(eq=False)
 class Batches(Dataset):
-    """A data set whose item, for a tensor of indices, is the finished batch of these images.
+    """A data set whose item, for a tensor of indices, is the finished batch of these images."""
 
-    Args:
-        images: uint8 [N, 32, 32, 3].
-        labels: int64 [N].
-        mean, std: float32 [3], per channel, in [0, 255].
-    """
-
-    def __init__(self, images: Tensor, labels: Tensor, mean: Tensor, std: Tensor) -> None:
-        self.images, self.labels, self.mean, self.std = images, labels, mean, std
+    images: Tensor  # uint8 [N, 32, 32, 3]
+    labels: Tensor  # int64 [N]
+    mean: Tensor  # float32 [3], per channel, in [0, 255], as std
+    std: Tensor
 
     def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         return normalize(self.images[indices], self.mean, self.std), self.labels[indices]
 
 
+@dataclass(eq=False)
 class AugmentedBatches(Batches):
-    """`Batches` for training; its items are asked for by (epoch, indices).
+    """`Batches` for training; its items are asked for by (epoch, indices)."""
 
-    Args:
-        teacher_logits: float32 [N, 10]; with it an item has a third part, those of its images.
-        random_corruption: Share of the images that `corrupted` versions take the place of.
-        corrupted: As `crop_and_flip` takes them.
-    """
-
-    def __init__(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        mean: Tensor,
-        std: Tensor,
-        seed: int,
-        crop: int,
-        flip: bool,
-        cutout: int,
-        augmented_epochs: int | None = None,
-        teacher_logits: Tensor | None = None,
-        random_corruption: float = 0,
-        corrupted: Sequence[Tensor] = (),
-    ) -> None:
-        super().__init__(images, labels, mean, std)
-        self.teacher_logits = teacher_logits
-        self.seed, self.crop, self.flip, self.cutout = seed, crop, flip, cutout
-        self.augmented_epochs = augmented_epochs
-        self.random_corruption, self.corrupted = random_corruption, corrupted
-        self._draws: tuple[int, Draws] | None = None  # the latest epoch and its draws
+    seed: int
+    crop: int
+    flip: bool
+    cutout: int
+    augmented_epochs: int | None = None  # that have crop and cutout; None is all
+    teacher_logits: Tensor | None = None  # float32 [N, 10]; with it an item has a third part, those of its images
+    random_corruption: float = 0  # share of the images that `corrupted` versions take the place of
+    corrupted: Sequence[Tensor] = ()  # as `crop_and_flip` takes them
+    _draws: tuple[int, Draws] | None = field(default=None, init=False)  # the latest epoch and its draws
 
     def __getitem__(self, key: tuple[int, Tensor]) -> tuple[Tensor, ...]:  # type: ignore[override]
         epoch, indices = key
@@ -257,22 +227,20 @@ class AugmentedBatches(Batches):
         return images, self.labels[indices], self.teacher_logits[indices]
 
 
+@dataclass(eq=False)
 class ShuffledBatches(Sampler):
     """Yields (epoch, indices of one whole batch); the last, smaller batch of an epoch is dropped.
 
     The order is a function of (seed, epoch). Lightning calls `set_epoch` before each epoch, as it does for PyTorch's
     DistributedSampler; in a loop of your own, call it yourself.
-
-    Args:
-        indices: int64 [N], what to shuffle.
-        batch_size: Over all processes; process `rank` of `world_size` gets every world_size-th image of each batch.
-        seed: At least 0.
     """
 
-    def __init__(self, indices: Tensor, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
-        self.indices, self.batch_size, self.seed = indices, batch_size, seed
-        self.rank, self.world_size = rank, world_size
-        self.epoch = 0
+    indices: Tensor  # int64 [N], what to shuffle
+    batch_size: int  # over all processes; process `rank` gets every world_size-th image of each batch
+    seed: int  # at least 0
+    rank: int = 0
+    world_size: int = 1
+    epoch: int = field(default=0, init=False)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -293,10 +261,7 @@ def _pixels_last(images: np.ndarray) -> Tensor:
 
 
 def stratified_split(labels: Tensor, val_size: int, split_seed: int) -> tuple[Tensor, Tensor]:
-    """Choose val_size / 10 images of each class at random for validation.
-
-    Args:
-        labels: int64 [N], 0 to 9.
+    """Choose val_size / 10 images of each class at random for validation, by `labels`, int64 [N], 0 to 9.
 
     Returns:
         Training and validation indices, int64, each in ascending order.
@@ -310,17 +275,11 @@ def stratified_split(labels: Tensor, val_size: int, split_seed: int) -> tuple[Te
 
 
 def channel_statistics(images: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and population standard deviation per channel over all pixels of the images `indices`.
+    """Mean and population standard deviation per channel, float32 [3] in [0, 255], over all pixels of some images.
 
-    Args:
-        images: uint8 [N, 32, 32, 3].
-        indices: int64 [M].
-
-    Returns:
-        Two float32 [3], in [0, 255].
+    They are those of `images`, uint8 [N, 32, 32, 3], at `indices`, int64 [M].
     """
-    total = torch.zeros(3, dtype=torch.float64)
-    squares = torch.zeros(3, dtype=torch.float64)
+    total, squares = torch.zeros(2, 3, dtype=torch.float64)
     for chunk in indices.split(1000):  # bounds the memory
         # 256 squares of a byte add up to less than 2^24, where float32 is exact, and float64 holds the totals.
         pixels = images[chunk].view(-1, 256, 3).float()

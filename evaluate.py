@@ -7,8 +7,6 @@ python evaluate.py checkpoints/sgd-lr0.05-bs128-seed0/version_0 --on val --out e
 python evaluate.py checkpoints/lenet5-cifar10.ckpt --on CIFAR-10-C --out evaluated
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 
@@ -41,8 +39,7 @@ def parser() -> Parser:
 
 def main() -> None:
     flags = vars(parser().parse_args())
-    path, tta, target = (flags.pop(name) for name in ("checkpoint", "tta", "release"))
-    network = flags.pop("network")
+    path, tta, target, network = (flags.pop(name) for name in ("checkpoint", "tta", "release", "network"))
     changes = flags.keys() - {*FOLDERS, "on", "out"}
     if target and (tta or changes or flags["on"] != "test"):  # it states the accuracy of the checkpoint as it is
         raise UsageError(f"--release: not with --{min(changes, default='tta' if tta else 'on')}")

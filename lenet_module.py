@@ -8,8 +8,6 @@ gives (float images [B, 3, 32, 32], int64 labels [B]):
 With `CIFAR10DataModule` it is a program of one line, `LightningCLI(LeNetModule, CIFAR10DataModule)`.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 
@@ -77,7 +75,7 @@ class LeNetModule(pl.LightningModule):
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"the training loss is {loss.item()} in epoch {self.current_epoch + 1}, step {self.global_step}, at "
-                f"learning rate {self._current_lr():.3g}: try a lower one"
+                f"learning rate {self.trainer.optimizers[0].param_groups[0]['lr']:.3g}: try a lower one"
             )
         self.train_metrics.update(loss=loss.detach(), images=len(labels), preds=logits.detach(), target=labels)
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -140,9 +138,6 @@ class LeNetModule(pl.LightningModule):
         for logger in [] if self.trainer.sanity_checking else self.loggers:
             logger.log_metrics({name: value.item() for name, value in values.items()}, step=epochs_done)
             logger.save()
-
-    def _current_lr(self) -> float:
-        return self.trainer.optimizers[0].param_groups[0]["lr"]
 
 
 class MeanLoss(Metric):

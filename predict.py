@@ -6,8 +6,6 @@ python predict.py photos_by_class/ --labels-from-folders --tta
 python predict.py --export model.onnx
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import os

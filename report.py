@@ -12,8 +12,6 @@ columns of the table, by the flags that it names; its `best_epoch` and `accuracy
 page says how far ours agree with it.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,19 +38,13 @@ class ReportSettings(Settings):
 
 
 def report(folders: Sequence[Path], compare: Sequence[str] = (), **flags: Any) -> Path:
-    """Write the page of a set of runs.
+    """Write the page of a set of runs, which is returned; UsageError if there is none, or groups cannot be paired.
 
     Args:
         folders: Log folders of runs, or folders of such.
         compare: Groups, "optimizer=sgd lr=0.05" each: the first against each other one, by pairs of runs with the same
             seed.
         flags: Of `ReportSettings`.
-
-    Returns:
-        The page.
-
-    Raises:
-        UsageError: There is no run, or the groups cannot be paired.
     """
     from experiments.tables import write_page  # takes pandas, SciPy and Matplotlib
 

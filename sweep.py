@@ -10,8 +10,6 @@ Each cell is a trial of an Optuna study, enqueued once. The same command goes on
 killed: finished cells are not run again, and a running one goes on from its last whole epoch.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +23,7 @@ from cifar10.errors import UsageError
 from cifar10.settings import Settings, setting
 from experiments.grid import Cell, Plan
 from experiments.study import Engine, default_workers, open_study
-from training.cli import Parser, RecipeFile, exit_status
+from training.cli import Parser, exit_status
 from training.config import SETTINGS
 from training.shell import command_line, door
 from training.signals import StopSignals
@@ -64,16 +62,13 @@ class SweepSettings(Settings):
 
 
 def sweep(grid: Sequence[str] = (), search: Sequence[str] = (), **flags: Any) -> bool:
-    """Train all cells that are not yet finished.
+    """Train all cells that are not yet finished; whether all have a result then.
 
     Args:
         grid: Cells: "lr=0.1,0.05 seed=0,1" is four; without commas a text is one.
         search: Spaces, "optimizer=sgd,adam lr=0.001..0.1", searched by TPE for validation accuracy. Ranges above 0 are
             searched on a logarithmic scale.
         flags: Of `SweepSettings`.
-
-    Returns:
-        Whether all cells have a result.
 
     Raises:
         UsageError: A flag is wrong, or another process is at this sweep.
@@ -114,12 +109,7 @@ def check_repeat(chosen: SweepSettings, plan: Plan, cells: Sequence[Cell]) -> No
 
 def parser() -> Parser:
     parser = Parser("Many runs of train.py.", usage="%(prog)s [flags]")
-    parser.add_argument(
-        "--config",
-        action=RecipeFile,
-        metavar="FILE",
-        help="YAML file of these flags, such as those in recipes/sweeps/.",
-    )
+    parser.add_config("YAML file of these flags, such as those in recipes/sweeps/.")
     parser.add_argument("--grid", nargs="+", default=[], metavar="CELLS", help='"lr=0.1,0.05 seed=0,1" is four cells.')
     parser.add_argument("--search", nargs="+", default=[], metavar="SPACE", help='"lr=0.001..0.1 optimizer=sgd,adam".')
     parser.add_settings(SweepSettings)
@@ -128,7 +118,6 @@ def parser() -> Parser:
 
 def main() -> None:
     flags = vars(parser().parse_args())
-    del flags["config"]
     complete = sweep(**flags)
     chosen = SweepSettings(**{name: value for name, value in flags.items() if name not in ("grid", "search")})
     print(f"next  {command_line('python', door('report.py'), plan_of(chosen).log_dir)}")

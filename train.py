@@ -5,8 +5,6 @@ python train.py --config coursework --seed 1
 python train.py --optimizer adam --find_lr
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ import psutil
 import yaml
 
 from cifar10.errors import UsageError
-from training.cli import Parser, RecipeFile, exit_status
+from training.cli import Parser, exit_status
 from training.config import GROUPS, RunConfig
 from training.diagnosis import Trend, sentences
 from training.files import REPORT
@@ -45,11 +43,8 @@ def summary(result: dict[str, Any]) -> str:
 
 def parser() -> Parser:
     parser = Parser("LeNet-5 learns CIFAR-10.", usage="%(prog)s [flags]")
-    parser.add_argument(
-        "--config",
-        action=RecipeFile,
-        metavar="FILE",
-        help="YAML file of flags, such as those in recipes/, which need no folder and ending, or a run's config.yaml.",
+    parser.add_config(
+        "YAML file of flags, such as those in recipes/, which need no folder and ending, or a run's config.yaml."
     )
     parser.add_argument("--resume", type=Path, metavar="FOLDER", help="Run to go on with: its folder of checkpoints.")
     parser.add_argument("--find_lr", action="store_true", help="Only test learning rates, and suggest one.")
@@ -62,7 +57,6 @@ def parser() -> Parser:
 def main() -> None:
     started = psutil.Process().create_time()
     flags = vars(parser().parse_args())
-    flags.pop("config")
     resume, finding, printing = (flags.pop(name) for name in ("resume", "find_lr", "print_config"))
     if finding and resume:
         raise UsageError("--find_lr: not with --resume")

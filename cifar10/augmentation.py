@@ -5,8 +5,6 @@ What happens to an image is a function of (seed, epoch, image index) alone: ther
 have to be saved, and a resumed run, or several processes, see the same images as one uninterrupted process.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,31 +19,20 @@ _STREAM = 1  # keeps these draws apart from the order of the epoch
 
 @dataclass(frozen=True)
 class Draws:
-    """What happens to each of N images in one epoch.
+    """What happens to each of N images in one epoch."""
 
-    Attributes:
-        rows: int64 [N], how far down, in pixels, the crop moves: -crop to crop.
-        columns: int64 [N], how far right.
-        mirrored: bool [N], left and right swapped after the crop.
-        hole_rows, hole_columns: int64 [N], the centre of the cutout square, in the finished image.
-        versions: int64 [N], 0 is the image itself, k is its k-th corrupted version.
-    """
-
-    rows: Tensor
-    columns: Tensor
-    mirrored: Tensor
-    hole_rows: Tensor
+    rows: Tensor  # int64 [N], how far down, in pixels, the crop moves: -crop to crop
+    columns: Tensor  # int64 [N], how far right
+    mirrored: Tensor  # bool [N], left and right swapped after the crop
+    hole_rows: Tensor  # int64 [N], the centre of the cutout square, in the finished image
     hole_columns: Tensor
-    versions: Tensor
+    versions: Tensor  # int64 [N], 0 is the image itself, k is its k-th corrupted version
 
 
 def draw_epoch(seed: int, epoch: int, count: int, crop: int, flip: bool, corrupted: float = 0) -> Draws:
-    """Draw the draws of `epoch` for all `count` images of a data set, whichever of them are used.
+    """The draws of `epoch`, counted from 0, for all `count` images of a data set, whichever of them are used.
 
     Args:
-        seed: At least 0.
-        epoch: Counted from 0.
-        count: N, the number of images.
         crop: Largest shift in pixels, 0 to 31.
         flip: Whether half of the images, at random, are mirrored.
         corrupted: Share of the images of which a corrupted version is taken.
@@ -59,16 +46,12 @@ def draw_epoch(seed: int, epoch: int, count: int, crop: int, flip: bool, corrupt
 
 
 def crop_and_flip(images: Tensor, indices: Tensor, draws: Draws, corrupted: Sequence[Tensor] = ()) -> Tensor:
-    """Gather the images `indices`, shifted and mirrored as planned; beyond the edge the image is reflected.
+    """Gather the images `indices`, int64 [B], as uint8 [B, 32, 32, 3], shifted and mirrored as drawn; beyond the edge
+    the image is reflected.
 
     Args:
-        images: uint8 [N, 32, 32, 3], contiguous.
-        indices: int64 [B].
-        draws: For all N images.
+        images: uint8 [N, 32, 32, 3], contiguous; `draws` are for all of them.
         corrupted: Their versions, from the first on, as `images`.
-
-    Returns:
-        uint8 [B, 32, 32, 3].
     """
     line = torch.arange(SIDE)
     rows = _reflect(line + draws.rows[indices, None])  # [B, 32], the source row of each row
@@ -86,8 +69,7 @@ def cutout(batch: Tensor, indices: Tensor, draws: Draws, size: int) -> Tensor:
     """Set a square to 0, the mean of normalised images, in place (DeVries and Taylor 2017); edges may cut it off.
 
     Args:
-        batch: float [B, 3, 32, 32], the images `indices`.
-        indices: int64 [B].
+        batch: float [B, 3, 32, 32], the images `indices`, int64 [B].
         draws: For all images of the data set.
         size: Side of the square in pixels.
     """

@@ -16,12 +16,7 @@ from cifar10.storage import write_bytes
 
 
 class Lazy:
-    """An array that is made when it is first asked for.
-
-    Attributes:
-        identity: Equal for equal arrays alone.
-        shape: Of the array.
-    """
+    """An array that is made when it is first asked for; its `identity` is equal for equal arrays alone."""
 
     def __init__(self, identity: str, shape: tuple[int, ...], make: Callable[[], np.ndarray]) -> None:
         self.identity, self.shape, self._make = identity, shape, make
@@ -39,20 +34,13 @@ def kept(
     dtype: DTypeLike,
     compute: Callable[[], np.ndarray],
 ) -> np.ndarray:
-    """What `compute` returns, read from `folder` if it was called with this name and these inputs before.
+    """What `compute` returns, of this shape and dtype, read from `folder`, if there is one, if it was called with this
+    name and these inputs before: all that the result depends on, versions of libraries too.
 
     The file is the array's bytes and their SHA-256; one that does not hold it counts as not there. Of several processes
     that ask at once, one computes and the others wait. What is done to the array in memory never reaches the file.
-    Where nobody lets this process write, as in a shared folder of data, a line says that nothing is kept.
-
-    Args:
-        folder: None computes it each time.
-        name: Start of the file's name.
-        inputs: All that the result depends on, versions of libraries too.
-        shape, dtype: Of the result.
-
-    Raises:
-        DataError: `folder` cannot be written for another reason.
+    Where nobody lets this process write, as in a shared folder of data, a line says that nothing is kept; DataError if
+    the folder cannot be written for another reason.
     """
     if folder is None:
         return compute()

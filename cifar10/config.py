@@ -1,10 +1,8 @@
 """The settings of the rooms that make batches: which images, how they are preprocessed and augmented."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
 from cifar10.errors import SettingError
 from cifar10.filters import CORRUPT, DENOISE, NORMALIZE, SEGMENT
@@ -139,7 +137,7 @@ class Preprocessing(Settings):
         if self.corrupt_on == "both" and self.corrupt == "none":
             raise SettingError("corrupt_on", "both", "needs corrupt")
 
-    def changed(self, given: dict[str, Any]) -> Preprocessing:
+    def changed(self, given: dict[str, Any]) -> Self:
         """With other values; another method does not keep the strength or severity of the one before."""
         forget: dict[str, Any] = {"denoise_strength": None} if "denoise" in given else {}
         forget |= {"severity": None, "corrupt_on": "test"} if "corrupt" in given else {}

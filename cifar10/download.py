@@ -132,7 +132,9 @@ def _mend(data_dir: Path, folder: Path, mirror: str | None) -> None:
         try:
             path, kind = _get(where, name, data_dir, patient=where in slow or not todo)
             for file, records in _unpack(path, kind, tuple(wrong)):
-                _install(folder / file, records)
+                if hashlib.sha256(records).hexdigest() != FILES[file]:
+                    raise _SourceFailed(f"its {file} fails the SHA-256 check")
+                write_bytes(folder / file, records)
                 wrong.remove(file)
         except _Slow as error:
             _say(f"{shown}: {error}; trying others first")
@@ -150,13 +152,6 @@ def _mend(data_dir: Path, folder: Path, mirror: str | None) -> None:
         raise DataError("\n".join(lines))
     for name in (*ARCHIVES, "mirror"):
         (data_dir / f"{name}.part").unlink(missing_ok=True)
-
-
-def _install(path: Path, records: bytes) -> None:
-    """Writes a file so that it is there either whole and right or not at all."""
-    if hashlib.sha256(records).hexdigest() != FILES[path.name]:
-        raise _SourceFailed(f"its {path.name} fails the SHA-256 check")
-    write_bytes(path, records)
 
 
 def _get(where: str, name: str, data_dir: Path, patient: bool) -> tuple[Path, str]:

@@ -140,9 +140,7 @@ def equalize(image: np.ndarray, index: int) -> np.ndarray:
 def filter_channels(kernels: np.ndarray, offsets: np.ndarray, image: np.ndarray, index: int) -> np.ndarray:
     """Each new channel a sum of the filtered old ones and an offset, as bytes; beyond the edge the image is reflected.
 
-    Args:
-        kernels: float32 [3, 3, K, K], new channel by old channel, K odd.
-        offsets: float32 [3].
+    `kernels` are float32 [3, 3, K, K], new channel by old channel, K odd, `offsets` float32 [3].
     """
     import cv2
 

@@ -1,7 +1,5 @@
 """Picture files as people have them, made into images of the data set's size: any format, any colours, upright."""
 
-from __future__ import annotations
-
 import re
 from collections import deque
 from collections.abc import Sequence
@@ -36,13 +34,10 @@ UNKNOWN = "no image that Pillow knows, or damaged"
 
 def find_images(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     """The files among `paths`, and those in its folders, at any depth, whose suffix is an image's; sorted, each once.
+    Also the hidden ones in folders, which are passed over: their names begin with a dot.
 
-    Links to folders are followed, and each folder is searched once. A folder that cannot be listed is among the files,
-    and reading it tells why.
-
-    Returns:
-        Also the hidden ones in folders, which are passed over: their names begin with a dot. Hidden folders are not
-        searched.
+    Links to folders are followed, each folder is searched once, hidden ones not. A folder that cannot be listed is
+    among the files, and reading it tells why.
     """
     decoded = Image.OPEN.keys() - NOT_DECODED
     known = {suffix for suffix, name in Image.registered_extensions().items() if name in decoded} | MORE_SUFFIXES
@@ -68,14 +63,11 @@ def find_images(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
 
 
 def read_image(path: Path, fit: str = "crop") -> np.ndarray:
-    """An image file, its first frame if there are several, as uint8 [32, 32, 3]; one of 32 x 32 pixels as it is.
+    """An image file of any format that Pillow reads, its first frame if there are several, as uint8 [32, 32, 3]; one of
+    32 x 32 pixels as it is. It raises whatever Pillow raises for a damaged file.
 
     Args:
-        path: Of any format that Pillow reads.
         fit: How it becomes a square: a name of `FITS`.
-
-    Raises:
-        Exception: Whatever Pillow raises for a damaged file.
     """
     with opened(path) as file:
         if file.format == "EPS":  # Pillow would have Ghostscript run it
@@ -202,9 +194,6 @@ def what_it_needs(path: Path) -> str | None:
     with path.open("rb") as file:
         brand = HEIF.match(file.read(64))
     if brand and brand[1].startswith(b"avi"):
-        return (
-            None
-            if "AVIF" in Image.OPEN and features.check("avif")
-            else "AVIF: to read it, pip install --upgrade pillow"
-        )
+        known = "AVIF" in Image.OPEN and features.check("avif")
+        return None if known else "AVIF: to read it, pip install --upgrade pillow"
     return "HEIC: to read it, pip install pillow-heif" if brand and "HEIF" not in Image.OPEN else None

@@ -8,7 +8,7 @@ step is computed once, verified whenever it is read, and mapped into memory. Lig
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache, partial
@@ -20,23 +20,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
+from cifar10 import filters
 from cifar10.cache import Lazy, digest, kept, key
 from cifar10.config import Preprocessing
 from cifar10.cores import cores
 from cifar10.errors import UsageError
-from cifar10.filters import (
-    CORRUPT,
-    DEFAULT_SEVERITY,
-    DENOISE,
-    Step,
-    corrupt,
-    corrupt_at_random,
-    denoise,
-    equalize,
-    filter_channels,
-    segment,
-    standardize,
-)
+from cifar10.filters import CORRUPT, DEFAULT_SEVERITY, DENOISE, Step
 from cifar10.settings import settings as names
 
 if TYPE_CHECKING:
@@ -61,16 +50,16 @@ def steps(settings: Preprocessing, corrupted: bool) -> dict[str, Step]:
     if corrupted and settings.corrupt != "none":
         severity = settings.severity or DEFAULT_SEVERITY
         level = CORRUPT[settings.corrupt][severity - 1]
-        steps[f"corrupt-{settings.corrupt}-{severity}"] = partial(corrupt, settings.corrupt, level)
+        steps[f"corrupt-{settings.corrupt}-{severity}"] = partial(filters.corrupt, settings.corrupt, level)
     if settings.denoise != "none":
         strength = settings.denoise_strength or DENOISE[settings.denoise][0]
-        steps[f"denoise-{settings.denoise}-{strength:g}"] = partial(denoise, settings.denoise, strength)
+        steps[f"denoise-{settings.denoise}-{strength:g}"] = partial(filters.denoise, settings.denoise, strength)
     if settings.segment != "none":
-        steps[f"segment-{settings.segment}"] = partial(segment, settings.segment)
+        steps[f"segment-{settings.segment}"] = partial(filters.segment, settings.segment)
     if settings.normalize == "image":
-        steps["normalize-image"] = standardize
+        steps["normalize-image"] = filters.standardize
     if settings.normalize == "contrast":
-        steps["normalize-contrast"] = equalize
+        steps["normalize-contrast"] = filters.equalize
     return steps
 
 
@@ -87,13 +76,10 @@ def preprocess(
         images: uint8 [N, 3, 32, 32]; fastest when channels lie last in memory.
         whitening: What `fit_whitening` returned; without it zca is left out.
         corrupted: Whether they are to be corrupted first.
-        folder: Where results are kept, or found if they were computed before.
+        folder: Where results are kept, or found if they were computed before; DataError if it cannot be written.
 
     Returns:
         uint8 [N, 3, 32, 32], channels last in memory; `images` itself if there is nothing to do.
-
-    Raises:
-        DataError: `folder` cannot be written.
     """
     return preprocess_lazily(_lazy(images, folder), settings, whitening, corrupted, folder).array
 
@@ -107,24 +93,22 @@ def preprocess_lazily(
 ) -> Lazy:
     """As `preprocess`; what is kept in `folder` is found by the identity of `images`, which need not be loaded then."""
     for name, step in steps(settings, corrupted).items():
-        images = _mapped(images, name, partial(_each, step), folder)
+        images = _mapped(images, name, step, folder)
     if whitening is not None:
         kernels = whitening[:, :-1].reshape(3, 3, ZCA_SIDE, ZCA_SIDE)
-        step = partial(filter_channels, kernels, whitening[:, -1])
-        images = _mapped(images, f"normalize-zca-{digest(whitening)[:8]}", partial(_each, step), folder)
+        step = partial(filters.filter_channels, kernels, whitening[:, -1])
+        images = _mapped(images, f"normalize-zca-{digest(whitening)[:8]}", step, folder)
     return images
 
 
 def corrupt_lazily(images: Lazy, version: int, folder: Path | None = None) -> Lazy:
     """Images each damaged by `corrupt_at_random`; `folder` as in `preprocess`."""
-    return _mapped(images, f"corrupt-random-{version}", partial(_each, partial(corrupt_at_random, version)), folder)
+    return _mapped(images, f"corrupt-random-{version}", partial(filters.corrupt_at_random, version), folder)
 
 
 def from_state(state: Mapping[str, Any], format: int = 1) -> tuple[Preprocessing, np.ndarray | None]:
-    """Settings and whitening, as `preprocess` takes them, from a data module's state; early states have neither.
-
-    Args:
-        format: Of the run that wrote it.
+    """Settings and whitening, as `preprocess` takes them, from a data module's state in a run of this format; early
+    states have neither.
 
     Raises:
         UsageError, TypeError, ValueError: They are not what a data module writes.
@@ -142,11 +126,7 @@ def from_state(state: Mapping[str, Any], format: int = 1) -> tuple[Preprocessing
 
 
 def normalize(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """uint8 [B, 32, 32, 3] to float32 [B, 3, 32, 32], contiguous.
-
-    Args:
-        mean, std: float32 [3], per channel, in [0, 255].
-    """
+    """uint8 [B, 32, 32, 3] to float32 [B, 3, 32, 32], contiguous, by mean and std, float32 [3], in [0, 255]."""
     planes = pixels.permute(0, 3, 1, 2).contiguous()  # bytes are moved faster than floats, and planes computed with
     return planes.sub(mean[:, None, None]).div_(std[:, None, None])
 
@@ -156,12 +136,7 @@ def before_and_after(
 ) -> dict[str, np.ndarray]:
     """Images at each stage, to look at: as they are and, where that is on, preprocessed, corrupted, and both.
 
-    Args:
-        images: uint8 [N, 3, 32, 32].
-        whitening: As in `preprocess`.
-
-    Returns:
-        uint8 [N, 3, 32, 32] by what was done.
+    All are uint8 [N, 3, 32, 32]; `whitening` as in `preprocess`.
     """
     rows = {"as it is": images}
     if whitening is not None or steps(settings, corrupted=False):
@@ -181,9 +156,7 @@ def fit_whitening(images: np.ndarray | Lazy, indices: np.ndarray, folder: Path |
     As photographs look alike wherever one cuts them, one filter for all pixels does it.
 
     Args:
-        images: uint8 [N, 3, H, W].
-        indices: int64 [M].
-        folder: As in `preprocess`.
+        images: uint8 [N, 3, H, W]; `indices` are int64 [M], and `folder` as in `preprocess`.
 
     Returns:
         float32 [3, 3 * ZCA_SIDE**2 + 1]: for each channel of the result the weights of the patch [3, ZCA_SIDE,
@@ -234,8 +207,8 @@ def _lazy(images: np.ndarray | Lazy, folder: Path | None) -> Lazy:
     return Lazy(digest(_pixels(images)) if folder else "", images.shape, lambda: images)
 
 
-def _mapped(images: Lazy, name: str, run: Callable[[np.ndarray, int], np.ndarray], folder: Path | None) -> Lazy:
-    """Images [N, 3, 32, 32] after `run`, which makes a chunk [n, 32, 32, 3], from its first index on, to another."""
+def _mapped(images: Lazy, name: str, step: Step, folder: Path | None) -> Lazy:
+    """Images [N, 3, 32, 32], each after the step."""
 
     def compute() -> np.ndarray:
         import cv2
@@ -245,8 +218,9 @@ def _mapped(images: Lazy, name: str, run: Callable[[np.ndarray, int], np.ndarray
         done = np.empty_like(pixels)
 
         def work(start: int) -> int:
-            done[start : start + _CHUNK] = run(pixels[start : start + _CHUNK], start)
-            return len(pixels[start : start + _CHUNK])
+            chunk = _each(step, pixels[start : start + _CHUNK], start)
+            done[start : start + _CHUNK] = chunk
+            return len(chunk)
 
         bar = tqdm(total=len(pixels), desc=name, unit=" images", leave=False, disable=None)  # None: only on a terminal
         with ThreadPoolExecutor(cores()) as pool, bar:  # threads, since OpenCV and BLAS release the GIL
@@ -270,11 +244,8 @@ def _each(step: Step, chunk: np.ndarray, start: int) -> np.ndarray:
 @cache
 def _versions(method: str) -> tuple[str, ...]:
     """Of a method, by its name in `filters`, and of the libraries that it calls."""
-    return (
-        _REVISION,
-        f"numpy {np.__version__}",
-        *(f"{name} {_version(name)}" for name in LIBRARIES.get(method, ["cv2"])),
-    )
+    libraries = (f"{name} {_version(name)}" for name in LIBRARIES.get(method, ["cv2"]))
+    return (_REVISION, f"numpy {np.__version__}", *libraries)
 
 
 def _version(library: str) -> str:

@@ -8,8 +8,6 @@ A value is checked and made plain wherever it comes from: the command line and f
 values. Imports nothing but the standard library.
 """
 
-from __future__ import annotations
-
 import math
 import types
 from collections.abc import Mapping
@@ -50,10 +48,9 @@ def setting(
         before: What runs that do not have it were like.
         ends: Of its `Range`, if it is a number.
     """
-    resumable = not identity if resumable is None else resumable
-    known = {"help": help, "identity": identity, "resumable": resumable, "compared": compared}
-    known |= {"named": named}
-    return field(default=default, metadata=known | {"since": since, "before": before, "range": Range(**ends)})
+    known = {"help": help, "identity": identity, "compared": compared, "named": named, "since": since, "before": before}
+    known |= {"resumable": not identity if resumable is None else resumable, "range": Range(**ends)}
+    return field(default=default, metadata=known)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,31 +86,24 @@ class Settings:
     def read(cls, values: Mapping[str, Any], format: int) -> Self:
         """What a run wrote, with what runs of its format were like where it has no value.
 
-        Names that are not of this group are passed over.
+        Names that are not of this group are passed over. What is no part of a run's identity, such as a folder, need
+        not be there.
 
         Raises:
             UsageError: It lacks a value, or has one that is none.
         """
-        return cls(**complete(cls, values, format))
+        complete = {}
+        for name, each in settings(cls).items():
+            known = each.metadata
+            if name not in values and known["identity"] and known["since"] <= format:
+                raise UsageError(f"lacks {name}")
+            complete[name] = values.get(name, known["before"] if known["identity"] else each.default)
+        return cls(**complete)
 
 
 def settings(kind: type[Settings]) -> dict[str, Field]:
     """The fields of a group by name."""
     return {each.name: each for each in fields(kind)}
-
-
-def complete(kind: type[Settings], values: Mapping[str, Any], format: int) -> dict[str, Any]:
-    """The values of a group, those that were no setting yet in this format as runs then were; see `Settings.read`.
-
-    What is no part of a run's identity, such as a folder, need not be there.
-    """
-    complete = {}
-    for name, each in settings(kind).items():
-        known = each.metadata
-        if name not in values and known["identity"] and known["since"] <= format:
-            raise UsageError(f"lacks {name}")
-        complete[name] = values.get(name, known["before"] if known["identity"] else each.default)
-    return complete
 
 
 def refuse_newer(format: int) -> None:
@@ -124,31 +114,27 @@ def refuse_newer(format: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
-    """The numbers that a setting may have; an end that is None is open."""
+    """The numbers that a setting may have; an end that is infinite is open."""
 
-    at_least: float | None = None
-    above: float | None = None
-    at_most: float | None = None
-    below: float | None = None
+    at_least: float = -math.inf
+    above: float = -math.inf
+    at_most: float = math.inf
+    below: float = math.inf
     multiple_of: int = 1
 
     def __contains__(self, value: float) -> bool:
-        return (
-            (self.at_least is None or value >= self.at_least)
-            and (self.above is None or value > self.above)
-            and (self.at_most is None or value <= self.at_most)
-            and (self.below is None or value < self.below)
-            and (self.multiple_of == 1 or value % self.multiple_of == 0)
-        )
+        whole = self.multiple_of == 1 or value % self.multiple_of == 0
+        return self.at_least <= value <= self.at_most and self.above < value < self.below and whole
 
     def __str__(self) -> str:
         """ "from 0 to 31", "above 0", "a multiple of 10 from 0 to 49990"."""
         words = [] if self.multiple_of == 1 else [f"a multiple of {self.multiple_of}"]
-        if self.at_most is None and self.below is None:
-            words += [f"above {self.above}"] if self.at_least is None else [f"{self.at_least} or above"]
+        closed = self.at_least > -math.inf
+        if min(self.at_most, self.below) == math.inf:
+            words += [f"{self.at_least} or above" if closed else f"above {self.above}"]
         else:
-            words += [f"above {self.above} and" if self.at_least is None else f"from {self.at_least}"]
-            words += [f"to below {self.below}"] if self.at_most is None else [f"to {self.at_most}"]
+            words += [f"from {self.at_least}" if closed else f"above {self.above} and"]
+            words += [f"to {self.at_most}" if self.at_most < math.inf else f"to below {self.below}"]
         return " ".join(words)
 
 
@@ -210,10 +196,5 @@ def converted(kind: Any, value: Any) -> Any:
 def in_words(hint: Any) -> str:
     """What a value of this type is, for people."""
     words = {bool: "true or false", int: "a whole number", float: "a number", Path: "a path", str: "a text"}
-    parts = []
-    for kind in kinds(hint):
-        if listed := choices(kind):
-            parts.append(f"one of {', '.join(map(repr, listed))}")
-        elif kind in words:
-            parts.append(words[kind])
-    return " or ".join(parts)
+    words |= {kind: f"one of {', '.join(map(repr, choices(kind)))}" for kind in kinds(hint) if choices(kind)}
+    return " or ".join(words[kind] for kind in kinds(hint) if kind in words)

@@ -3,8 +3,6 @@
 "optimizer=sgd lr=0.1,0.05 seed=0,1" is a grid of four cells; "optimizer=sgd lr=0.001..0.1" a space to search.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import re
@@ -22,28 +20,15 @@ FOLDERS = ("data_dir", "log_dir", "checkpoint_dir")  # which the sweep sets
 
 @dataclass(frozen=True)
 class Cell:
-    """One run.
+    """One run."""
 
-    Attributes:
-        key: Equal for equal cells.
-        assigned: Flags that differ from the recipe's, as texts.
-        space: Flags to search, as texts; empty if this is a cell of a grid.
-    """
-
-    key: str
-    assigned: dict[str, str]
-    space: dict[str, str] = field(default_factory=dict)
+    key: str  # equal for equal cells
+    assigned: dict[str, str]  # flags that differ from the recipe's, as texts
+    space: dict[str, str] = field(default_factory=dict)  # flags to search, as texts; empty of a cell of a grid
 
 
 class Plan:
-    """What the cells of a sweep have in common.
-
-    Args:
-        recipe: YAML file of flags; a bare name is looked for in recipes/.
-        base: Flags on top of it, "epochs=5 pictures=false".
-        name: Of the sweep and its folders; null takes the recipe's.
-        log_dir, checkpoint_dir: In which these folders are.
-        reuse: A `cells.csv`, whose results count as if they were of this sweep.
+    """What the cells of a sweep have in common, by the flags of sweep.py.
 
     Raises:
         UsageError: As all methods do: train.py would refuse these flags.
@@ -86,10 +71,9 @@ class Plan:
         if not space:
             raise SettingError("search", text, "has neither a range (0.001..0.1) nor choices (sgd,adam)")
         assigned = {flag: value for flag, value in texts.items() if flag not in space}
-        for flag, value in space.items():
-            for end in ends(value):
-                if not self.config(assigned | {flag: end}).val_size:
-                    raise SettingError("search", text, "chooses by validation, so it needs val_size above 0")
+        configs = [self.config(assigned | {flag: end}) for flag, value in space.items() for end in ends(value)]
+        if not all(config.val_size for config in configs):
+            raise SettingError("search", text, "chooses by validation, so it needs val_size above 0")
         key = json.dumps([assigned, space, self.config(assigned).identity()])
         return [Cell(f"{key} {number}", assigned, space) for number in range(trials)]
 
@@ -110,9 +94,8 @@ class Plan:
         """All flags on top of the recipe's."""
         folders = zip(FOLDERS, (self.data_dir, self.log_dir, self.checkpoint_dir), strict=True)
         texts = {flag: str(folder) for flag, folder in folders} | self.base | assigned
-        tag = "-".join(
-            f"{flag}-{value}" for flag, value in assigned.items() if SETTINGS[flag].metadata["named"] is None
-        )
+        unnamed = [flag for flag in assigned if SETTINGS[flag].metadata["named"] is None]
+        tag = "-".join(f"{flag}-{assigned[flag]}" for flag in unnamed)
         return ({"tag": re.sub(r"[^\w.=+-]+", "-", tag)} if tag else {}) | texts  # of a path its slashes go
 
     def finished(self) -> dict[str, dict[str, Any]]:

@@ -3,8 +3,6 @@
 Light to import, and knows nothing of training: sweeps and reports read any number of runs with it.
 """
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,17 +23,11 @@ COLUMNS = [name for name, each in SETTINGS.items() if each.metadata["identity"] 
 
 @dataclass(frozen=True)
 class Run:
-    """A run on disk.
+    """A run on disk."""
 
-    Attributes:
-        folder: Its logs, `.../<name>/version_N`.
-        config: What it is.
-        result: What `train` returned; None while the run is not finished.
-    """
-
-    folder: Path
+    folder: Path  # its logs, `.../<name>/version_N`
     config: RunConfig
-    result: dict[str, Any] | None
+    result: dict[str, Any] | None  # what `train` returned; None while the run is not finished
 
     @property
     def name(self) -> str:
@@ -52,10 +44,8 @@ class Run:
 
 
 def read_runs(folder: Path) -> list[Run]:
-    """All runs of train.py in and below a folder, by path.
-
-    Raises:
-        UsageError: A file of a run is damaged, or a newer version wrote it.
+    """All runs of train.py in and below a folder, by path; UsageError if a file of one is damaged, or a newer version
+    wrote it.
     """
     runs = []
     for path in sorted({file.parent for name in (CONFIG, OLD_CONFIG) for file in folder.rglob(name)}, key=_numbered):
@@ -103,11 +93,8 @@ def canonical(name: str, text: str) -> str:
 
 
 def read_cells(path: Path) -> list[tuple[dict[str, str], RunConfig]]:
-    """The rows of a `cells.csv` as texts, and what the run of each was.
-
-    Raises:
-        UsageError: There is no such file, it is damaged, or a row lacks a setting that makes a run another one: what is
-            missing is not guessed.
+    """The rows of a `cells.csv` as texts, and what the run of each was; UsageError if there is no such file, it is
+    damaged, or a row lacks a setting that makes a run another one: what is missing is not guessed.
     """
     try:
         with path.open(encoding="utf-8", newline="") as file:
@@ -127,16 +114,11 @@ def read_cells(path: Path) -> list[tuple[dict[str, str], RunConfig]]:
             if None in row.values() or None in row:
                 raise ValueError("the line ends early or late")
             result_of_row(row)
-            cells.append((row, config_of_row(row)))
+            values: dict[str, Any] = {name: row[name] or None for name in COLUMNS if name in row}
+            cells.append((row, read_config(values, int(row.get("format") or 1))))
         except (ValueError, KeyError, TypeError, UsageError) as error:
             raise UsageError(f"{path}, line {number}: not as report.py writes it: {error}") from error
     return cells
-
-
-def config_of_row(row: Mapping[str, str]) -> RunConfig:
-    """What the run of a row of `cells.csv` was."""
-    values: dict[str, Any] = {name: row[name] or None for name in COLUMNS if name in row}
-    return read_config(values, int(row.get("format") or 1))
 
 
 def result_of_row(row: Mapping[str, str]) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """Statistics of runs: intervals, comparisons paired by seed, agreement with others' figures. Accuracies in percent."""
 
-from __future__ import annotations
-
 import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -44,8 +42,7 @@ def prediction(values: pd.Series) -> tuple[float, float]:
 def agreement(settings: Sequence[tuple[pd.Series, float]]) -> str:
     """Whether the report's figures are reproduced, in words: over all settings, and in those with several seeds.
 
-    Args:
-        settings: Of each the accuracies of its runs, and the report's figure, which is of one run.
+    Of each setting there are the accuracies of its runs, and the report's figure, which is of one run.
     """
     if not settings:
         return ""
@@ -82,10 +79,8 @@ def compared(cells: pd.DataFrame, groups: Sequence[str]) -> tuple[str, pd.DataFr
 
     Paired by seed: the difference's 95% interval by bootstrap (BCa, Efron 1987), p by flipping the signs of all pairs
     (exact as long as 2^pairs is within RESAMPLES), and the effect size, mean / standard deviation of the differences.
-    Of several comparisons at once p is corrected.
-
-    Raises:
-        UsageError: Fewer than two groups; a group has several runs of a seed; fewer than two seeds in common.
+    Of several comparisons at once p is corrected. SettingError if there are fewer than two groups, a group has several
+    runs of a seed, or they have fewer than two seeds in common.
     """
     first, *others = [" ".join(shlex.split(group)) for group in groups]
     if not others or len({first, *others}) < len(groups):
@@ -100,6 +95,7 @@ def compared(cells: pd.DataFrame, groups: Sequence[str]) -> tuple[str, pd.DataFr
         difference = pair[0] - pair[1]
         ends = bootstrap(difference)
         settings = [setting_of(parts[group], group, tables[number].index) for group in (first, other)]
+        effect = PLAIN(difference.mean() / difference.std(ddof=1)) if ends else EQUAL
         on_test = any((parts[group]["select_on"] == "test").any() for group in (first, other))
         answers.append(verdict(settings, pair, p[number], ends, on_test, least[number], len(pairs)))
         figures[f"{first} against {other}"] = {
@@ -110,9 +106,7 @@ def compared(cells: pd.DataFrame, groups: Sequence[str]) -> tuple[str, pd.DataFr
             "95% interval (BCa bootstrap)": f"{SIGNED(ends[0])} to {SIGNED(ends[1])}" if ends else EQUAL,
             "p (sign flips, two-sided)": f"{raw[number]:.2g}",
             "p, corrected (Holm)": f"{p[number]:.2g}",
-            "effect size (mean / sd of the differences)": PLAIN(difference.mean() / difference.std(ddof=1))
-            if ends
-            else EQUAL,
+            "effect size (mean / sd of the differences)": effect,
             "pairs in which the first is better": f"{(difference > 0).sum()} of {len(difference)}",
         }
     table = pd.DataFrame(figures).drop([] if others[1:] else "p, corrected (Holm)")

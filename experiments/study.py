@@ -4,8 +4,6 @@ Each cell is a trial, enqueued once. Workers are threads, each of which waits fo
 a journal in the log folder, or in a database that several machines share.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import runpy
@@ -131,21 +129,18 @@ class Engine:
 
     def _work(self) -> None:
         try:
-            self._run_cells()
+            while not self.stopping.is_set():
+                states = {trial.state for trial in self.study.get_trials(deepcopy=False)}
+                if TrialState.WAITING in states:
+                    self.study.optimize(self._objective, n_trials=1, catch=Failed, callbacks=[enqueue_stopped])
+                elif TrialState.RUNNING in states:  # another worker's; if that dies, its cell comes back
+                    optuna.storages.fail_stale_trials(self.study)
+                    self.stopping.wait(POLL)
+                else:
+                    return
         except Exception as error:  # the study cannot be written, say; the main thread tells
             self.error = error
             self.stopping.set()
-
-    def _run_cells(self) -> None:
-        while not self.stopping.is_set():
-            states = {trial.state for trial in self.study.get_trials(deepcopy=False)}
-            if TrialState.WAITING in states:
-                self.study.optimize(self._objective, n_trials=1, catch=Failed, callbacks=[enqueue_stopped])
-            elif TrialState.RUNNING in states:  # another worker's; if that dies, its cell comes back
-                optuna.storages.fail_stale_trials(self.study)
-                self.stopping.wait(POLL)
-            else:
-                return
 
     def _objective(self, trial: Trial) -> float:
         """One run; its value is the accuracy that chose the best epoch."""
@@ -178,8 +173,7 @@ class Engine:
         if folder := self.plan.unfinished(config):
             arguments = [f"--resume={folder}", f"--data_dir={self.plan.data_dir}", f"--log_dir={self.plan.log_dir}"]
         else:
-            threads = max(1, cores() // self.workers)
-            arguments = self.plan.arguments(values, threads)
+            arguments = self.plan.arguments(values, threads=max(1, cores() // self.workers))
         output = self.plan.log_dir / "output" / f"{number}.txt"
         output.parent.mkdir(exist_ok=True)
         child = multiprocessing.get_context("spawn").Process(target=run_train, args=(arguments, output))
@@ -249,8 +243,7 @@ def quieten() -> None:
 def open_study(plan: Plan, storage: str | None) -> Iterator[Study]:
     """The study of a sweep, which without a database one process at a time can have.
 
-    Raises:
-        UsageError: Another process has it, or the database cannot be reached.
+    UsageError if another process has it, or the database cannot be reached.
     """
     quieten()
     plan.log_dir.mkdir(parents=True, exist_ok=True)
@@ -282,8 +275,7 @@ def journal(path: Path) -> optuna.storages.JournalStorage:
 def searches(log_dir: Path) -> list[Study]:
     """The finished trials, two at least, of each search in a sweep's journal, as a study that its flags name.
 
-    Raises:
-        UsageError: The journal is damaged.
+    UsageError if the journal is damaged.
     """
     path, found = log_dir / JOURNAL, dict[str, Study]()
     if not path.exists():
@@ -303,19 +295,16 @@ def searches(log_dir: Path) -> list[Study]:
     return [study for study in found.values() if len(study.trials) > 1]
 
 
-def database(url: str) -> optuna.storages.RDBStorage:
-    for attempt in range(3):
-        try:
-            return optuna.storages.RDBStorage(
-                url, heartbeat_interval=HEARTBEAT, grace_period=GRACE, heartbeat_stale_trial_callback=again
-            )
-        except (IntegrityError, ProgrammingError) as error:
-            if attempt == 2:
-                raise UsageError(f"storage: {str(error).splitlines()[0]}") from error
-            time.sleep(POLL)  # another machine made the tables in the same moment
-        except (SQLAlchemyError, ImportError) as error:
+def database(url: str, tries: int = 3) -> optuna.storages.RDBStorage:
+    try:
+        return optuna.storages.RDBStorage(
+            url, heartbeat_interval=HEARTBEAT, grace_period=GRACE, heartbeat_stale_trial_callback=again
+        )
+    except (SQLAlchemyError, ImportError) as error:
+        if tries == 1 or not isinstance(error, IntegrityError | ProgrammingError):
             raise UsageError(f"storage: {str(error).splitlines()[0]}") from error
-    raise AssertionError
+    time.sleep(POLL)  # another machine made the tables in the same moment
+    return database(url, tries - 1)
 
 
 def default_workers() -> int:

@@ -1,7 +1,5 @@
 """Runs made into a page: tables in Markdown, CSV and LaTeX, curves, and what was found, from what runs left."""
 
-from __future__ import annotations
-
 import io
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,6 +36,7 @@ TITLES = {
 REFERENCE = {"best_epoch": "report: best epoch", "accuracy": "report: accuracy, %"}  # of reference.csv
 TAGS = {f"{part}/{score}" for part in ("train", "val", "test") for score in ("loss", "acc")}  # in curves.csv
 CURVE = "accuracy over epochs"  # the column of pictures, which only the page has
+SEVERAL = "Several seeds: mean ± standard deviation (95% interval of the mean, Student's t); seconds: median."
 DESCENDING = ("optimizer", "lr", "batch_size")  # columns that come first, in the order of the report's table
 
 
@@ -83,7 +82,8 @@ def write_page(
         notes.read_text(encoding="utf-8").strip() if notes.exists() else "",
         origin(folders, folder, options),
         write_table(folder / "table", table),
-        explanation(settings, baseline),
+        f"Baseline: {baseline}; differences are paired by seed, their intervals are not corrected." if baseline else "",
+        SEVERAL if any(len(part) > 1 for part in settings.values()) else "",
         agreement(both),
         optimism(chosen),
         "" if comparison is None else f"## Compared\n\n{write_table(folder / 'comparison', comparison)}",
@@ -138,11 +138,10 @@ def read_table(path: Path) -> list[dict[str, Any]]:
     """The rows of a `cells.csv`, as `collect` has them; none if there is no such file."""
     if not path.exists():
         return []
-    rows = []
-    for row, config in read_cells(path):
-        results = {name: float(row[name]) for name in RESULTS if row.get(name)}
-        rows.append({"run": row["run"]} | texts_of(config) | results)
-    return rows
+    return [
+        {"run": row["run"]} | texts_of(config) | {name: float(row[name]) for name in RESULTS if row.get(name)}
+        for row, config in read_cells(path)
+    ]
 
 
 def write_cells(path: Path, cells: pd.DataFrame, varying: Sequence[str] = ()) -> None:
@@ -225,16 +224,6 @@ def write_table(path: Path, table: pd.DataFrame) -> str:
     return f"{markdown}\n\nThe same as [CSV]({path.name}.csv) and [LaTeX]({path.name}.tex)."
 
 
-def explanation(settings: dict[str, pd.DataFrame], baseline: str | None) -> str:
-    """What the figures of the table are."""
-    lines = []
-    if baseline:
-        lines += [f"Baseline: {baseline}; differences are paired by seed, their intervals are not corrected."]
-    if any(len(part) > 1 for part in settings.values()):
-        lines += ["Several seeds: mean ± standard deviation (95% interval of the mean, Student's t); seconds: median."]
-    return "\n\n".join(lines)
-
-
 def beside(part: pd.DataFrame, reference: pd.DataFrame) -> dict[str, str]:
     """The columns of reference.csv for a setting, and how its accuracy agrees with the report's."""
     theirs = figures_of_others(part, reference)
@@ -259,17 +248,14 @@ def figures_of_others(part: pd.DataFrame, reference: pd.DataFrame) -> dict[str, 
 def optimism(cells: pd.DataFrame) -> str:
     """What choosing the epoch on the test set adds, where it was done."""
     gain = (cells["best_test_acc"] - cells["last_test_acc"]).dropna()
-    if gain.empty:
-        return ""
-    spread = f"{gain.min():.2f} to {gain.max():.2f}"
-    return f"Choosing the epoch on the test set adds {gain.mean():.2f} points to the last epoch's accuracy ({spread})."
+    text = "Choosing the epoch on the test set adds {:.2f} points to the last epoch's accuracy ({:.2f} to {:.2f})."
+    return "" if gain.empty else text.format(gain.mean(), gain.min(), gain.max())
 
 
 def read_reference(path: Path) -> pd.DataFrame:
     """The figures of others as texts, settings as `runs.texts_of` writes them; empty if there is no such file.
 
-    Raises:
-        UsageError: It is damaged, or has a value that is none.
+    UsageError if it is damaged, or has a value that is none.
     """
     table = read_csv(path, dtype=str, keep_default_na=False)
     try:
@@ -326,10 +312,8 @@ def draw(settings: dict[str, pd.DataFrame], curves: pd.DataFrame, folder: Path) 
     if not groups:
         return
     values = np.concatenate([list(run.values()) for found in groups.values() for run in found])
-    save(
-        figures.comparison(groups, "accuracy on the images that choose the epoch, else on training images"),
-        folder / "curves.png",
-    )
+    named = "accuracy on the images that choose the epoch, else on training images"
+    save(figures.comparison(groups, named), folder / "curves.png")
     for number, name in enumerate(settings):
         figure = figures.thumbnail(groups.get(name, []), float(np.quantile(values, 0.05)), float(values.max()))
         save(figure, folder / f"curve-{number:02d}.png")
@@ -352,14 +336,13 @@ def draw_searches(searched: Sequence[Study], folder: Path) -> None:
     """
     for old in folder.glob("search-*.png") if searched else ():
         old.unlink()
+    target: Any = {"target_name": "validation accuracy"}
     for number, study in enumerate(searched):
         with matplotlib.rc_context({"savefig.bbox": "tight"}):  # and Optuna sets a style
-            drawn: dict[str, Any] = {"slice": plots.plot_slice(study, target_name="validation accuracy")}
+            drawn: dict[str, Any] = {"slice": plots.plot_slice(study, **target)}
             if len(study.best_params) > 1:
                 by = optuna.importance.PedAnovaImportanceEvaluator()
-                drawn["importance"] = plots.plot_param_importances(
-                    study, evaluator=by, target_name="validation accuracy"
-                )
+                drawn["importance"] = plots.plot_param_importances(study, evaluator=by, **target)
             for kind, axes in drawn.items():
                 figure = np.ravel(axes)[0].figure
                 figure.suptitle(study.study_name)

@@ -6,11 +6,9 @@
 Nothing in a file can run code, and no file that only a checkpoint names is run. Imports no Lightning.
 """
 
-from __future__ import annotations
-
 import pickle
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,33 +36,20 @@ MODEL = "model."  # before the names of the network's weights, which are an attr
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """What a run left.
-
-    Attributes:
-        path: The file.
-        format: Of what is written in it.
-        flags: The run's settings by name, as they were written.
-        epoch: The last one trained, counted from 0.
-        network, data: The run's settings of these groups.
-        preprocessing: What images have to go through before the network.
-        whitening: float32 [3, 3 * ZCA_SIDE**2 + 1] of `fit_whitening`; None unless the preprocessing has it.
-        mean, std: float32 [3], per channel, in [0, 255].
-        class_names: By label.
-        state_dict: Of `LeNetModule`.
-    """
+    """What a run left."""
 
     path: Path
-    format: int
-    flags: dict[str, Any]
-    epoch: int
+    format: int  # of what is written in the file
+    flags: dict[str, Any]  # the run's settings by name, as they were written
+    epoch: int  # the last one trained, counted from 0
     network: Network
     data: Data
-    preprocessing: Preprocessing
-    whitening: np.ndarray | None
-    mean: Tensor
+    preprocessing: Preprocessing  # what images have to go through before the network
+    whitening: np.ndarray | None  # float32 [3, 3 * ZCA_SIDE**2 + 1] of `fit_whitening`, if the preprocessing has it
+    mean: Tensor  # float32 [3], per channel, in [0, 255], as std
     std: Tensor
-    class_names: tuple[str, ...]
-    state_dict: dict[str, Tensor]
+    class_names: tuple[str, ...]  # by label
+    state_dict: dict[str, Tensor]  # of `LeNetModule`
 
     def make_network(self) -> nn.Module:
         """The trained network; UsageError if the weights are of another one."""
@@ -98,9 +83,9 @@ def load_checkpoint(path: str | Path, network: str | None = None) -> Checkpoint:
     """
     path = Path(path)
     if path.is_dir():
-        if not (path / LAST).exists():
-            raise UsageError(f"{path}: a folder without {LAST}")
         path = path / LAST
+        if not path.exists():
+            raise UsageError(f"{path.parent}: a folder without {LAST}")
     try:
         with warnings.catch_warnings(action="ignore"):  # of files that are refused right after
             entries = torch.load(path, map_location="cpu", weights_only=True)
@@ -126,6 +111,9 @@ def _checkpoint(path: Path, entries: Mapping[str, Any]) -> Checkpoint:
         flags, state = dict(entries[FLAGS]), entries[DATA_STATE]
         flags.pop(FORMAT, None)
         preprocessing, whitening = from_state(state, format)
+        names = tuple(entries.get(NAMES, CLASS_NAMES))
+        if len(names) != len(CLASS_NAMES) or not all(isinstance(name, str) for name in names):
+            raise UsageError(f"has no names of {len(CLASS_NAMES)} classes")
         return Checkpoint(
             path=path,
             format=format,
@@ -137,15 +125,9 @@ def _checkpoint(path: Path, entries: Mapping[str, Any]) -> Checkpoint:
             whitening=whitening,
             mean=state["mean"].view(3),
             std=state["std"].view(3),
-            class_names=_class_names(entries.get(NAMES, CLASS_NAMES)),
+            class_names=names,
             state_dict=dict(entries[STATE_DICT]),
         )
-
-
-def _class_names(names: Sequence[str]) -> tuple[str, ...]:
-    if len(names) != len(CLASS_NAMES) or not all(isinstance(name, str) for name in names):
-        raise UsageError(f"has no names of {len(CLASS_NAMES)} classes")
-    return tuple(names)
 
 
 def _named(checkpoint: Checkpoint, name: str | None) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """The settings of the rooms that learn: which network, how its weights are updated, who teaches it."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path

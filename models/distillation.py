@@ -4,8 +4,6 @@ Hinton, Vinyals, Dean (2015), Distilling the Knowledge in a Neural Network. The 
 are computed once, before training, and kept.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from dataclasses import dataclass
@@ -31,13 +29,10 @@ BATCH_SIZE = 500  # images that the teacher is asked at once, which bounds the m
 
 
 def distillation(logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """The divergence from the teacher's soft targets (Hinton et al. 2015), a scalar.
+    """The divergence from the teacher's soft targets (Hinton et al. 2015), a scalar; logits are float [B, C].
 
     Both distributions are softened by TEMPERATURE; the factor of its square keeps gradients as large as those of
     cross-entropy.
-
-    Args:
-        logits, teacher_logits: float [B, C].
     """
     targets = (teacher_logits / TEMPERATURE).softmax(1)
     predictions = (logits / TEMPERATURE).log_softmax(1)
@@ -48,10 +43,7 @@ def distillation(logits: Tensor, teacher_logits: Tensor) -> Tensor:
 class TeacherLogits:
     """What `CIFAR10DataModule` asks for the teacher's logits: each is the mean over the image and its horizontal flip.
 
-    Attributes:
-        classifier: The teacher.
-        sha256: Its `teacher_sha256`.
-        folder: Where logits are kept.
+    They are kept in `folder`.
     """
 
     classifier: Classifier
@@ -59,28 +51,21 @@ class TeacherLogits:
     folder: Path
 
     def __call__(self, images: np.ndarray) -> Tensor:
-        """Images as they are in the data set, uint8 [N, 3, 32, 32], to logits, float32 [N, C].
-
-        Raises:
-            DataError: `folder` cannot be written.
-        """
+        """Images of the data set, uint8 [N, 3, 32, 32], to logits, float32 [N, C]; DataError as of `kept`."""
         inputs = (digest(images), self.sha256, *method_versions(self.classifier.preprocessing), torch.__version__)
         shape = (len(images), len(self.classifier.class_names))
-        return torch.from_numpy(kept(self.folder, "teacher", inputs, shape, np.float32, lambda: self._compute(images)))
 
-    @torch.no_grad()
-    def _compute(self, images: np.ndarray) -> np.ndarray:
-        pixels = torch.from_numpy(preprocess(images, self.classifier.preprocessing, self.classifier.whitening))
-        batches = tqdm(pixels.split(BATCH_SIZE), "teacher", leave=False, disable=None)
-        return torch.cat([self.classifier.logits(batch) for batch in batches]).numpy()
+        @torch.no_grad()
+        def compute() -> np.ndarray:
+            pixels = torch.from_numpy(preprocess(images, self.classifier.preprocessing, self.classifier.whitening))
+            batches = tqdm(pixels.split(BATCH_SIZE), "teacher", leave=False, disable=None)
+            return torch.cat([self.classifier.logits(batch) for batch in batches]).numpy()
+
+        return torch.from_numpy(kept(self.folder, "teacher", inputs, shape, np.float32, compute))
 
 
 def load_teacher(teacher: Teacher, data: Data, folder: Path) -> TeacherLogits:
-    """The teacher of a run.
-
-    Args:
-        teacher, data: Settings of the run that is to be taught; it has a teacher.
-        folder: Where logits are kept.
+    """The teacher of a run with these settings.
 
     Raises:
         UsageError: It is not there or cannot be loaded, is another one than `teacher_sha256` says, or was trained on
@@ -95,29 +80,19 @@ def load_teacher(teacher: Teacher, data: Data, folder: Path) -> TeacherLogits:
             f"the teacher is another one than that of the run: {path} has SHA-256 {sha256}, not "
             f"{teacher.teacher_sha256}"
         )
-    if seen_validation_images(checkpoint.data, data):
-        split = f"val_size {checkpoint.data.val_size} and split_seed {checkpoint.data.split_seed}"
+    # Of one split seed, a smaller validation split is within a larger one.
+    trained = checkpoint.data
+    if data.val_size and (trained.split_seed != data.split_seed or trained.val_size < data.val_size):
+        split = f"val_size {trained.val_size} and split_seed {trained.split_seed}"
         raise SettingError("teacher", path, f"was trained with {split}, so it has seen validation images of this run")
     return TeacherLogits(make_classifier(checkpoint, tta=True), sha256, folder)
-
-
-def seen_validation_images(trained: Data, taught: Data) -> bool:
-    """Whether a network trained on `trained` has seen validation images of `taught`."""
-    # Of one split seed, a smaller validation split is within a larger one.
-    unseen = trained.split_seed == taught.split_seed and trained.val_size >= taught.val_size
-    return taught.val_size > 0 and not unseen
 
 
 def teacher_sha256(path: Path) -> str:
     """The SHA-256 of all that a teacher answers by: network, weights, statistics, preprocessing and whitening.
 
-    It is the same for a copy elsewhere, and for another checkpoint file of the same weights.
-
-    Args:
-        path: As `load_checkpoint` takes it.
-
-    Raises:
-        UsageError: It is not there or cannot be loaded.
+    It is the same for a copy elsewhere, and for another checkpoint file of the same weights. `path` and UsageError are
+    as of `load_checkpoint`.
     """
     return _sha256(_load(path))
 

@@ -1,7 +1,5 @@
 """The networks alone; they need nothing but PyTorch."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

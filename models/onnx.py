@@ -1,7 +1,5 @@
 """Classifiers as ONNX, for programs without Python."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -19,10 +17,8 @@ from models.classifier import Classifier
 def export(classifier: Classifier, path: Path) -> None:
     """Write the classifier as ONNX: `images`, uint8 [N, 3, 32, 32], to `probabilities`, float32 [N, C].
 
-    Its metadata has `class_names`, a JSON list.
-
-    Raises:
-        UsageError: Its preprocessing does more than whiten, or the file cannot be written.
+    Its metadata has `class_names`, a JSON list. UsageError if its preprocessing does more than whiten, or if the file
+    cannot be written.
     """
     if left := steps(classifier.preprocessing, corrupted=False):
         raise UsageError(f"the checkpoint's preprocessing has no ONNX form: {', '.join(left)}")
@@ -45,11 +41,7 @@ def export(classifier: Classifier, path: Path) -> None:
 
 
 class Whitened(nn.Module):
-    """A classifier of images that are not whitened yet: what `preprocessing.whiten` does, as part of the network.
-
-    Args:
-        classifier: Whose preprocessing is its whitening alone.
-    """
+    """A classifier whose preprocessing is its whitening alone, with what `preprocessing.whiten` does in the network."""
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()

@@ -80,7 +80,7 @@ def make_optimizer(parameters: Iterable[torch.nn.Parameter], settings: Optimizat
 
 def make_schedule(optimizer: torch.optim.Optimizer, name: str, total_steps: int) -> torch.optim.lr_scheduler.LambdaLR:
     """The schedule `name` over `total_steps` optimizer steps; `scheduler.step()` is due after each of them."""
-    import torch
+    from torch.optim.lr_scheduler import LambdaLR
 
     factor = SCHEDULES[name]
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(min(step / total_steps, 1.0)))
+    return LambdaLR(optimizer, lambda step: factor(min(step / total_steps, 1.0)))

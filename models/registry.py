@@ -68,9 +68,7 @@ def make_network(name: str, width: int = 3, sha256: str | None = None) -> nn.Mod
 def network_sha256(name: str) -> str | None:
     """The SHA-256 of the file of a "file.py:Class", not of what it imports; None for a name of NETWORKS.
 
-    Raises:
-        UsageError: The file cannot be read.
-    """
+    UsageError if the file cannot be read."""
     return None if name in NETWORKS else hashlib.sha256(_read(_split(name)[0])).hexdigest()
 
 

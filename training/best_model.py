@@ -58,19 +58,12 @@ OTHER_LOSS = """
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a network makes of N labelled images, in float32; all on the CPU.
+    """What a network makes of N labelled images, in float32; all on the CPU."""
 
-    Attributes:
-        images: float32 [N, 3, H, W], as the network gets them.
-        labels: int64 [N].
-        logits: float32 [N, C].
-        features: float32 [N, F], what the last linear layer gets; None of a network without one.
-    """
-
-    images: Tensor
-    labels: Tensor
-    logits: Tensor
-    features: Tensor | None
+    images: Tensor  # float32 [N, 3, H, W], as the network gets them
+    labels: Tensor  # int64 [N]
+    logits: Tensor  # float32 [N, C]
+    features: Tensor | None  # float32 [N, F], what the last linear layer gets; None of a network without one
 
     def confusion_matrix(self) -> Tensor:
         """int64 [C, C], rows true, columns predicted."""
@@ -78,22 +71,16 @@ class Predictions:
 
 
 class BestModel(Callback):
-    """When training ends, classifies the validation images with the best checkpoint, and shows it in TensorBoard.
+    """When training ends, classifies the validation images with the best checkpoint, and shows what it makes of them.
 
-    Confusion matrix, reliability diagram, most confident mistakes, feature maps of one image, projector; the curves of
-    the run, and their trend. All but the maps and the projector are files in the log folder too, with the tables of
-    `findings.write_tables`. Without a checkpoint that monitors a metric the last weights are taken. Without validation
-    there are only the curves of the training; without TensorBoard's logger, nothing.
+    All but the feature maps and the projector are files in the log folder, too. Without a checkpoint that monitors a
+    metric the last weights are taken. Without validation there are only the curves of the training; without
+    TensorBoard's logger, nothing.
 
     Args:
         stage: What the metrics of the validation are called.
-        class_names: Of all classes, by label.
         draw: Whether there are pictures, or the trend alone.
-        config: The flags of the run, plain values by name, from which the trend's advice names others to try.
-        train_loss_name: What the training loss is called, if it is not what the validation loss is.
-
-    Attributes:
-        trend: After the run, in the first process; None without validation.
+        config: As `diagnosis.analyse` takes it.
     """
 
     def __init__(
@@ -102,11 +89,10 @@ class BestModel(Callback):
         class_names: Sequence[str] = CLASS_NAMES,
         draw: bool = True,
         config: Mapping[str, Any] | None = None,
-        train_loss_name: str = diagnosis.TRAINING,
     ) -> None:
-        self.stage, self.class_names, self.draw = stage, class_names, draw
-        self.config, self.train_loss_name = config, train_loss_name
-        self.trend: diagnosis.Trend | None = None
+        self.stage, self.class_names, self.draw, self.config = stage, class_names, draw, config
+        self.train_loss_name = diagnosis.train_loss_name(config or {})
+        self.trend: diagnosis.Trend | None = None  # after the run, in the first process, if there is validation
         self._images = diagnosis.said_of(stage, "validation")  # which are classified
         self._shown = False
 
@@ -117,10 +103,7 @@ class BestModel(Callback):
         """Do what is due when training ends, unless it is done; all processes have to call this.
 
         To be called after `fit`: Lightning leaves out the end of a training whose checkpoint is of the last epoch.
-
-        Args:
-            loaders: The validation's, or a list of them, of which the first is taken; None or an empty list if there is
-                no validation.
+        `loaders` is the validation's, or a list of them, of which the first is taken; None or empty if there is none.
         """
         if self._shown or not any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
             return
@@ -133,20 +116,21 @@ class BestModel(Callback):
             with best_weights(trainer, pl_module):
                 predictions = gather(predict(pl_module, loaders), pl_module.device)
                 maps = layer_outputs(pl_module, predictions.images[:1])
-        if writer := writer_of(trainer):
-            writer.flush()
-            curves = read_curves(Path(writer.log_dir))
-            if predictions:
-                findings.write_tables(Path(writer.log_dir), predictions.logits, predictions.labels, self.class_names)
-                self._analyse(writer, curves, predictions, trainer.current_epoch)
-            if self.draw:
-                self._draw_curves(writer, curves, trainer.current_epoch)
-                if predictions:
-                    datamodule = trainer.datamodule  # type: ignore[attr-defined]
-                    known = hasattr(datamodule, "validation_pictures")
-                    shown = datamodule.validation_pictures() if known else figures.pixels(predictions.images)
-                    self._draw_predictions(writer, predictions, shown, maps, trainer.current_epoch)
-            writer.flush()
+        if not (writer := writer_of(trainer)):
+            return
+        writer.flush()
+        curves = read_curves(Path(writer.log_dir))
+        if predictions:
+            findings.write_tables(Path(writer.log_dir), predictions.logits, predictions.labels, self.class_names)
+            self._analyse(writer, curves, predictions, trainer.current_epoch)
+        if self.draw:
+            self._draw_curves(writer, curves, trainer.current_epoch)
+        if self.draw and predictions:
+            datamodule = trainer.datamodule  # type: ignore[attr-defined]
+            known = hasattr(datamodule, "validation_pictures")
+            shown = datamodule.validation_pictures() if known else figures.pixels(predictions.images)
+            self._draw_predictions(writer, predictions, shown, maps, trainer.current_epoch)
+        writer.flush()
 
     def _analyse(
         self, writer: SummaryWriter, curves: dict[str, dict[int, float]], predictions: Predictions, epoch: int
@@ -212,12 +196,8 @@ def predict(module: pl.LightningModule, loader: Iterable[Any]) -> Predictions:
 
 
 def exactly(module: pl.LightningModule, images: Tensor) -> Tensor:
-    """The module's logits, float32 [N, C] on the CPU, without the lower precision that its training may have had.
-
-    Weights that the Trainer keeps in another format are taken as they are.
-
-    Args:
-        images: float [N, 3, H, W].
+    """The module's logits of images, float [N, 3, H, W]: float32 [N, C] on the CPU, without the lower precision that
+    its training may have had. Weights that the Trainer keeps in another format are taken as they are.
     """
     with torch.autocast(module.device.type, enabled=False):
         return module(images.to(module.device, next(module.parameters()).dtype)).float().cpu()
@@ -227,23 +207,15 @@ def gather(predictions: Predictions, device: torch.device) -> Predictions:
     """The predictions of all processes together, exchanged through `device`; each process has to call this."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return predictions
-
-    def of_all(part: Tensor) -> Tensor:
-        return torch.cat(gather_all_tensors(part.to(device))).cpu()
-
-    features = None if predictions.features is None else of_all(predictions.features)
-    return Predictions(of_all(predictions.images), of_all(predictions.labels), of_all(predictions.logits), features)
+    parts = (predictions.images, predictions.labels, predictions.logits, predictions.features)
+    gathered = [part if part is None else torch.cat(gather_all_tensors(part.to(device))).cpu() for part in parts]
+    return Predictions(*gathered)  # type: ignore[arg-type]
 
 
 @torch.no_grad()
 def layer_outputs(module: pl.LightningModule, image: Tensor) -> dict[str, Tensor]:
-    """What each convolution and linear layer but the last makes of one image.
-
-    Args:
-        image: float [1, 3, H, W].
-
-    Returns:
-        By the layers' names, in order: float [channels, h, w] or [units], before their activation.
+    """What each convolution and linear layer but the last makes of an image, float [1, 3, H, W]: before the activation,
+    float [channels, h, w] or [units], by the layers' names, in order.
     """
     outputs: dict[str, Tensor] = {}
 

@@ -8,10 +8,9 @@ What is logged once an epoch is logged over the number of epochs done, before th
 and resumed run has whole curves.
 """
 
-from __future__ import annotations
-
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,14 +25,15 @@ from tqdm import tqdm
 
 from cifar10.records import CLASS_NAMES
 from training import figures
-from training.diagnosis import TRAINING
+from training.diagnosis import TRAINING, said_of
 from training.files import HISTORY
 from training.findings import write_csv
-from training.tensorboard import add_figure, add_graph, add_layout, writer_of
+from training.tensorboard import add_figure, writer_of
 
 _STAGES = ("train", "val", "test")
 _HISTORY = "history"  # its entry in a checkpoint
 
+SHOWN_IMAGES = 30  # of the first batch
 BUSY = 0.8  # share of the processor time that all threads asked for, below which they wait for each other
 
 
@@ -48,9 +48,7 @@ class EpochLines(Callback):
     up to its last checkpoint. So are the values of all epochs, which with each checkpoint are written to HISTORY in the
     log folder of TensorBoard's logger: the seconds there are without those that writing takes.
 
-    Args:
-        quiet: Shows neither.
-        started: When the command started, as `time.time()` gives it; None is now.
+    `started` is `time.time()` when the command started; None is now. With `quiet` there is neither bar nor line.
     """
 
     def __init__(self, quiet: bool = False, started: float | None = None) -> None:
@@ -123,7 +121,10 @@ class EpochLines(Callback):
         self._epoch_images += len(batch[1]) * trainer.world_size
         self.images += len(batch[1]) * trainer.world_size
         if not self._bar.disable:
-            self._add(outputs, batch[1])
+            sums = {"loss": outputs["loss"].detach() * len(batch[1])}
+            if "logits" in outputs:
+                sums["acc"] = (outputs["logits"].argmax(1) == batch[1]).sum()
+            self._sums = {name: self._sums.get(name, 0) + value for name, value in sums.items()}
             if self._bar.update():  # true whenever the bar was drawn anew
                 self._bar.set_postfix_str(self._progress(trainer, batch_idx + 1), refresh=False)
         if batch_idx + 1 == trainer.num_training_batches:
@@ -133,21 +134,15 @@ class EpochLines(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._end_epoch(trainer)
 
-    def _add(self, outputs: Any, labels: Tensor) -> None:
-        sums = {"loss": outputs["loss"].detach() * len(labels)}
-        if "logits" in outputs:
-            sums["acc"] = (outputs["logits"].argmax(1) == labels).sum()
-        self._sums = {name: self._sums.get(name, 0) + value for name, value in sums.items()}
-
     def _progress(self, trainer: pl.Trainer, batches: int) -> str:
         images = self._epoch_images / trainer.world_size
         parts = [f"{name} {float(value) / images:.3f}" for name, value in self._sums.items()]
         epoch_seconds = self._epoch_seconds()
-        parts.append(f"{self._epoch_images / epoch_seconds:,.0f} images/s")
         batches_left = trainer.num_training_batches * ((trainer.max_epochs or 0) - trainer.current_epoch) - batches
         images_left = batches_left * self._epoch_images / batches
         seconds_left = images_left * (self.seconds + epoch_seconds) / self.images
-        return ", ".join([*parts, f"{tqdm.format_interval(seconds_left)} left"])
+        parts += [f"{self._epoch_images / epoch_seconds:,.0f} images/s", f"{tqdm.format_interval(seconds_left)} left"]
+        return ", ".join(parts)
 
     def _epoch_seconds(self) -> float:
         """Of the epoch that goes on, so far."""
@@ -165,9 +160,7 @@ class EpochLines(Callback):
         for stage in _STAGES:
             if f"{stage}_acc" in values:
                 parts.append(f"{stage} loss {values[f'{stage}_loss']:.3f} acc {values[f'{stage}_acc']:.2%}")
-        parts.append(f"lr {values['lr']:.2g}")
-        parts.append(f"{seconds:.1f} s")
-        parts.append(f"{values['images_per_second']:,.0f} images/s")
+        parts += [f"lr {values['lr']:.2g}", f"{seconds:.1f} s", f"{values['images_per_second']:,.0f} images/s"]
         if best_checkpoint(trainer) != self._best:
             self._best = best_checkpoint(trainer)
             parts.append("best so far")
@@ -190,19 +183,28 @@ class EpochLines(Callback):
 
 
 class ChartLayout(Callback):
-    """TensorBoard's Custom Scalars tab: training and validation in one chart each for loss and accuracy.
+    """TensorBoard's Custom Scalars tab: training and validation in one chart, and the accuracy of each class.
 
-    Args:
-        stage: What the metrics of the validation are called.
-        train_loss_name: What the training loss is called, if it is not what the validation loss is.
+    `stage` is as of `BestModel`, and `train_loss_name` of `diagnosis`.
     """
 
     def __init__(self, stage: str = "val", train_loss_name: str = TRAINING) -> None:
         self.stage, self.train_loss_name = stage, train_loss_name
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if writer := writer_of(trainer):
-            add_layout(writer, self.stage, self.train_loss_name)
+        if not (writer := writer_of(trainer)):
+            return
+        # TensorBoard reads the names as regular expressions that match from their start.
+        losses, accuracies = (["Multiline", [f"train/{name}$", f"{self.stage}/{name}$"]] for name in ("loss", "acc"))
+        classes = ["Multiline", [f"{self.stage}_acc_by_class/"]]
+        told = self.train_loss_name != TRAINING
+        loss = said_of(self.stage, f"loss: {self.train_loss_name}, and validation") if told else "loss"
+        writer.add_custom_scalars(
+            {
+                said_of(self.stage, "Training and validation, over epochs"): {loss: losses, "accuracy": accuracies},
+                said_of(self.stage, "Validation accuracy of each class, over epochs"): {"all classes": classes},
+            }
+        )
 
 
 class ClassAccuracy(Callback):
@@ -219,13 +221,7 @@ class ClassAccuracy(Callback):
         self.metric.to(pl_module.device).reset()
 
     def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *indices: int
     ) -> None:
         if trainer.state.fn == "fit":
             logits = outputs if isinstance(outputs, Tensor) else pl_module(batch[0])
@@ -255,10 +251,8 @@ class GradientNorm(Callback):
 class TrainingSpeed(Callback):
     """`train/images_per_second` once an epoch: of the training batches alone, of all processes together.
 
-    A line says once when the threads waited for other programs: threads that wait for each other lose twice then.
-
-    Args:
-        quiet: The line is left out.
+    A line, unless `quiet`, says once when the threads waited for other programs: threads that wait for each other lose
+    twice then.
     """
 
     def __init__(self, quiet: bool = False) -> None:
@@ -289,8 +283,8 @@ class WhatItSees(Callback):
     They are drawn when the training is over, so that the first epoch takes no longer than the others.
     """
 
-    def __init__(self, images: int = 30, class_names: Sequence[str] = CLASS_NAMES) -> None:
-        self.images, self.class_names = images, class_names
+    def __init__(self, class_names: Sequence[str] = CLASS_NAMES) -> None:
+        self.class_names = class_names
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not (writer := writer_of(trainer)):
@@ -299,11 +293,12 @@ class WhatItSees(Callback):
         if hasattr(loader.sampler, "set_epoch"):
             loader.sampler.set_epoch(0)
         images, labels = next(iter(loader))[:2]
-        captions = [self.class_names[label] for label in labels.tolist()][: self.images]
+        captions = [self.class_names[label] for label in labels.tolist()][:SHOWN_IMAGES]
         title = "What the network sees: augmented images, and their labels"
-        sheet = figures.sheet(figures.pixels(images)[: self.images], captions, title)
+        sheet = figures.sheet(figures.pixels(images)[:SHOWN_IMAGES], captions, title)
         add_figure(writer, "what_it_sees/training_batch", sheet, 0)
-        add_graph(writer, pl_module, images[:1].to(pl_module.device))
+        with warnings.catch_warnings(action="ignore"):  # PyTorch deprecates the tracer that TensorBoard needs
+            writer.add_graph(pl_module, images[:1].to(pl_module.device))
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         rows = datamodule.examples() if hasattr(datamodule, "examples") else {}
         if len(rows) > 1:

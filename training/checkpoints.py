@@ -1,7 +1,5 @@
 """A run on disk: checkpoints that are whole or not there, that move with their folder, and that are safe to open."""
 
-from __future__ import annotations
-
 import io
 import os
 from dataclasses import replace
@@ -40,16 +38,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """A checkpoint of a run, written at the end of each epoch in which `monitor` is the highest so far.
+    """A checkpoint of a run with its `config`, written at the end of each epoch in which the logged metric `monitor` is
+    the highest so far.
 
     Without `monitor` it is written at the end of every epoch. (ModelCheckpoint's own `save_last` of Lightning 2.6 is
     not: it writes only in epochs that are the best.) Its state names files without their folder, so that a run can be
     moved and then resumed.
-
-    Args:
-        filename: Without ending; may name metrics in braces.
-        config: Of the run; written into the checkpoint.
-        monitor: Name of a logged metric.
     """
 
     def __init__(self, filename: str, config: RunConfig, monitor: str | None = None) -> None:
@@ -122,17 +116,11 @@ def config_of(checkpoint: Checkpoint) -> RunConfig:
 
 
 def release(checkpoint: Checkpoint, target: Path, test_acc: float) -> None:
-    """Write a checkpoint without what only training needs, and with what a user of its weights should know.
+    """Write a checkpoint without what only training needs, and with what a user of its weights should know, to the file
+    `target`, whose folder is made; UsageError if it cannot be written.
 
-    `load_checkpoint` and Lightning read it; beside their entries it has `test_acc`, `measured_on`, and `command`, which
-    makes the run again. Of the run's settings it has those that are part of its identity.
-
-    Args:
-        target: The file to write; its folder is made.
-        test_acc: A fraction, on the test set.
-
-    Raises:
-        UsageError: `target` cannot be written.
+    `load_checkpoint` and Lightning read it; beside their entries it has `test_acc`, a fraction, `measured_on`, and
+    `command`, which makes the run again. Of the run's settings it has those that are part of its identity.
     """
     values = config_of(checkpoint).plain()
     flags = {name: values[name] for name, each in SETTINGS.items() if each.metadata["identity"] or name == "teacher"}
@@ -142,9 +130,8 @@ def release(checkpoint: Checkpoint, target: Path, test_acc: float) -> None:
         "measured_on": "the 10,000 test images of CIFAR-10, preprocessed as the flags say, one forward pass",
         "command": command_line("python", "train.py", *words),
     }
-    model, data = (
-        {name: flags[name] for name in settings(kind) if name in flags} for kind in (ModelConfig, DataConfig)
-    )
+    parts = (settings(kind) for kind in (ModelConfig, DataConfig))
+    model, data = ({name: flags[name] for name in part if name in flags} for part in parts)
     lightning = {
         "pytorch-lightning_version": pl.__version__,
         LeNetModule.CHECKPOINT_HYPER_PARAMS_KEY: model | {"val_name": flags["select_on"]},

@@ -3,8 +3,6 @@
 Light to import, so that a bad flag is refused at once.
 """
 
-from __future__ import annotations
-
 import argparse
 import difflib
 import errno
@@ -26,6 +24,7 @@ from training.config import read_config
 from training.signals import Stopped
 
 RECIPES = Path(__file__).parent.parent / "recipes"
+METAVARS = {int: "N", float: "X", Path: "PATH", str: "TEXT"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -39,6 +38,9 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=description, allow_abbrev=False, **options)
         shtab.add_argument_to(self, "--print_completion", help="Print what completes these flags in a shell.")
 
+    def add_config(self, help: str) -> None:
+        self.add_argument("--config", action=RecipeFile, default=argparse.SUPPRESS, metavar="FILE", help=help)
+
     def add_settings(self, kind: type[Settings], names: Iterable[str] | None = None) -> None:
         """A flag for each setting of a group, or for some; `parse_args` returns those that are given."""
         title, _, what = (kind.__doc__ or "").splitlines()[0].partition(": ")
@@ -46,13 +48,13 @@ class Parser(argparse.ArgumentParser):
         for name in settings(kind) if names is None else names:
             each, hint = settings(kind)[name], types_of(kind)[name]  # type: ignore[arg-type]
             listed = [str(value) for part in kinds(hint) for value in choices(part)]
-            is_switch = hint is bool
+            listed += ["true", "false"] if hint is bool else []
             group.add_argument(
                 f"--{name}",
                 type=taken(each, hint),
-                metavar=f"{{{','.join(listed)}}}" if listed else "{true,false}" if is_switch else metavar(hint),
-                nargs="?" if is_switch else None,
-                const=True if is_switch else None,
+                metavar=f"{{{','.join(listed)}}}" if listed else "|".join(filter(None, map(METAVARS.get, kinds(hint)))),
+                nargs="?" if hint is bool else None,
+                const=True if hint is bool else None,
                 default=argparse.SUPPRESS,
                 help=f"{each.metadata['help']} (default: {in_yaml(each.default)})".replace("%", "%%"),
             )
@@ -96,11 +98,8 @@ class RecipeFile(argparse.Action):
 
 
 def read_recipe(name: str) -> dict[str, Any]:
-    """The flags in a YAML file: a recipe, or the configuration that a run wrote.
-
-    Raises:
-        UsageError: It is not there, or no YAML of flags. Aliases are refused, since a few lines of them can stand for
-            terabytes.
+    """The flags in a YAML file: a recipe, or the configuration that a run wrote; UsageError if it is none. Aliases are
+    refused, since a few lines of them can stand for terabytes.
     """
     path = recipe_path(name)
     try:
@@ -114,10 +113,8 @@ def read_recipe(name: str) -> dict[str, Any]:
         raise UsageError(f"{path}: no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise UsageError(f"{path}: must have lines of the form flag: value")
-    if "format" not in values:
-        return values
     try:
-        return read_config({key: value for key, value in values.items() if key != "format"}, values["format"]).plain()
+        return read_config(values, values.pop("format")).plain() if "format" in values else values
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
 
@@ -140,11 +137,6 @@ def taken(each: Field, hint: Any) -> Callable[[Any], Any]:
     return take
 
 
-def metavar(hint: Any) -> str:
-    words = {int: "N", float: "X", Path: "PATH", str: "TEXT"}
-    return "|".join(words[kind] for kind in kinds(hint) if kind in words)
-
-
 def in_yaml(value: Any) -> str:
     """A value as a flag or a file of flags has it."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
@@ -153,10 +145,9 @@ def in_yaml(value: Any) -> str:
 def _config_first(words: list[str]) -> list[str]:
     """The command line with `--config FILE` at its start, so that the other flags win."""
     for place, word in enumerate(words):
-        if word == "--config":
-            return [*words[place : place + 2], *words[:place], *words[place + 2 :]]
-        if word.startswith("--config="):
-            return [word, *words[:place], *words[place + 1 :]]
+        if word.partition("=")[0] == "--config":
+            end = place + (1 if "=" in word else 2)
+            return [*words[place:end], *words[:place], *words[end:]]
     return words
 
 

@@ -5,8 +5,6 @@ The command line, files of flags, checkpoints, sweeps, reports and resume all re
 is one field of a group. Light to import.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping
@@ -91,7 +89,9 @@ class RunConfig(DataConfig, ModelConfig, Length, Hardware, Output):
     def name(self) -> str:
         """Of the run's folder."""
         values = self.plain() | self.group(Optimization).resolved().plain()
-        parts = [f"{each.metadata['named']}{in_short(values[name])}" for name, each in NAMED.items()]
+        named = {name: each.metadata["named"] for name, each in SETTINGS.items()}
+        short = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in values.items()}
+        parts = [f"{word}{short[name]}" for name, word in named.items() if word is not None]
         return "-".join([*parts, self.tag] if self.tag else parts)
 
     def identity(self) -> str:
@@ -109,19 +109,12 @@ GROUPS: tuple[type[Settings], ...] = (
     *(Augmentation, Preprocessing, Data, Output, Hardware),
 )  # in the order in which people want to know
 SETTINGS = {name: each for group in GROUPS for name, each in settings(group).items()}
-NAMED = {name: each for name, each in SETTINGS.items() if each.metadata["named"] is not None}
-
-
-def in_short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def with_contents(config: RunConfig) -> RunConfig:
     """With what is in the files that the run is given, the defaults by optimizer, and the number format that this
-    processor is fastest with: what its identity needs.
-
-    Raises:
-        UsageError: A file is not there, or holds something else than the configuration says.
+    processor is fastest with: what its identity needs. UsageError if a file is not there, or holds something else than
+    the configuration says.
     """
     known: dict[str, Any] = {"network_sha256": network_sha256(config.network), "teacher_sha256": None}
     if config.teacher:
@@ -140,10 +133,8 @@ def with_contents(config: RunConfig) -> RunConfig:
 
 
 def read_config(values: Mapping[str, Any], format: int) -> RunConfig:
-    """The configuration that a run of some format wrote.
-
-    Raises:
-        UsageError: A newer version wrote it, or it has a value that this version does not know, or lacks one.
+    """The configuration that a run of some format wrote; UsageError if a newer version did, or if it has a value that
+    this version does not know, or lacks one.
     """
     refuse_newer(format)
     if unknown := sorted(values.keys() - SETTINGS.keys()):

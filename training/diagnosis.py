@@ -28,8 +28,6 @@ Flags that follow the advice are named where the run's own are known: those that
 have.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -56,39 +54,23 @@ class Trend:
     """The trend of a run; epochs are counted from 1, accuracies and their differences are fractions.
 
     `asdict` gives plain values, for JSON; `Trend(**values)` is the way back.
-
-    Attributes:
-        epochs: How many the curves have.
-        best_epoch, best_acc: By validation accuracy.
-        tied_since: First epoch whose accuracy was less than the noise below the best.
-        overfitting_onset: First epoch of the rise of validation loss; None if there is none.
-        gap: Training minus validation accuracy in the best epoch.
-        noise: Standard deviation of validation accuracy from epoch to epoch.
-        last_epochs: Whether validation accuracy still rises; "unknown" below MIN_EPOCHS.
-        last_change: By how much it changes over the last `last_window` epochs.
-        hardest: Up to three classes with the lowest accuracy, which is the share of their images that are recognised.
-        confused: Up to two pairs of classes with the most confusions: images of the first class taken for the second,
-            and of the second taken for the first.
-        advice: MORE_EPOCHS, LOWER_LR, REGULARISE or WIDER.
-        reason: Why.
-        flags: That follow the advice, in words; empty if there are none, or the run's own are not known.
     """
 
     epochs: int
     best_epoch: int
     best_acc: float
-    tied_since: int
-    overfitting_onset: int | None
+    tied_since: int  # first epoch whose accuracy was less than the noise below the best
+    overfitting_onset: int | None  # first epoch of the rise of validation loss; None if there is none
     gap: float
     noise: float
-    last_epochs: Ending
-    last_change: float
+    last_epochs: Ending  # "unknown" below MIN_EPOCHS
+    last_change: float  # of validation accuracy over the last `last_window` epochs
     last_window: int
-    hardest: list[tuple[str, float]]
-    confused: list[tuple[str, str, int, int]]
-    advice: str
+    hardest: list[tuple[str, float]]  # see `hardest_classes`
+    confused: list[tuple[str, str, int, int]]  # see `confused_pairs`
+    advice: str  # MORE_EPOCHS, LOWER_LR, REGULARISE or WIDER
     reason: str
-    flags: str = ""
+    flags: str = ""  # that follow the advice, in words; empty if there are none, or the run's own are not known
 
 
 def analyse(
@@ -101,17 +83,13 @@ def analyse(
     first_epoch: int = 1,
     config: Mapping[str, Any] | None = None,
 ) -> Trend:
-    """Read the trend off the curves of a run.
+    """Read the trend off the curves of a run; ValueError if they have no epoch, or not the same number.
 
     Args:
-        train_loss, train_acc, val_loss, val_acc: One value an epoch, from the first on; at least one epoch.
         class_names: Of all C classes.
         confusion: int [C, C], rows true, of the best epoch.
         first_epoch: The number of the curves' first.
         config: The flags of the run, plain values by name; without them the advice names none.
-
-    Raises:
-        ValueError: The curves have no epoch, or not the same number.
     """
     epochs = len(val_acc)
     if not epochs or any(len(curve) != epochs for curve in (train_loss, train_acc, val_loss)):
@@ -175,27 +153,17 @@ def last_epochs(val_acc: Curve, window: int, noise: float) -> tuple[Ending, floa
     return ("improve" if change > 0 else "worsen"), change
 
 
-def hardest_classes(confusion: np.ndarray, class_names: Sequence[str], count: int = 3) -> list[tuple[str, float]]:
-    """The classes with the lowest share of recognised images, the hardest first.
-
-    Args:
-        confusion: int [C, C], rows true.
-    """
+def hardest_classes(confusion: np.ndarray, class_names: Sequence[str]) -> list[tuple[str, float]]:
+    """The three classes of which the smallest share is recognised, by a confusion matrix, int [C, C], rows true."""
     accuracy = confusion.diagonal() / np.maximum(confusion.sum(1), 1)
     order = [label for label in np.argsort(accuracy, kind="stable") if confusion[label].sum()]
-    return [(class_names[label], float(accuracy[label])) for label in order[:count]]
+    return [(class_names[label], float(accuracy[label])) for label in order[:3]]
 
 
-def confused_pairs(
-    confusion: np.ndarray, class_names: Sequence[str], count: int = 2
-) -> list[tuple[str, str, int, int]]:
-    """The pairs of classes with the most confusions, both ways together: (a, b, a taken for b, b taken for a).
-
-    Args:
-        confusion: int [C, C], rows true.
-    """
+def confused_pairs(confusion: np.ndarray, class_names: Sequence[str]) -> list[tuple[str, str, int, int]]:
+    """The two pairs of classes with the most confusions, both ways: (a, b, a taken for b, b taken for a)."""
     both = np.triu(confusion + confusion.T, k=1)
-    pairs = [divmod(int(index), len(confusion)) for index in np.argsort(-both, axis=None, kind="stable")[:count]]
+    pairs = [divmod(int(index), len(confusion)) for index in np.argsort(-both, axis=None, kind="stable")[:2]]
     return [
         (class_names[a], class_names[b], int(confusion[a, b]), int(confusion[b, a])) for a, b in pairs if both[a, b]
     ]
@@ -219,14 +187,9 @@ def _advise(epochs: int, by_chance: bool, onset: int | None, last: str, noise: f
 
 
 def flags_to_try(advice: str, config: Mapping[str, Any]) -> str:
-    """The flags of `train` that follow an advice and that a run does not have yet, in words; empty if there are none.
-
-    Args:
-        advice: MORE_EPOCHS, LOWER_LR, REGULARISE or WIDER.
-        config: The flags of the run, plain values by name; of those that are missing nothing is said.
+    """The flags of `train` that follow an advice and that a run of this `config` does not have yet, in words; of those
+    that are missing in it nothing is said.
     """
-    if not config:
-        return ""
     plain = config.get("plain_epochs", 0)  # they have no crop and no cutout
     augmented = plain < config.get("epochs", math.inf)
     options = {

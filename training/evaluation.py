@@ -5,8 +5,6 @@
 All images are preprocessed as in the run, and classified in float32.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -40,17 +38,11 @@ SPLITS = {"val": "validation", "test": "test"}
 
 @dataclass(frozen=True)
 class Labelled:
-    """N images to evaluate on.
+    """N images to evaluate on."""
 
-    Attributes:
-        pixels: uint8 [N, 3, 32, 32], preprocessed.
-        shown: uint8 [N, 32, 32, 3], as they were.
-        labels: int64 [N].
-    """
-
-    pixels: np.ndarray
-    shown: np.ndarray
-    labels: Tensor
+    pixels: np.ndarray  # uint8 [N, 3, 32, 32], preprocessed
+    shown: np.ndarray  # uint8 [N, 32, 32, 3], as they were
+    labels: Tensor  # int64 [N]
 
 
 def evaluate(
@@ -92,7 +84,6 @@ def evaluate(
     if on in SPLITS:
         data = replace(config, data_dir=data_dir or Data.data_dir, mirror=mirror, cache_dir=cache_dir)
         images = _official(checkpoint, settings, data, on, damaged)
-        prefix = f"{on}/"
     elif (Path(on) / LABELS).exists():
         found = dict(_corruptions(classifier, Path(on), settings, damaged))
         if out:
@@ -101,7 +92,6 @@ def evaluate(
         return named | {"mean": float(np.mean(list(found.values())))}
     else:
         images = _pictures(Path(on), checkpoint, settings, damaged)
-        prefix = ""
     logits = classify(classifier, images.pixels)
     loss = MeanLoss()
     for some, labels in zip(logits.split(EVAL_BATCH_SIZE), images.labels.split(EVAL_BATCH_SIZE), strict=True):
@@ -114,7 +104,10 @@ def evaluate(
         for file, figure in findings.draw(logits, images.labels, images.shown, checkpoint.class_names, name).items():
             findings.save(out / file, figure)
         result = [("accuracy", f"{acc:.2%}"), ("loss", f"{loss.compute():.4f}")]
-        findings.write_report(out, f"{checkpoint.path.name} on {name} images", _command(), result, name)
+        findings.write_report(
+            out, f"{checkpoint.path.name} on {name} images", command_line("python", *sys.argv), result, name
+        )
+    prefix = f"{on}/" if on in SPLITS else ""
     return {f"{prefix}loss": loss.compute().item(), f"{prefix}acc": acc.item()}
 
 
@@ -150,11 +143,12 @@ def _pictures(folder: Path, checkpoint: Checkpoint, settings: Preprocessing, dam
     for file in files:
         if file.parent.name not in names:
             raise UsageError(f"{file}: its folder is not named by a class, which are {', '.join(names)}")
-    read = {file: read_or_reason(file, "crop") for file in files}
-    for file, found in read.items():
-        if isinstance(found, str):
+    read = []
+    for file in files:
+        if isinstance(found := read_or_reason(file, "crop"), str):
             raise UsageError(f"{file}: {found}")
-    shown = np.stack([found for found in read.values() if not isinstance(found, str)])
+        read.append(found)
+    shown = np.stack(read)
     pixels = preprocess(shown.transpose(0, 3, 1, 2), settings, checkpoint.whitening, damaged)
     return Labelled(pixels, shown, torch.tensor([names.index(file.parent.name) for file in files]))
 
@@ -212,12 +206,8 @@ def _write_corruptions(
     findings.write_page(
         out,
         f"# {checkpoint.path.name} on {folder.name}",
-        f"```sh\n{_command()}\n```",
+        f"```sh\n{command_line('python', *sys.argv)}\n```",
         findings.in_markdown(["accuracy", *columns], lines),
         f"![Accuracy by corruption and severity]({CORRUPTED})",
         f"As a file: [{CORRUPTIONS}]({CORRUPTIONS}).",
     )
-
-
-def _command() -> str:
-    return command_line("python", *sys.argv)

@@ -39,16 +39,10 @@ def png(picture: np.ndarray) -> bytes:
 
 
 def pixels(images: Tensor) -> np.ndarray:
-    """Normalised images as pixels to look at, whatever they were normalised by.
+    """Images, float [N, 3, H, W], as pixels to look at, uint8 [N, H, W, 3], whatever they were normalised by.
 
     Each channel's range over all these images becomes 0 to 255. Where the images hold both its darkest and its
     brightest value, as a few dozen photographs do, these are the original pixels.
-
-    Args:
-        images: float [N, 3, H, W].
-
-    Returns:
-        uint8 [N, H, W, 3].
     """
     low, high = images.amin((0, 2, 3), keepdim=True), images.amax((0, 2, 3), keepdim=True)
     scaled = (images - low) / (high - low).clamp(min=1e-12) * 255
@@ -56,12 +50,7 @@ def pixels(images: Tensor) -> np.ndarray:
 
 
 def sheet(images: np.ndarray, captions: Sequence[str], title: str, columns: int = 6) -> Figure:
-    """Images in rows, each with its caption (one line or two) below.
-
-    Args:
-        images: uint8 [N, H, W, 3].
-        captions: N texts.
-    """
+    """Images, uint8 [N, H, W, 3], in rows, each with its caption (one line or two) below."""
     lines = max((caption.count("\n") + 1 for caption in captions), default=1)
     height, width = images.shape[1:3]
     row, column = height + 2 + 5 * lines, width + 6  # pixels of an image, room for the caption and between
@@ -79,12 +68,7 @@ def sheet(images: np.ndarray, captions: Sequence[str], title: str, columns: int 
 
 
 def before_and_after(rows: Mapping[str, np.ndarray], class_names: Sequence[str], title: str = "") -> Figure:
-    """The same images in several rows, by what was done to them.
-
-    Args:
-        rows: uint8 [N, 3, H, W] each.
-        class_names: N texts.
-    """
+    """The same N images, uint8 [N, 3, H, W], in several rows, by what was done to them; `class_names` are theirs."""
     figure = _figure(1.0 * len(class_names) + 0.4, 1.25 * len(rows) + 0.4, title)
     grid = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
     for axes, (name, images) in zip(grid, rows.items(), strict=True):
@@ -100,15 +84,8 @@ def before_and_after(rows: Mapping[str, np.ndarray], class_names: Sequence[str],
 
 
 def filters(weight: Tensor, columns: int = 6, scale: int = 12) -> np.ndarray:
-    """The filters of a convolution as one picture, each over the same scale: middle grey is 0.
-
-    Args:
-        weight: float [O, C, K, K]; with C other than 3 its mean over the channels is shown.
-        columns: Filters in a row.
-        scale: Pixels of the picture per weight.
-
-    Returns:
-        uint8 [H, W, 3].
+    """The filters of a convolution, float [O, C, K, K], as one picture, uint8 [H, W, 3], each over the same scale:
+    middle grey is 0. With C other than 3 the mean over the channels is shown; a weight has `scale` x `scale` pixels.
     """
     weight = weight.detach().cpu().float()
     if weight.shape[1] != 3:
@@ -119,11 +96,8 @@ def filters(weight: Tensor, columns: int = 6, scale: int = 12) -> np.ndarray:
 
 
 def confusion(matrix: Tensor, class_names: Sequence[str], images: str = "images") -> Figure:
-    """The confusion matrix, rows true and columns predicted, in percent of the row.
-
-    Args:
-        matrix: int64 [C, C] counts.
-        images: What was classified, for the title.
+    """The confusion matrix, int64 [C, C], rows true and columns predicted, in percent of the row; `images` are named in
+    the title.
     """
     from torchmetrics.utilities.plot import plot_confusion_matrix
 
@@ -137,11 +111,7 @@ def reliability(probabilities: Tensor, labels: Tensor, images: str = "images") -
     """The reliability diagram: how often the network is right, for each confidence, and the images that had it.
 
     The expected calibration error (Naeini et al. 2015) is the mean distance between the two, weighted by images.
-
-    Args:
-        probabilities: float [N, C].
-        labels: int64 [N].
-        images: What was classified, for the title.
+    `probabilities` are float [N, C], `labels` int64 [N].
     """
     from torchmetrics.functional.classification import multiclass_calibration_error
 
@@ -178,7 +148,6 @@ def curves(
     Args:
         train, val: `loss` and `acc`, each value by epoch; `val` may be empty.
         best: The epoch to mark.
-        val_name: What `val` is called.
         train_loss_name: What the training loss is called; not all training losses are what the validation loss is.
     """
     figure = _figure(9.6, 4.0, "")
@@ -198,12 +167,7 @@ def curves(
 
 
 def comparison(groups: Mapping[str, Sequence[Mapping[int, float]]], label: str) -> Figure:
-    """The curves of groups of runs: each group's mean over its epochs in one colour, its runs thin behind it.
-
-    Args:
-        groups: By name, each run's value by epoch.
-        label: Of the values.
-    """
+    """Groups of runs, each run's value by epoch: each group's mean in one colour, its runs thin behind it."""
     import matplotlib
 
     figure = _figure(9.6, 5.0 + 0.18 * len(groups), "")
@@ -253,27 +217,21 @@ def lr_range(lrs: np.ndarray, losses: np.ndarray, valley: tuple[float, float], s
     axes.semilogx(lrs, losses, color=TRAIN_COLOUR)
     axes.axvspan(*valley, color=BEST_COLOUR, alpha=0.15, label="valley: nearly the lowest loss")
     axes.axvline(suggestion, color=BEST_COLOUR, label=f"suggested, its middle: {suggestion:g}")
-    start = losses[0]
     axes.set(xlabel="learning rate, growing from step to step", ylabel="training loss, smoothed")
-    axes.set_ylim(losses.min() - 0.1 * start, start + 0.3 * start)  # where it diverges, it leaves the picture
+    axes.set_ylim(losses.min() - 0.1 * losses[0], 1.3 * losses[0])  # where it diverges, it leaves the picture
     axes.grid(alpha=0.3)
     axes.legend()
     return figure
 
 
 def feature_maps(
-    image: np.ndarray,
-    maps: Mapping[str, Tensor],
-    probabilities: Tensor,
-    class_names: Sequence[str],
-    label: str,
+    image: np.ndarray, maps: Mapping[str, Tensor], probabilities: Tensor, class_names: Sequence[str], label: str
 ) -> Figure:
     """One image on its way through the network: the image, what each layer makes of it, and the answer.
 
     Args:
         image: uint8 [H, W, 3].
-        maps: By the layers' names, in order: float [channels, h, w] of a convolution, [units] of a linear layer, whose
-            positive part is shown. They may be none.
+        maps: As of `best_model.layer_outputs`, of which the positive part is shown. They may be none.
         probabilities: float [C].
         label: The true class.
     """
@@ -318,9 +276,8 @@ def _mosaic(tiles: np.ndarray, columns: int, gap: int) -> np.ndarray:
     count, height, width = tiles.shape[:3]
     rows = -(-count // columns)
     ground = 255 if tiles.dtype == np.uint8 else np.nan
-    mosaic = np.full(
-        (rows * (height + gap) + gap, columns * (width + gap) + gap, *tiles.shape[3:]), ground, tiles.dtype
-    )
+    size = rows * (height + gap) + gap, columns * (width + gap) + gap
+    mosaic = np.full((*size, *tiles.shape[3:]), ground, tiles.dtype)
     for number, tile in enumerate(tiles):
         top, left = (number // columns) * (height + gap) + gap, (number % columns) * (width + gap) + gap
         mosaic[top : top + height, left : left + width] = tile

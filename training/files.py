@@ -1,7 +1,5 @@
 """What a run leaves on disk: the names of its files, its folders, and its configuration. Light to import."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import sys
@@ -53,13 +51,8 @@ def reserve_version(log_dir: Path, checkpoint_dir: Path) -> str:
 
 
 def lock_run(folder: Path) -> ExitStack:
-    """Keep a run for this process, until the context that is returned ends, or the process does, however it does.
-
-    Args:
-        folder: Of its checkpoints.
-
-    Raises:
-        UsageError: Another process has it.
+    """Keep a run, by the folder of its checkpoints, for this process, until the context that is returned ends, or the
+    process does, however it does; UsageError if another process has it.
     """
     held, path = ExitStack(), folder / LOCK
     try:
@@ -82,16 +75,13 @@ def write_config(folder: Path, config: RunConfig) -> None:
 
 def read_run_config(folder: Path) -> RunConfig | None:
     """The configuration of the run in a log folder; None if a run of an early format was killed while it wrote it.
-
-    Raises:
-        UsageError: The file is damaged, or a newer version wrote it.
+    UsageError if the file is damaged, or a newer version wrote it.
     """
-    path = folder / CONFIG
-    old = not path.exists()
-    path = folder / OLD_CONFIG if old else path
+    old = not (folder / CONFIG).exists()
+    path = folder / (OLD_CONFIG if old else CONFIG)
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return read_config({name: values[name] for name in values if name != "format"}, values.get("format", 1))
+        return read_config(values, values.pop("format", 1))
     except (UnicodeDecodeError, yaml.YAMLError, TypeError, AttributeError, UsageError) as error:
         if old:
             return None
@@ -105,10 +95,8 @@ def write_result(folder: Path, config: RunConfig, result: dict[str, Any]) -> Non
 
 
 def read_result(folder: Path) -> tuple[RunConfig, dict[str, Any]] | None:
-    """Configuration and result of the run in a log folder; None if it is not finished.
-
-    Raises:
-        UsageError: The summary is damaged, or a newer version wrote it.
+    """Configuration and result of the run in a log folder; None if it is not finished. UsageError as of
+    `read_run_config`.
     """
     path = folder / SUMMARY
     try:

@@ -50,9 +50,7 @@ def write_tables(folder: Path, logits: Tensor, labels: Tensor, class_names: Sequ
     """COUNTS, the confusion matrix, rows true, columns predicted; and CLASSES: of each class precision, recall and F1,
     as fractions (0 where there is nothing to divide by), and the number of its images.
 
-    Args:
-        logits: float [N, C].
-        labels: int64 [N].
+    `logits` are float [N, C], `labels` int64 [N].
     """
     from torchmetrics.functional import classification as metrics
 
@@ -72,11 +70,9 @@ def write_tables(folder: Path, logits: Tensor, labels: Tensor, class_names: Sequ
 def draw(
     logits: Tensor, labels: Tensor, shown: np.ndarray, class_names: Sequence[str], images: str
 ) -> dict[str, Figure]:
-    """The figures of PICTURES, by the names of their files.
+    """The figures of PICTURES, by the names of their files, for the same logits and labels.
 
     Args:
-        logits: float [N, C].
-        labels: int64 [N].
         shown: uint8 [N, H, W, 3], the images to look at.
         images: What they are, such as "validation".
     """
@@ -111,8 +107,6 @@ def write_report(
     """REPORT, of what is in the folder.
 
     Args:
-        command: That made it.
-        result: Names and values.
         images: What the network was judged on, such as "validation".
         trend: In Markdown.
         pictures: Whether those that lie there are of now.

@@ -10,8 +10,6 @@ and adadelta, and ten times too high for adafactor. The point of steepest fall, 
 than all of them, for adam fifteen times.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import tempfile
@@ -20,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytorch_lightning as pl
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.tuner import Tuner
 from torch import Tensor
@@ -41,15 +38,10 @@ VALLEY = 0.9  # share of the loss's whole fall that is kept everywhere in the va
 
 @dataclass(frozen=True)
 class LRRange:
-    """What the test found.
+    """What the test found."""
 
-    Attributes:
-        lrs: float64 [N], learning rates, each the middle of a window.
-        losses: float64 [N], training losses averaged over the windows.
-    """
-
-    lrs: np.ndarray
-    losses: np.ndarray
+    lrs: np.ndarray  # float64 [N], learning rates, each the middle of a window
+    losses: np.ndarray  # float64 [N], training losses averaged over the windows
 
     @property
     def valley(self) -> tuple[float, float]:
@@ -84,10 +76,17 @@ class RecordedModule(LeNetModule):
 
 
 def find_lr(config: RunConfig) -> tuple[float, Path]:
-    """Run the test for a run's configuration; the suggested rate, and the picture of the test."""
+    """Run the test for a run, around its learning rate and with a constant schedule: the suggested rate, and a picture.
+
+    FloatingPointError if the loss was not finite after the first few steps.
+    """
     config = resolved(config)
-    datamodule, module = make_halves(config)
-    with tempfile.TemporaryDirectory() as folder:
+    datamodule, _ = make_halves(config)
+    module = RecordedModule(config, schedule="constant")
+    lr = config.lr
+    assert lr is not None
+    options: Any = {"min_lr": lr * LOWEST, "max_lr": lr * HIGHEST, "num_training": STEPS, "update_attr": False}
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         trainer = make_trainer(
             accelerator=config.accelerator,
             devices=1,
@@ -95,38 +94,19 @@ def find_lr(config: RunConfig) -> tuple[float, Path]:
             max_epochs=STEPS,
             limit_val_batches=0,
             enable_checkpointing=False,
-            default_root_dir=folder,
+            default_root_dir=folder,  # holds a checkpoint while the test runs
         )
-        found = lr_range(module, datamodule, trainer)
-    name = f"{config.optimizer}-bs{config.batch_size}-seed{config.seed}"
-    return found.suggestion, save(found, config.log_dir, name)
-
-
-def lr_range(module: LeNetModule, datamodule: pl.LightningDataModule, trainer: pl.Trainer) -> LRRange:
-    """Run the test on a new network of the kind of `module`, with a constant schedule.
-
-    Args:
-        module: Its learning rate is the one around which rates are tried.
-        trainer: A new one with `max_epochs=STEPS`, without logger and callbacks; its `default_root_dir` holds a
-            checkpoint while the test runs.
-
-    Raises:
-        FloatingPointError: The loss was not finite after the first few steps.
-    """
-    recorded = RecordedModule(module.config, schedule="constant")
-    lr = module.config.lr
-    assert lr is not None
-    options: Any = {"min_lr": lr * LOWEST, "max_lr": lr * HIGHEST, "num_training": STEPS, "update_attr": False}
-    with contextlib.ExitStack() as stack:
         if not on_terminal():  # where Lightning's progress bar would be a line a step
             stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
-        finder = Tuner(trainer).lr_find(recorded, datamodule=datamodule, **options)
+        finder = Tuner(trainer).lr_find(module, datamodule=datamodule, **options)
     assert finder is not None
-    losses = np.array(recorded.losses)
+    losses = np.array(module.losses)
     if len(losses) < WINDOW:
         raise FloatingPointError(f"the training loss was not finite at learning rate {lr * LOWEST:.2g}")
     lrs = np.array(finder.results["lr"])[WINDOW // 2 :][: len(losses) - WINDOW + 1]
-    return LRRange(lrs, np.convolve(losses, np.ones(WINDOW) / WINDOW, "valid"))
+    found = LRRange(lrs, np.convolve(losses, np.ones(WINDOW) / WINDOW, "valid"))
+    name = f"{config.optimizer}-bs{config.batch_size}-seed{config.seed}"
+    return found.suggestion, save(found, config.log_dir, name)
 
 
 def save(found: LRRange, log_dir: Path, name: str) -> Path:

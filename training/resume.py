@@ -3,8 +3,6 @@
 python train.py --resume checkpoints/adam-lr0.002-bs128-seed0/version_0
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Collection
 from dataclasses import replace
@@ -44,16 +42,10 @@ def to_resume(path: Path, given: dict[str, Any]) -> tuple[RunConfig, Path]:
 
 
 def folders_of(config: RunConfig, folder: Path, given: Collection[str]) -> dict[str, Any]:
-    """Where data, logs, checkpoints and teacher of a run are, but for what is `given`.
+    """Where data, logs, checkpoints and teacher of a run are, but for what is `given`; UsageError if one is not there.
 
-    Relative paths are meant from where the run was started, which the place of its checkpoints tells; if that was
-    moved, or told nothing, from here.
-
-    Args:
-        folder: Of its checkpoints, absolute.
-
-    Raises:
-        UsageError: One of them is not there.
+    Relative paths are meant from where the run was started, which the place of its checkpoints, the absolute `folder`,
+    tells; if that was moved, or told nothing, from here.
     """
     inside = config.checkpoint_dir / folder.parent.name / folder.name
     start = Path(os.path.abspath(folder.joinpath(*[".."] * len(inside.parts))))

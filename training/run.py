@@ -3,19 +3,14 @@
 result = train(optimizer="adam", epochs=3)
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import LearningRateMonitor
-from torch import Tensor
 from torch.distributed import DistNetworkError, DistStoreError
 
 from cifar10.config import Data
@@ -30,7 +25,6 @@ from training import callbacks as visible
 from training.best_model import BestModel
 from training.checkpoints import RunCheckpoint, StopOnSignal
 from training.config import SETTINGS, RunConfig, with_contents
-from training.diagnosis import train_loss_name
 from training.files import lock_run, reserve_version, write_config, write_result
 from training.findings import write_run_report
 from training.hardware import keep_freed_memory
@@ -72,16 +66,12 @@ def train(
 
 @dataclass(frozen=True)
 class Watch:
-    """The callbacks of a run that others of its steps ask.
-
-    Attributes:
-        best: None if no epoch is chosen.
-    """
+    """The callbacks of a run that others of its steps ask."""
 
     stop: StopOnSignal
     lines: visible.EpochLines
     best_model: BestModel
-    best: RunCheckpoint | None
+    best: RunCheckpoint | None  # None if no epoch is chosen
     last: RunCheckpoint
 
     def callbacks(self, config: RunConfig) -> list[pl.Callback]:
@@ -117,18 +107,12 @@ def build(config: RunConfig, resume: Path | None = None, started: float | None =
     config = resolved(config)
     datamodule, module = make_halves(config)
     monitor = f"{config.select_on}/acc" if config.val_size or config.select_on == "test" else None
+    best_name = f"best-epoch={{epoch:02d}}-{config.select_on}_acc={{{monitor}:.4f}}"
     watch = Watch(
         stop=StopOnSignal(),
         lines=visible.EpochLines(config.quiet, started),
-        best_model=BestModel(
-            config.select_on,
-            draw=config.pictures,
-            config=config.plain(),
-            train_loss_name=train_loss_name(config.plain()),
-        ),
-        best=RunCheckpoint(f"best-epoch={{epoch:02d}}-{config.select_on}_acc={{{monitor}:.4f}}", config, monitor)
-        if monitor
-        else None,
+        best_model=BestModel(config.select_on, draw=config.pictures, config=config.plain()),
+        best=RunCheckpoint(best_name, config, monitor) if monitor else None,
         last=RunCheckpoint(Path(LAST).stem, config),
     )
     trainer = make_trainer(
@@ -218,9 +202,7 @@ def resolved(config: RunConfig) -> RunConfig:
 
 def make_halves(config: RunConfig) -> tuple[CIFAR10DataModule, LeNetModule]:
     """The two halves that Lightning puts together."""
-    teacher: Callable[[np.ndarray], Tensor] | None = None
-    if config.teacher:
-        teacher = load_teacher(config.group(Teacher), config.group(Data), config.kept_in)
+    teacher = load_teacher(config.group(Teacher), config.group(Data), config.kept_in) if config.teacher else None
     return CIFAR10DataModule(config, teacher=teacher), LeNetModule(config, val_name=config.select_on)
 
 

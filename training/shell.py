@@ -1,7 +1,5 @@
 """Command lines that the programs print or keep: pasted, they give the same words back."""
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

@@ -1,7 +1,5 @@
 """Ctrl-C and SIGTERM, for a run and for a sweep."""
 
-from __future__ import annotations
-
 import os
 import signal
 import socket
@@ -10,7 +8,7 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 import psutil
 
@@ -20,12 +18,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(Exception):
-    """A signal asked the run to stop.
+    """A signal, by its number, asked a run or a sweep to stop; `advice` says how it goes on.
 
-    Attributes:
-        signal: Its number.
-        folder: Of a run, with the checkpoint of its last whole epoch; None if there is none.
-        advice: How it goes on.
+    `folder` is that of a run, with the checkpoint of its last whole epoch; None if there is none.
     """
 
     def __init__(self, signal: int, folder: Path | None = None, advice: str = "no epoch was complete yet") -> None:
@@ -45,21 +40,16 @@ class StopSignals:
     Python's handlers do not run while the main thread waits in C code, as for another process, for half an hour if
     that one never comes. So a thread, too, is told of each signal.
 
-    Args:
-        advice: With it the first signal raises `Stopped`, which says so; without, it is noted in `received`.
-
-    Attributes:
-        received: The number of the signal; None if there was none.
-        waiting: Whether the first signal ends at once, too.
+    With `advice` the first signal raises `Stopped`, which says so; without, it is noted in `received`.
     """
 
     def __init__(self, advice: str | None = None) -> None:
         self.advice = advice
-        self.received: int | None = None
-        self.waiting = False
+        self.received: int | None = None  # the number of the signal
+        self.waiting = False  # whether the first signal ends at once, too
         self._handlers: dict[int, Any] = {}  # of before
 
-    def __enter__(self) -> StopSignals:
+    def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.getsignal(number) for number in SIGNALS}
             reader, self._writer = socket.socketpair()

@@ -5,7 +5,6 @@ Light to import: TensorBoard itself and Lightning are loaded where they are need
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from tabulate import tabulate
 
 from cifar10.storage import write_bytes
 from training import figures
-from training.diagnosis import TRAINING, said_of
+from training.diagnosis import said_of
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -55,43 +54,11 @@ def add_figure(writer: SummaryWriter, tag: str, figure: Figure, epoch: int, file
         write_bytes(file, figures.png(picture))
 
 
-def add_layout(writer: SummaryWriter, stage: str, train_loss_name: str = TRAINING) -> None:
-    """The Custom Scalars tab: training and validation in one chart, and the accuracy of each class.
-
-    Args:
-        stage: What the metrics of the validation are called.
-        train_loss_name: What the training loss is called beside the validation loss.
-    """
-    # TensorBoard reads the names as regular expressions that match from their start.
-    pair = {name: ["Multiline", [f"train/{name}$", f"{stage}/{name}$"]] for name in ("loss", "acc")}
-    loss = "loss" if train_loss_name == TRAINING else said_of(stage, f"loss: {train_loss_name}, and validation")
-    classes = ["Multiline", [f"{stage}_acc_by_class/"]]
-    writer.add_custom_scalars(
-        {
-            said_of(stage, "Training and validation, over epochs"): {loss: pair["loss"], "accuracy": pair["acc"]},
-            said_of(stage, "Validation accuracy of each class, over epochs"): {"all classes": classes},
-        }
-    )
-
-
-def add_graph(writer: SummaryWriter, module: pl.LightningModule, images: Tensor) -> None:
-    """The Graphs tab: the network, traced with `images`, float [B, 3, H, W]."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PyTorch deprecates the tracer that TensorBoard needs
-        writer.add_graph(module, images)
-
-
 def add_projector(
     writer: SummaryWriter, features: Tensor, names: Sequence[tuple[str, str]], pictures: np.ndarray, epoch: int
 ) -> None:
-    """The Projector tab.
-
-    Args:
-        features: float [N, F], where the images lie.
-        names: Of the N images, class and prediction.
-        pictures: uint8 [N, H, W, 3].
-        epoch: The x value.
-    """
+    """The Projector tab: `pictures`, uint8 [N, H, W, 3], where their `features`, float [N, F], lie; `names` are class
+    and prediction."""
     import torch
 
     writer.add_embedding(
@@ -117,13 +84,8 @@ def result_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
 def log_result(
     writer: SummaryWriter, columns: Mapping[str, Any], result: Mapping[str, Any], epoch: int, first: Sequence[str] = ()
 ) -> None:
-    """Write a finished run's flags and results: as text, as scalars, and as its row in the HParams tab.
-
-    Args:
-        columns: The flags to show, plain values by name; None is left out of the HParams tab.
-        result: What `train.train` returns.
-        epoch: The x value.
-        first: Names of the columns that come first, and are the ones ticked from the start.
+    """Write a finished run's flags and results, as `train.train` returns them: as text, as scalars, and as its row in
+    the HParams tab. There flags that are None are left out, and the columns `first` are ticked from the start.
     """
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
     from torch.utils.tensorboard.summary import hparams

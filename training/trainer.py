@@ -1,19 +1,12 @@
 """Lightning's Trainer and logger as this project's runs have them, and the hardware that they are refused on."""
 
-from __future__ import annotations
-
 import logging
 import os
 import warnings
 from typing import Any
 
 import pytorch_lightning as pl
-from lightning_fabric.plugins.environments import (
-    LSFEnvironment,
-    MPIEnvironment,
-    SLURMEnvironment,
-    TorchElasticEnvironment,
-)
+from lightning_fabric.plugins import environments
 from pytorch_lightning.accelerators import AcceleratorRegistry
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.strategies import StrategyRegistry
@@ -68,12 +61,14 @@ def refuse_hardware(config: Hardware) -> None:
     for name, values in there.items():
         if getattr(config, name) not in values:
             raise SettingError(name, getattr(config, name), f"must be one of {', '.join(values)} on this machine")
+    on_cpu = config.accelerator == "cpu" or not gpus
     whole = isinstance(config.devices, int) and config.devices > 0
-    if (config.accelerator == "cpu" or not gpus) and not (whole or config.devices == "auto"):
+    if on_cpu and not (whole or config.devices == "auto"):
         raise SettingError("devices", config.devices, "must be a number of processes, 1 or above, or auto on the CPU")
-    if (config.accelerator == "cpu" or not gpus) and str(config.precision).startswith("16"):
+    if on_cpu and str(config.precision).startswith("16"):
         raise SettingError("precision", config.precision, "float16 needs a GPU; the CPU has bf16-mixed")
-    launchers = (LSFEnvironment, MPIEnvironment, SLURMEnvironment, TorchElasticEnvironment)
+    launchers: Any = (environments.LSFEnvironment, environments.MPIEnvironment)
+    launchers += (environments.SLURMEnvironment, environments.TorchElasticEnvironment)
     if config.num_nodes > 1 and not any(each.detect() for each in launchers):
         address, port, rank = (os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK"))
         if not (address and port.isdecimal() and rank.isdecimal() and int(rank) < config.num_nodes):
