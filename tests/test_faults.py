@@ -199,7 +199,9 @@ def test_a_signal_ends_a_run_that_waits_for_another_machine(
 def test_two_machines_stopped_and_resumed_end_as_two_that_were_not(tmp_path: Path, command: list[str]) -> None:
     command = [*command, "--num_nodes", "2"]
     whole, folder = Folder(tmp_path / "whole", command), Folder(tmp_path, command)
-    assert [finish(node) for node in nodes(lambda **network: whole.new(8, **network))] == [0, 0]
+    pair = nodes(lambda **network: whole.new(8, **network))
+    statuses = [finish(node) for node in pair]
+    assert statuses == [0, 0], [node.stderr_text for node in pair]  # type: ignore[attr-defined]
     for start, stopped in (
         (lambda **network: folder.new(8, **network), [1]),
         (folder.resume, [0]),
@@ -209,7 +211,8 @@ def test_two_machines_stopped_and_resumed_end_as_two_that_were_not(tmp_path: Pat
         wait_for_epoch(pair[0])
         for rank in stopped:
             pair[rank].send_signal(signal.SIGTERM)
-        assert [finish(node) for node in pair] == [143, 143]
+        statuses = [finish(node) for node in pair]
+        assert statuses == [143, 143], [node.stderr_text for node in pair]  # type: ignore[attr-defined]
         for node in pair:
             message = node.stderr_text  # type: ignore[attr-defined]
             assert f"go on with: python train.py --resume {folder.run()}" in message and message.count("\n") == 1

@@ -152,6 +152,17 @@ def _config_first(words: list[str]) -> list[str]:
 
 
 def exit_status(program: Callable[[], None]) -> int:
+    """`status_of` a program. One of several processes ends here at once: the clean-up of PyTorch's threads for them
+    aborts where another process has ended already."""
+    status = status_of(program)
+    if "MASTER_ADDR" in os.environ:  # which a run of several processes has
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
+
+
+def status_of(program: Callable[[], None]) -> int:
     """Run a program; what a user can mend becomes one line on standard error. The status is that of the contract:
     0 done, 2 bad flags or input, 1 anything else, 130 after Ctrl-C, 143 after SIGTERM."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name of a file may have letters that the console's encoding lacks
