@@ -182,3 +182,14 @@ def test_a_bad_flag_is_refused_without_pytorch() -> None:
     code = "import sys, train; sys.argv[1:] = ['--lr', '0']; status = train.exit_status(train.main)"
     code += "; sys.exit('torch' in sys.modules or 'pytorch_lightning' in sys.modules or status != 2)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError, NotADirectoryError, PermissionError, FileExistsError])
+def test_a_path_that_cannot_be_used_gets_one_line(error: type[OSError], capsys: pytest.CaptureFixture[str]) -> None:
+    number = {"FileNotFoundError": 2, "NotADirectoryError": 20, "PermissionError": 13, "FileExistsError": 17}
+
+    def program() -> None:
+        raise OSError(number[error.__name__], "the reason", "a/path")
+
+    assert exit_status(program) == 2
+    assert capsys.readouterr().err.endswith(": a/path: the reason\n")

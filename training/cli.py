@@ -24,6 +24,14 @@ from training.config import read_config
 from training.signals import Stopped
 
 RECIPES = Path(__file__).parent.parent / "recipes"
+UNUSABLE = (
+    errno.ENOENT,
+    errno.EACCES,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+)  # paths that a user gave
 METAVARS = {int: "N", float: "X", Path: "PATH", str: "TEXT"}
 
 
@@ -184,7 +192,7 @@ def status_of(program: Callable[[], None]) -> int:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             status, reason = 1, f"{error.strerror}; the last whole checkpoint stands"
-        elif error.filename and error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
+        elif error.filename and error.errno in UNUSABLE:
             status, reason = 2, f"{error.filename}: {error.strerror}"
         else:
             raise

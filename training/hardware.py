@@ -33,8 +33,8 @@ def keep_freed_memory() -> None:
     """Let the process reuse the memory that tensors free, instead of giving it back to the system and asking anew.
 
     Each training step takes and frees the same tens of megabytes. glibc may return them each time, and then the kernel
-    has to map and clear every page again in the next step, which costs up to a third of it. Whether it does depends on
-    what happens to lie on the heap, and so changes from run to run. Elsewhere than on glibc this does nothing.
+    has to map and clear every page again in the next step; results/speed.md tells what that costs. Whether it does
+    depends on what happens to lie on the heap, and so changes from run to run. Elsewhere this does nothing.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
