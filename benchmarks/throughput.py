@@ -204,6 +204,7 @@ def one_round(data_dir: Path, sizes: Sizes, plain: Executor) -> Figures:
     for batch_size, (precision, name) in itertools.product(BATCH_SIZES, formats.items()):
         case = f"batch {batch_size}{name}"
         first, steady = ours(data_dir, sizes, batch_size=batch_size, precision=precision)
+        keep_freed_memory()  # as while a run trains
         whole, training = bare_loop(data_dir, batch_size, sizes, precision)
         figures |= {f"C, {case}, first epoch": first, f"C, {case}, steady": steady}
         figures |= {f"D, {case}": whole, f"D, {case}, training alone": training}
@@ -301,7 +302,6 @@ def main(arguments: Sequence[str]) -> None:
 
     sizes, round_count = (TINY, 1) if options.tiny else (FULL, options.rounds)
     download.prepare(options.data_dir)
-    keep_freed_memory()  # as `train` does, for good
     rounds = []
     with plain_process(reuse=options.tiny) as plain:
         if not options.tiny:

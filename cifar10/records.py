@@ -52,13 +52,13 @@ def pick(folder: Path, train: bool, indices: np.ndarray) -> np.ndarray:
     Args:
         indices: int64 [M].
     """
-    files = [read_records(folder / name)[0] for name in _names(train)]
-    starts = np.cumsum([0, *map(len, files)])
-    places = np.searchsorted(starts, indices, side="right") - 1
     picked = np.empty((len(indices), 3, 32, 32), np.uint8)
-    for place, images in enumerate(files):
-        here = places == place
-        picked[here] = images[indices[here] - starts[place]]
+    start = 0
+    for name in _names(train):  # one file mapped at a time, as in `load`
+        images, _ = read_records(folder / name)
+        here = (start <= indices) & (indices < start + len(images))
+        picked[here] = images[indices[here] - start]
+        start += len(images)
     return picked
 
 

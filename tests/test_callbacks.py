@@ -323,7 +323,7 @@ def test_figures_charts_and_texts_say_on_which_images_the_network_is_judged(
         f"confident {said} mistakes",
         f"best {said} accuracy",
         f"Training and {said},",
-        f"1,000 {said} images",
+        f"{best_model.PROJECTED} {said} images",
     ):
         assert words in "".join([*in_figures, *in_texts])
     assert unsaid not in "".join([*in_figures, *in_texts])
@@ -339,7 +339,8 @@ def test_what_is_chosen_on_the_test_set_says_so(run: Any) -> None:
 
 def test_after_an_epoch_one_line_stays_with_a_mark_if_it_is_the_best(run: Any, capsys: Any) -> None:
     result = run(epochs=3)
-    start, *lines = capsys.readouterr().out.splitlines()
+    start, *others = capsys.readouterr().out.splitlines()
+    lines = [line for line in others if line.startswith("epoch ")]  # a busy machine gets one line more
     assert start.startswith("training in ")
     assert [line.split()[1] for line in lines] == ["1/3", "2/3", "3/3"]
     assert all(word in lines[0] for word in ("train loss", "val loss", "acc", "lr", " s ", "images/s"))

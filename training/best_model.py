@@ -26,12 +26,13 @@ from cifar10.storage import write_bytes
 from training import diagnosis, figures, findings
 from training.callbacks import best_checkpoint
 from training.files import CURVES, TREND
+from training.hardware import give_back_freed_memory
 from training.tensorboard import add_figure, add_projector, read_curves, writer_of
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-PROJECTED = 1000  # images in the projector
+PROJECTED = 500  # images in the projector
 GUIDE = """
 - **Time Series** and **Scalars**: loss, accuracy and images/s over epochs (the axis says Step); `train/lr`,
   `train/loss_step` and `train/grad_norm` over training steps. What is in `whole_run` has one value a run. Set
@@ -44,7 +45,7 @@ GUIDE = """
 - **Graphs**: the network; a double click opens a box.
 - **HParams**: all runs in one table, with their flags and results; tick on the left what to compare. The best accuracy
   is that on the images named by `select_on`. Parallel coordinates leave out runs without a value in a ticked column.
-- **Projector**: 1,000 validation images, placed by what the last layer gets of them. Colour by class, and try T-SNE.
+- **Projector**: {projected} validation images, placed by what the last layer gets. Colour by class, and try T-SNE.
 - **Text**: results, settings, and the trend of the run with its advice.
 
 The run's log folder has curves, tables and pictures as files, and `report.md`, which shows them.
@@ -60,7 +61,7 @@ OTHER_LOSS = """
 class Predictions:
     """What a network makes of N labelled images, in float32; all on the CPU."""
 
-    images: Tensor  # float32 [N, 3, H, W], as the network gets them
+    images: Tensor  # float32 [M, 3, H, W], the first M of them, as the network gets them
     labels: Tensor  # int64 [N]
     logits: Tensor  # float32 [N, C]
     features: Tensor | None  # float32 [N, F], what the last linear layer gets; None of a network without one
@@ -108,13 +109,17 @@ class BestModel(Callback):
         if self._shown or not any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
             return
         self._shown = True
+        give_back_freed_memory()
         predictions, maps = None, {}
         if isinstance(loaders, list | tuple):
             loaders = loaders[0] if loaders else None
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        known = hasattr(datamodule, "validation_pictures")
         if loaders is not None:
             pl_module.to(trainer.strategy.root_device)  # after `fit` it is on the CPU, where not all processes exchange
             with best_weights(trainer, pl_module):
-                predictions = gather(predict(pl_module, loaders), pl_module.device)
+                found = predict(pl_module, loaders, PROJECTED if known else None)
+                predictions = gather(found, pl_module.device)
                 maps = layer_outputs(pl_module, predictions.images[:1])
         if not (writer := writer_of(trainer)):
             return
@@ -126,8 +131,6 @@ class BestModel(Callback):
         if self.draw:
             self._draw_curves(writer, curves, trainer.current_epoch)
         if self.draw and predictions:
-            datamodule = trainer.datamodule  # type: ignore[attr-defined]
-            known = hasattr(datamodule, "validation_pictures")
             shown = datamodule.validation_pictures() if known else figures.pixels(predictions.images)
             self._draw_predictions(writer, predictions, shown, maps, trainer.current_epoch)
         writer.flush()
@@ -157,7 +160,9 @@ class BestModel(Callback):
             figure = figures.curves(train, val, best, self._images, self.train_loss_name)
             add_figure(writer, "whole_run/curves", figure, epoch, Path(writer.log_dir) / CURVES)
         other = "" if self.train_loss_name == diagnosis.TRAINING else OTHER_LOSS.format(name=self.train_loss_name)
-        writer.add_text("what_is_where", diagnosis.said_of(self.stage, GUIDE.format(loss=other)), epoch)
+        writer.add_text(
+            "what_is_where", diagnosis.said_of(self.stage, GUIDE.format(loss=other, projected=PROJECTED)), epoch
+        )
 
     def _draw_predictions(
         self, writer: SummaryWriter, predictions: Predictions, shown: np.ndarray, maps: dict[str, Tensor], epoch: int
@@ -176,8 +181,11 @@ class BestModel(Callback):
 
 
 @torch.no_grad()
-def predict(module: pl.LightningModule, loader: Iterable[Any]) -> Predictions:
-    """Classify all batches (images, labels) of `loader` with the module as it is, in evaluation mode."""
+def predict(module: pl.LightningModule, loader: Iterable[Any], keep: int | None = None) -> Predictions:
+    """Classify all batches (images, labels) of `loader` with the module as it is, in evaluation mode.
+
+    The first `keep` images are kept, whole batches of them, None is all: as float32 they weigh more than a run does.
+    """
     features: list[Tensor] = []
     handles = [
         layer.register_forward_pre_hook(lambda layer, inputs: features.append(inputs[0].float().cpu()))
@@ -186,13 +194,19 @@ def predict(module: pl.LightningModule, loader: Iterable[Any]) -> Predictions:
     training = module.training
     try:
         module.eval()
-        batches = [(images, labels, exactly(module, images)) for images, labels in loader]
+        kept, count = [], 0
+        answers = []
+        for images, labels in loader:
+            if keep is None or count < keep:
+                kept.append(images)
+            count += len(images)
+            answers.append((labels, exactly(module, images)))
     finally:
         module.train(training)
         for handle in handles:
             handle.remove()
-    images, labels, logits = (torch.cat(parts) for parts in zip(*batches, strict=True))
-    return Predictions(images, labels, logits, torch.cat(features) if features else None)
+    labels, logits = (torch.cat(parts) for parts in zip(*answers, strict=True))
+    return Predictions(torch.cat(kept), labels, logits, torch.cat(features) if features else None)
 
 
 def exactly(module: pl.LightningModule, images: Tensor) -> Tensor:

@@ -11,9 +11,10 @@ import torch
 # oneDNN computes convolutions; a user may limit it to instruction sets that have no bfloat16.
 WITHOUT_BFLOAT16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
 
-# Parameter numbers from glibc's malloc.h.
+# Parameter numbers from glibc's malloc.h, and what both are when a process starts.
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
+DEFAULT_THRESHOLD = 128 * 2**10
 
 
 def fastest_precision(accelerator: str = "cpu") -> str:
@@ -40,3 +41,12 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_THRESHOLD, 64 * 2**20)  # smaller blocks, all activations of a step, come from the heap
         libc.mallopt(M_TRIM_THRESHOLD, 512 * 2**20)  # the heap shrinks only when this much at its end is free
+
+
+def give_back_freed_memory() -> None:
+    """End `keep_freed_memory`: what comes after the training steps would only add its memory to theirs."""
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, DEFAULT_THRESHOLD)
+        libc.mallopt(M_TRIM_THRESHOLD, DEFAULT_THRESHOLD)
+        libc.malloc_trim(0)
