@@ -61,6 +61,7 @@ class LeNetModule(pl.LightningModule):
         self.train_metrics = _metrics("train/")
         self.val_metrics = _metrics(f"{val_name}/")
         self.test_metrics = _metrics("test/")
+        self._trained: list[tuple[Tensor, Tensor, Tensor]] = []  # each batch's mean loss, predictions and labels
 
     def forward(self, images: Tensor) -> Tensor:
         """Float images [B, 3, 32, 32] to logits, float32 [B, 10], in lower precision too: losses need them all."""
@@ -77,7 +78,7 @@ class LeNetModule(pl.LightningModule):
                 f"the training loss is {loss.item()} in epoch {self.current_epoch + 1}, step {self.global_step}, at "
                 f"learning rate {self.trainer.optimizers[0].param_groups[0]['lr']:.3g}: try a lower one"
             )
-        self.train_metrics.update(loss=loss.detach(), images=len(labels), preds=logits.detach(), target=labels)
+        self._trained.append((loss.detach(), logits.detach().argmax(1), labels))
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and (self.global_step + 1) % every == 0:  # asked in each step, `log` takes as long as the metrics
             self.log("train/loss_step", loss, prog_bar=True, logger=False)
@@ -85,7 +86,15 @@ class LeNetModule(pl.LightningModule):
                 logger.log_metrics({"train/loss_step": loss.item()}, step=self.global_step)
         return {"loss": loss, "logits": logits.detach()}
 
+    def on_train_epoch_start(self) -> None:
+        self._trained.clear()  # of an epoch that was interrupted
+
     def on_train_epoch_end(self) -> None:
+        # All batches at once: in each step the metrics would take as long as the optimizer.
+        losses, predictions, labels = zip(*self._trained, strict=True)
+        sizes = torch.tensor([len(each) for each in labels], device=self.device)
+        counted = {"preds": torch.cat(predictions), "target": torch.cat(labels)}
+        self.train_metrics.update(loss=torch.stack(losses), images=sizes, **counted)
         # Lightning would write training metrics after the checkpoint, where a kill in between loses them.
         self._log_epoch(self.train_metrics)
 
@@ -155,9 +164,10 @@ class MeanLoss(Metric):
         self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
         self.add_state("images", torch.tensor(0), dist_reduce_fx="sum")
 
-    def update(self, loss: Tensor, images: int) -> None:
-        self.total += loss * images
-        self.images += images
+    def update(self, loss: Tensor, images: Tensor | int) -> None:
+        """`loss` is the mean of a batch of `images`, or of several batches, float [N], int64 [N]."""
+        self.total += torch.sum(loss * images)
+        self.images += torch.sum(torch.as_tensor(images))
 
     def compute(self) -> Tensor:
         return self.total / self.images
