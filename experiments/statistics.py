@@ -131,7 +131,7 @@ def holm(values: Sequence[float]) -> np.ndarray:
 def significance(pair: np.ndarray) -> float:
     """p, two-sided, that flipping the signs of the paired differences gives."""
     return stats.permutation_test(
-        pair,
+        tuple(pair),
         lambda x, y, axis: np.mean(x - y, axis=axis),
         permutation_type="samples",
         n_resamples=RESAMPLES,

@@ -142,6 +142,12 @@ def test_a_disk_that_is_full_gets_one_line_and_leaves_the_last_checkpoint(folder
     assert not list(folder.run().glob("*.part"))
 
 
+def test_a_run_needs_no_home(folder: Folder, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    nowhere = str(tmp_path / "file" / "home")  # that nobody can make
+    assert finish(folder.new(1, HOME=nowhere, USERPROFILE=nowhere)) == 0
+
+
 def test_two_runs_started_together_get_folders_of_their_own(folder: Folder) -> None:
     processes = [folder.new(1), folder.new(1)]
     assert [finish(process) for process in processes] == [0, 0]

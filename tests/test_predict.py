@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, TiffImagePlugin
 
 import evaluate
 import predict as door
@@ -350,6 +350,8 @@ def test_transparent_pixels_of_each_mode_are_seen_on_white(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
     path = tmp_path / "a.tiff"
+    if mode == "La" and mode not in {mode for mode, _ in TiffImagePlugin.OPEN_INFO.values()}:
+        pytest.skip("read since Pillow 13")
     if mode == "La":  # colours times alpha: 100 of 255 are 50 where half is seen
         tiff(path, 8, 1, 2, np.where(HALVES[..., None], [0, 0], [50, 128]).astype(np.uint8).tobytes())
     else:

@@ -117,9 +117,9 @@ def test_the_configuration_that_a_run_writes_makes_the_same_run_again_bit_for_bi
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
 def test_the_final_test_is_in_float32_whatever_the_training_was(run: Any, data_dir: Path, precision: str) -> None:
-    result = run(precision=precision)
+    result = run(precision=precision, pictures=True)
     tested = evaluated(Path(result["checkpoint"]), data_dir)
     assert (tested["test/acc"], tested["test/loss"]) == (result["test_acc"], result["test_loss"])
 
@@ -156,6 +156,8 @@ def test_fast_dev_run_leaves_nothing_behind(run: Any, tmp_path: Path, data_dir: 
         {"strategy": "nonsense"},
         {"strategy": "ddp_spawn"},
         {"num_nodes": 2},
+        {"precision": "nonsense"},
+        {"precision": "transformer-engine"},
     ],
 )
 def test_hardware_that_is_not_there_is_refused_by_its_flag_and_leaves_nothing(
@@ -170,10 +172,9 @@ def test_hardware_that_is_not_there_is_refused_by_its_flag_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == [data_dir]
 
 
-@pytest.mark.parametrize("flags", [{"precision": "transformer-engine"}, {"strategy": "deepspeed"}])
-def test_a_missing_library_is_one_line(run: Any, tmp_path: Path, data_dir: Path, flags: dict[str, Any]) -> None:
+def test_a_missing_library_is_one_line(run: Any, tmp_path: Path, data_dir: Path) -> None:
     with pytest.raises(UsageError) as raised:
-        run(**flags)
+        run(strategy="deepspeed")
     assert "install" in str(raised.value) and "\n" not in str(raised.value)
     assert list(tmp_path.iterdir()) == [data_dir]
 

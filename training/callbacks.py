@@ -298,7 +298,7 @@ class WhatItSees(Callback):
         sheet = figures.sheet(figures.pixels(images)[:SHOWN_IMAGES], captions, title)
         add_figure(writer, "what_it_sees/training_batch", sheet, 0)
         with warnings.catch_warnings(action="ignore"):  # PyTorch deprecates the tracer that TensorBoard needs
-            writer.add_graph(pl_module, images[:1].to(pl_module.device))
+            writer.add_graph(pl_module, images[:1].to(pl_module.device, next(pl_module.parameters()).dtype))
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         rows = datamodule.examples() if hasattr(datamodule, "examples") else {}
         if len(rows) > 1:

@@ -23,54 +23,64 @@ UNKNOWN = "unknown"  # the SHA-256 of a teacher, of a run that did not write it 
 
 @dataclass(frozen=True, kw_only=True)
 class Length(Settings):
-    """Length: how long a run is."""
+    """Length: the number of epochs."""
 
-    epochs: int = setting(10, "Passes over the training images.", at_least=1, at_most=1_000_000)
+    epochs: int = setting(10, "Number of epochs: passes over the training images.", at_least=1, at_most=1_000_000)
+
+
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true")
+SHORT_PRECISIONS = ("16", "32", "64", "bf16")  # Lightning's older names, which runs have written
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware(Settings):
-    """Hardware: what computes, as Lightning's Trainer takes it."""
+    """Hardware: devices and number format, named as in Lightning's Trainer."""
 
     threads: int | None = setting(
         None,
-        "CPU threads of each process; null leaves it to PyTorch. Another number rounds differently.",
+        "CPU threads of each process; null leaves it to PyTorch. Another number changes the rounding.",
         identity=False,
         at_least=1,
         at_most=4096,
     )
-    accelerator: str = setting("cpu", "Kind of device.")
-    devices: int | str = setting(1, "Processes on this machine, or GPUs.")
-    num_nodes: int = setting(1, "Machines.", at_least=1, at_most=65_536)
-    strategy: str = setting("auto", "How several devices work together.")
+    accelerator: str = setting("cpu", "Kind of device: cpu, gpu, or auto.")
+    devices: int | str = setting(1, "Number of processes on this machine, or of GPUs.")
+    num_nodes: int = setting(1, "Number of machines that train together.", at_least=1, at_most=65_536)
+    strategy: str = setting("auto", "Lightning's strategy for several devices, such as ddp.")
     precision: int | str = setting(
         "auto",
-        "Number format of the training steps; auto is bf16-mixed where the processor computes it faster, else 32-true. "
-        "Evaluation has float32.",
+        f"Number format of the training steps: {', '.join(PRECISIONS)}. auto is bf16-mixed if the processor computes "
+        "it faster, else 32-true. Evaluation is always in float32.",
     )
+
+    def check(self) -> None:
+        if str(self.precision) not in (*PRECISIONS, *SHORT_PRECISIONS):
+            raise SettingError("precision", self.precision, f"must be one of {', '.join(PRECISIONS)}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Output(Settings):
-    """Output: where a run is kept and what it shows."""
+    """Output: folders and pictures."""
 
-    log_dir: Path = setting(Path("logs"), "Folder for TensorBoard.", identity=False)
+    log_dir: Path = setting(Path("logs"), "Folder for logs, which TensorBoard reads.", identity=False)
     checkpoint_dir: Path = setting(Path("checkpoints"), "Folder for checkpoints.", identity=False, resumable=False)
     tag: str | None = setting(
         None,
-        "Added to the name of the run's folder, which tells optimizer, learning rate, batch size and seed.",
+        "Text added to the name of the run's folder, which has optimizer, learning rate, batch size and seed.",
         identity=False,
         since=2,
     )
     pictures: bool = setting(
         True,
-        "Whether there are pictures, as files and in TensorBoard, its graph and projector; without, logs are small.",
+        "Pictures as files and in TensorBoard, and its graph and projector; logs are small without them.",
         identity=False,
         since=2,
         before=False,
     )
-    quiet: bool = setting(False, "Nothing is printed but the summary.", identity=False)
-    fast_dev_run: bool = setting(False, "One batch of everything; nothing is saved.", identity=False, resumable=False)
+    quiet: bool = setting(False, "Print nothing but the summary.", identity=False)
+    fast_dev_run: bool = setting(
+        False, "Run one batch of everything and save nothing.", identity=False, resumable=False
+    )
 
     def check(self) -> None:
         if self.tag and not re.fullmatch(r"[\w.=+-]+", self.tag):
