@@ -1,4 +1,4 @@
-"""A trained network on labelled images: the official test set, those that validated its run, or a folder of one's own.
+"""Evaluate a checkpoint on labelled images: the test set, the validation split of its run, or a folder.
 
 python evaluate.py checkpoints/adam-lr0.002-bs128-seed0/version_0
 python evaluate.py checkpoints/lenet5-cifar10.ckpt --tta
@@ -19,19 +19,27 @@ FOLDERS = ("data_dir", "cache_dir", "mirror")  # where the data set comes from, 
 
 
 def parser() -> Parser:
-    parser = Parser("Evaluate a checkpoint.", usage="%(prog)s CHECKPOINT [flags]")
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="File of train.py, or its run's folder.")
+    parser = Parser(__doc__, usage="%(prog)s CHECKPOINT [flags]")
+    parser.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="Checkpoint file, or a run's checkpoint folder."
+    )
     parser.add_argument(
         "--on",
         default="test",
         metavar="val|test|FOLDER",
-        help="Images: the test set, the run's validation images, or a folder: of folders of pictures, named by class, "
-        "or of CIFAR-10-C's format.",
+        help="Images to evaluate on: the test set (default), the run's validation split, or a folder. The folder has "
+        "one folder of pictures a class, or the format of CIFAR-10-C.",
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="New folder for tables, pictures and a report.")
-    parser.add_argument("--tta", action="store_true", help="Classify each image together with its horizontal flip.")
-    parser.add_argument("--release", type=Path, metavar="FILE", help="Write its weights for publication.")
-    parser.add_argument("--network", metavar="FILE:CLASS", help="The code of a network of your own.")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="Write tables, pictures and a report to this new folder."
+    )
+    parser.add_argument(
+        "--tta", action="store_true", help="Test-time augmentation: average each image with its horizontal flip."
+    )
+    parser.add_argument(
+        "--release", type=Path, metavar="FILE", help="Write the weights to this file, without what only training needs."
+    )
+    parser.add_argument("--network", metavar="FILE:CLASS", help="Python file and class of your own network.")
     parser.add_settings(Data, FOLDERS)
     parser.add_settings(Preprocessing, ("corrupt", "severity", "denoise", "denoise_strength"))
     return parser

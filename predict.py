@@ -1,4 +1,4 @@
-"""What is in a picture: image files to CIFAR-10's ten classes, from a checkpoint alone.
+"""Classify image files by CIFAR-10's ten classes, from a checkpoint alone.
 
 python predict.py photo.jpg folder/
 python predict.py photo.jpg --json --checkpoint checkpoints/adam-lr0.002-bs128-seed0/version_0
@@ -77,13 +77,15 @@ def report(answers: Sequence[Answer], class_names: Sequence[str]) -> str:
 
 
 def parser() -> Parser:
-    parser = Parser(description="Classify image files, by CIFAR-10's ten classes.", usage="%(prog)s files [flags]")
-    parser.add_argument("files", nargs="*", type=Path, help="Image files, and folders of them, hidden ones apart.")
-    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="File of train.py, or its run's folder.")
+    parser = Parser(__doc__, usage="%(prog)s files [flags]")
     parser.add_argument(
-        "--network", metavar="FILE:CLASS", help="The checkpoint's network, where it is one of your own."
+        "files", nargs="*", type=Path, help="Image files, or folders of them; hidden files are left out."
     )
-    parser.add_argument("--fit", choices=list(FITS), default="crop", help="How an image becomes a square.")
+    parser.add_argument(
+        "--checkpoint", type=Path, default=CHECKPOINT, help="Checkpoint file, or a run's checkpoint folder."
+    )
+    parser.add_argument("--network", metavar="FILE:CLASS", help="Python file and class of your own network.")
+    parser.add_argument("--fit", choices=list(FITS), default="crop", help="How an image is made square.")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="Print a list of objects.")
     form.add_argument("--csv", action="store_true", help="Print comma-separated values.")
@@ -91,7 +93,7 @@ def parser() -> Parser:
         "--labels-from-folders",
         "--labels_from_folders",
         action="store_true",
-        help="Folders are named by class: print accuracies and the confusion matrix too.",
+        help="Take the folders' names as labels; print accuracies and the confusion matrix too.",
     )
     parser.add_argument("--tta", action="store_true", help="Average over each image and its horizontal flip.")
     parser.add_argument("--export", type=Path, metavar="FILE", help="Write the classifier as ONNX.")

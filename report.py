@@ -1,4 +1,4 @@
-"""Tables, curves and comparisons of any number of runs, from what they left in their log folders.
+"""Write tables, curves and comparisons of runs, from their log folders.
 
 python report.py logs/coursework
 python report.py logs/sgd_vs_adam --seeds 1,2,3,4,5,6,7,8 --compare optimizer=sgd optimizer=adam
@@ -25,16 +25,18 @@ from training.cli import Parser, exit_status
 
 @dataclass(frozen=True, kw_only=True)
 class ReportSettings(Settings):
-    """Report: which runs, and what is compared."""
+    """Report: the runs, and what is compared."""
 
-    name: str | None = setting(None, "Of the folder in results_dir; null takes that of the first log folder.")
-    seeds: str | None = setting(None, '"1,2,3": table and comparison take the runs with these alone; null takes all.')
+    name: str | None = setting(None, "Name of the folder in results_dir; null takes the name of the first log folder.")
+    seeds: str | None = setting(
+        None, 'Seeds of the runs in the table and the comparison, such as "1,2,3"; null takes all.'
+    )
     baseline: str | None = setting(
         None,
-        '"denoise=none segment=none": the table shows each setting\'s difference, paired by seed, from the one that '
-        "has these flags and else its own.",
+        'Baseline of the table, such as "denoise=none segment=none". Each setting shows its difference from the same '
+        "setting with these flags, paired by seed.",
     )
-    results_dir: Path = setting(Path("results"), "In which the folder is.")
+    results_dir: Path = setting(Path("results"), "Folder for results.")
 
 
 def report(folders: Sequence[Path], compare: Sequence[str] = (), **flags: Any) -> Path:
@@ -56,14 +58,14 @@ def report(folders: Sequence[Path], compare: Sequence[str] = (), **flags: Any) -
 
 
 def parser() -> Parser:
-    parser = Parser("Tables, curves and comparisons of runs.", usage="%(prog)s FOLDER [FOLDER ...] [flags]")
+    parser = Parser(__doc__, usage="%(prog)s FOLDER [FOLDER ...] [flags]")
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="Log folders of runs, or of sweeps.")
     parser.add_argument(
         "--compare",
         nargs="+",
         default=[],
         metavar="GROUP",
-        help="Such as optimizer=sgd optimizer=adam: the first group against each other one.",
+        help="Groups of runs, such as optimizer=sgd optimizer=adam: the first is compared with each of the others.",
     )
     parser.add_settings(ReportSettings)
     return parser

@@ -1,4 +1,4 @@
-"""Many runs of train.py, several at a time: grids, repeats over seeds, searches over ranges of its flags.
+"""Run train.py many times: grids, repeats over seeds, searches over ranges of flags.
 
 python sweep.py --config recipes/sweeps/coursework.yaml
 python sweep.py --config recipes/sweeps/coursework.yaml --reuse results/coursework/cells.csv
@@ -31,34 +31,34 @@ from training.signals import StopSignals
 
 @dataclass(frozen=True, kw_only=True)
 class SweepSettings(Settings):
-    """Sweep: which runs."""
+    """Sweep: the runs, and where they are kept."""
 
-    recipe: str | None = setting(None, "YAML file of flags for all runs; a bare name is looked for in recipes/.")
-    base: str = setting("", 'Flags for all runs on top of it, "epochs=5 pictures=false".')
-    trials: int = setting(20, "Runs of each search.", at_least=1, at_most=100_000)
+    recipe: str | None = setting(None, "YAML file of flags for all runs, or the name of a recipe in recipes/.")
+    base: str = setting("", 'More flags for all runs, such as "epochs=5 pictures=false".')
+    trials: int = setting(20, "Number of runs of each search.", at_least=1, at_most=100_000)
     best_per: str | None = setting(
-        None, "A flag. When all runs are done, the best for each of its values, by validation accuracy, ..."
+        None, "Name of a flag. For each of its values, the run with the best validation accuracy is repeated."
     )
-    repeat: str | None = setting(None, '... is run again with the runs of this grid, such as "seed=1,2,3".')
-    name: str | None = setting(None, "Of the sweep and its folders; null takes the recipe's.")
+    repeat: str | None = setting(None, 'Grid of the repeats of --best_per, such as "seed=1,2,3".')
+    name: str | None = setting(None, "Name of the sweep and its folders; null takes the recipe's name.")
     reuse: Path | None = setting(
-        None, "A cells.csv, such as those in results/: runs that it has a result of are not run again."
+        None, "A cells.csv, such as those in results/. Runs with a result in it are not run again."
     )
-    retry: bool = setting(False, "Runs that failed are run again.")
+    retry: bool = setting(False, "Run failed runs again.")
     workers: int | None = setting(
         None,
-        "Runs at a time; null fills cores and memory. Each gets its share of the cores as threads.",
+        "Number of runs at a time, which share the cores; null takes as many as cores and memory allow.",
         at_least=1,
         at_most=4096,
     )
     storage: str | None = setting(
         None,
-        "URL of a database, postgresql+psycopg://user@host/name, where machines that get the same command share the "
-        "runs; null keeps the study in the log folder.",
+        "URL of a database, such as postgresql+psycopg://user@host/name; machines with the same command share its "
+        "runs. null keeps the study in the log folder.",
     )
-    data_dir: Path = setting(Path("data"), "As in train.py.")
-    log_dir: Path = setting(Path("logs"), "As in train.py; the sweep has a folder in it.")
-    checkpoint_dir: Path = setting(Path("checkpoints"), "As in train.py; the sweep has a folder in it.")
+    data_dir: Path = setting(Path("data"), "Folder of CIFAR-10.")
+    log_dir: Path = setting(Path("logs"), "Folder for logs; the sweep has a folder in it.")
+    checkpoint_dir: Path = setting(Path("checkpoints"), "Folder for checkpoints; the sweep has a folder in it.")
 
 
 def sweep(grid: Sequence[str] = (), search: Sequence[str] = (), **flags: Any) -> bool:
@@ -108,10 +108,14 @@ def check_repeat(chosen: SweepSettings, plan: Plan, cells: Sequence[Cell]) -> No
 
 
 def parser() -> Parser:
-    parser = Parser("Many runs of train.py.", usage="%(prog)s [flags]")
+    parser = Parser(__doc__, usage="%(prog)s [flags]")
     parser.add_config("YAML file of these flags, such as those in recipes/sweeps/.")
-    parser.add_argument("--grid", nargs="+", default=[], metavar="CELLS", help='"lr=0.1,0.05 seed=0,1" is four cells.')
-    parser.add_argument("--search", nargs="+", default=[], metavar="SPACE", help='"lr=0.001..0.1 optimizer=sgd,adam".')
+    parser.add_argument(
+        "--grid", nargs="+", default=[], metavar="CELLS", help='Grid of runs: "lr=0.1,0.05 seed=0,1" is four.'
+    )
+    parser.add_argument(
+        "--search", nargs="+", default=[], metavar="SPACE", help='Ranges to search, such as "lr=0.001..0.1".'
+    )
     parser.add_settings(SweepSettings)
     return parser
 

@@ -1,4 +1,4 @@
-"""One run: LeNet-5 learns CIFAR-10 on the CPU.
+"""Train LeNet-5 on CIFAR-10, then test the best epoch once.
 
 python train.py --optimizer adam
 python train.py --config coursework --seed 1
@@ -42,13 +42,15 @@ def summary(result: dict[str, Any]) -> str:
 
 
 def parser() -> Parser:
-    parser = Parser("LeNet-5 learns CIFAR-10.", usage="%(prog)s [flags]")
-    parser.add_config(
-        "YAML file of flags, such as those in recipes/, which need no folder and ending, or a run's config.yaml."
+    parser = Parser(__doc__, usage="%(prog)s [flags]")
+    parser.add_config("YAML file of flags: a run's config.yaml, or a recipe, such as best for recipes/best.yaml.")
+    parser.add_argument(
+        "--resume", type=Path, metavar="FOLDER", help="Go on with a stopped run: its checkpoint folder."
     )
-    parser.add_argument("--resume", type=Path, metavar="FOLDER", help="Run to go on with: its folder of checkpoints.")
-    parser.add_argument("--find_lr", action="store_true", help="Only test learning rates, and suggest one.")
-    parser.add_argument("--print_config", action="store_true", help="Only print all flags, as --config takes them.")
+    parser.add_argument(
+        "--find_lr", action="store_true", help="Only run a learning-rate range test, and suggest a rate."
+    )
+    parser.add_argument("--print_config", action="store_true", help="Only print all flags as YAML, for --config.")
     for group in GROUPS:
         parser.add_settings(group)
     return parser

@@ -17,38 +17,45 @@ SEEDS: dict[str, Any] = {"at_least": 0, "at_most": 2**32 - 1}
 
 @dataclass(frozen=True, kw_only=True)
 class Data(Settings):
-    """Data: which images, in which batches."""
+    """Data: the images, the split and the batches."""
 
     data_dir: Path = setting(
-        Path("data"), "Folder of the data set, which is downloaded if it is not there.", identity=False
+        Path("data"), "Folder of CIFAR-10; the data set is downloaded if it is not there.", identity=False
     )
     cache_dir: Path | None = setting(
         None,
-        "Folder where preprocessed images and a teacher's answers are kept; null is data_dir/preprocessed. Where it "
+        "Folder for the cache of preprocessed images and of a teacher's logits; null is data_dir/preprocessed. If it "
         "cannot be written, they are computed in memory.",
         identity=False,
         since=2,
     )
     mirror: str | None = setting(
-        None, "URL of an official CIFAR-10 archive, instead of the known sources.", identity=False
+        None, "URL of an official CIFAR-10 archive to download instead of the known sources.", identity=False
     )
     batch_size: int = setting(
-        128, "Images per step, over all devices.", compared=True, named="bs", at_least=1, at_most=50_000
+        128,
+        "Images per training step, over all devices together.",
+        compared=True,
+        named="bs",
+        at_least=1,
+        at_most=50_000,
     )
     val_size: int = setting(
         5000,
-        "Images held out of training for validation, a multiple of 10; with 0 the last epoch is tested.",
+        "Images of the validation split, a multiple of 10; with 0 there is none, and the last epoch is tested.",
         multiple_of=10,
         at_least=0,
         at_most=49_990,
     )
-    split_seed: int = setting(0, "Chooses the validation images.", **SEEDS)
+    split_seed: int = setting(0, "Seed of the validation split.", **SEEDS)
     select_on: Literal["val", "test"] = setting(
         "val",
-        'Where the best epoch is chosen; "test" shows the bias of the report, and is for nothing else.',
+        'Split on which the best epoch is chosen; "test" only serves to show the bias that this has.',
         compared=True,
     )
-    seed: int = setting(0, "Initial weights, order of the images, augmentation.", compared=True, named="seed", **SEEDS)
+    seed: int = setting(
+        0, "Seed of the weights, the order of the images and the augmentation.", compared=True, named="seed", **SEEDS
+    )
 
     @property
     def kept_in(self) -> Path:
@@ -64,60 +71,64 @@ class Data(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation(Settings):
-    """Augmentation: what is done to training images, anew in each epoch."""
+    """Augmentation: random changes of the training images, drawn anew in each epoch."""
 
-    crop: int = setting(2, "Largest random shift of a training image, in pixels; 0 is off.", at_least=0, at_most=31)
-    flip: bool = setting(True, "Whether half of the training images, at random, are flipped horizontally.")
-    cutout: int = setting(
-        0, "Side of a random square erased from each training image, in pixels; 0 is off.", at_least=0, at_most=32
-    )
+    crop: int = setting(2, "Random crop: the largest shift, in pixels; 0 is off.", at_least=0, at_most=31)
+    flip: bool = setting(True, "Horizontal flip of half of the images.")
+    cutout: int = setting(0, "Cutout: side of the square that is erased, in pixels; 0 is off.", at_least=0, at_most=32)
     random_corruption: float = setting(
         0.0,
-        "Share of the training images, others in each epoch, that are damaged before all else: by JPEG, noise or blur. "
-        "By which and how strongly is drawn once for each image.",
+        "Share of the training images that are corrupted before all else, by JPEG, Gaussian noise, salt and pepper or "
+        "blur. Each epoch draws which images; the corruption of an image is drawn once.",
         since=3,
         before=0.0,
         at_least=0,
         at_most=1,
     )
     plain_epochs: int = setting(
-        0, "How many epochs, the last ones, go without crop and cutout.", since=2, before=0, at_least=0
+        0, "Number of epochs at the end of the run without crop and cutout.", since=2, before=0, at_least=0
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing(Settings):
-    """Preprocessing: what is done once to every image."""
+    """Preprocessing: fixed changes of every image, computed once and cached."""
 
-    denoise: DenoiseName = setting("none", "What smooths every image before training, once.", since=2, before="none")
+    denoise: DenoiseName = setting("none", "Filter that smooths every image.", since=2, before="none")
     denoise_strength: float | None = setting(
         None,
-        "Of gaussian sigma in pixels, of median the window in pixels, odd, of bilateral the difference in grey levels "
-        "that is an edge, of nlmeans the noise in grey levels; null takes the method's default.",
+        "Strength of the filter: gaussian takes sigma in pixels, median an odd window in pixels, bilateral the "
+        "difference in grey levels that counts as an edge, nlmeans the noise in grey levels; null takes the filter's "
+        "default.",
         since=2,
         above=0,
     )
     segment: SegmentName = setting(
         "none",
-        "Gives the background (otsu, grabcut) or each superpixel one colour, its mean.",
+        "Segmentation: the background (otsu, grabcut) or each superpixel gets its mean colour.",
         since=2,
         before="none",
     )
     normalize: NormalizeName = setting(
         "zca",
-        "By the training images' mean and standard deviation; before that, zca whitens all images, image standardises "
-        "each by itself, contrast equalises it locally (CLAHE); dataset does nothing before. With none, pixels are "
-        "only divided by 255.",
+        "Normalization. dataset uses mean and standard deviation of the training split. Before that, zca whitens all "
+        "images, image standardizes each image by itself, contrast equalizes it locally (CLAHE). none only divides "
+        "pixels by 255.",
         since=2,
         before="dataset",
     )
     corrupt: CorruptName = setting(
-        "none", "What damages images before all else, as in CIFAR-10-C.", since=2, before="none"
+        "none",
+        "Corruption of whole splits before all else, as in CIFAR-10-C; to test robustness.",
+        since=2,
+        before="none",
     )
-    severity: int | None = setting(None, "Of the damage, 1 to 5; null takes 3.", since=2, at_least=1, at_most=5)
+    severity: int | None = setting(
+        None, "Severity of the corruption, 1 to 5; null takes 3.", since=2, at_least=1, at_most=5
+    )
     corrupt_on: Literal["test", "both"] = setting(
         "test",
-        "Which images are damaged: the test images, or the training and validation images too.",
+        "Which images are corrupted: the test images, or the training and validation images too.",
         since=2,
         before="test",
     )

@@ -10,29 +10,38 @@ from cifar10.settings import Settings, setting
 from models.optimizers import OPTIMIZERS, SCHEDULES
 from models.registry import NETWORKS
 
+
+def _by_optimizer(field: str) -> str:
+    """A default of all optimizers, such as "sgd 0.05, adam and adamw 0.002"."""
+    names: dict[float, list[str]] = {}
+    for name, defaults in OPTIMIZERS.items():
+        names.setdefault(getattr(defaults, field), []).append(name)
+    return ", ".join(f"{' and '.join(alike)} {value:g}" for value, alike in names.items())
+
+
 OptimizerName: TypeAlias = Literal[tuple(OPTIMIZERS)]  # type: ignore[valid-type]
 ScheduleName: TypeAlias = Literal[tuple(SCHEDULES)]  # type: ignore[valid-type]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Network(Settings):
-    """Network: what learns."""
+    """Network: what is trained."""
 
     network: str = setting(
         "lenet5",
-        f"One of {', '.join(NETWORKS)}, or a class of your own, file.py:Class, which is called with the number of "
-        "classes.",
+        f"Network to train: {', '.join(NETWORKS)}, or a class of your own as file.py:Class, which is called with the "
+        "number of classes.",
         since=2,
         before="lenet5",
     )
     network_sha256: str | None = setting(
         None,
-        "What the file of a class of your own has to be; null takes it as it is. A run writes it down.",
+        "SHA-256 that the file of your own network must have; null accepts any. A run records it.",
         since=2,
     )
     width: int = setting(
         3,
-        "Factor on the classic layer widths of lenet5; 3 has 548,878 parameters, 1 has 62,006.",
+        "Multiplies the layer widths of the classic LeNet-5: 3 has 548,878 parameters, 1 has 62,006.",
         compared=True,
         at_least=1,
         at_most=100,
@@ -52,22 +61,28 @@ class Network(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class Optimization(Settings):
-    """Optimization: how weights are updated."""
+    """Optimization: how the weights are updated."""
 
-    optimizer: OptimizerName = setting("sgd", "How the weights are updated.", compared=True, named="")
+    optimizer: OptimizerName = setting("sgd", "Optimizer, of torch.optim.", compared=True, named="")
     lr: float | None = setting(
-        None, "Peak learning rate; null takes the optimizer's default.", compared=True, named="lr", above=0
+        None,
+        f"Peak learning rate; null takes the optimizer's default: {_by_optimizer('lr')}.",
+        compared=True,
+        named="lr",
+        above=0,
     )
-    weight_decay: float | None = setting(None, "Weight decay; null takes the optimizer's default.", at_least=0)
-    momentum: float = setting(0.9, "Momentum of sgd.", at_least=0, below=1)
-    nesterov: bool = setting(True, "Whether sgd's momentum is Nesterov's.")
+    weight_decay: float | None = setting(
+        None, f"Weight decay; null takes the optimizer's default: {_by_optimizer('weight_decay')}.", at_least=0
+    )
+    momentum: float = setting(0.9, "Momentum; only sgd uses it.", at_least=0, below=1)
+    nesterov: bool = setting(True, "Nesterov momentum instead of the classic one; only sgd uses it.")
     schedule: ScheduleName = setting(
         "onecycle",
-        "The learning rate over the run; onecycle warms up for a quarter of it, then falls linearly to 0.",
+        "Learning-rate schedule over the whole run. onecycle rises for a quarter of the run, then falls linearly to 0.",
         compared=True,
     )
     label_smoothing: float = setting(
-        0.0, "Share of the training target that is spread over all classes.", at_least=0, below=1
+        0.0, "Label smoothing: share of the target that is spread evenly over all classes.", at_least=0, below=1
     )
 
     def resolved(self) -> Self:
@@ -82,22 +97,26 @@ class Optimization(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher(Settings):
-    """Teacher: a trained network whose soft targets are learned."""
+    """Teacher: knowledge distillation from a trained network."""
 
     teacher: Path | None = setting(
         None,
-        "Checkpoint, or a run's folder, of a network whose soft targets are learned beside the labels.",
+        "Checkpoint file, or a run's checkpoint folder, of the network whose soft targets are learned; null is off.",
         identity=False,
         resumable=False,
         since=2,
     )
     teacher_weight: float = setting(
-        0.9, "Share of the soft targets in the training loss.", since=2, before=0.9, at_least=0, at_most=1
+        0.9,
+        "Weight of the soft targets in the training loss; the labels have the rest.",
+        since=2,
+        before=0.9,
+        at_least=0,
+        at_most=1,
     )
     teacher_sha256: str | None = setting(
         None,
-        "What the teacher's weights have to be; null takes those that are there. A run writes it down, since a "
-        "teacher trained anew is another one.",
+        "SHA-256 that the teacher must have; null accepts any. A run records it.",
         since=2,
     )
 

@@ -40,11 +40,21 @@ class Parser(argparse.ArgumentParser):
 
     Hyphens and underscores are the same in a flag's name; a flag that is not known names the nearest one; a flag beside
     `--config` wins wherever it stands. `--print_completion SHELL` prints what completes the flags in a shell.
+
+    Args:
+        door: Its docstring: what it does, then examples, which end the help.
     """
 
-    def __init__(self, description: str, **options: Any) -> None:
-        super().__init__(description=description, allow_abbrev=False, **options)
-        shtab.add_argument_to(self, "--print_completion", help="Print what completes these flags in a shell.")
+    def __init__(self, door: str | None, **options: Any) -> None:
+        description, _, examples = (door or "").partition("\n\n")
+        super().__init__(
+            description=description,
+            epilog=examples,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            **options,
+        )
+        shtab.add_argument_to(self, "--print_completion", help="Print a script that completes the flags in this shell.")
 
     def add_config(self, help: str) -> None:
         self.add_argument("--config", action=RecipeFile, default=argparse.SUPPRESS, metavar="FILE", help=help)
