@@ -7,11 +7,13 @@ python evaluate.py checkpoints/sgd-lr0.05-bs128-seed0/version_0 --on val --out e
 python evaluate.py checkpoints/lenet5-cifar10.ckpt --on CIFAR-10-C --out evaluated
 """
 
+import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from cifar10.config import Data, Preprocessing
-from cifar10.errors import UsageError
+from cifar10.errors import SettingError, UsageError
 from training.cli import Parser, exit_status
 from training.files import REPORT
 
@@ -39,6 +41,12 @@ def parser() -> Parser:
     parser.add_argument(
         "--release", type=Path, metavar="FILE", help="Write the weights to this file, without what only training needs."
     )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        metavar="X",
+        help="Temperature by which the logits are divided, instead of the checkpoint's; --release writes it.",
+    )
     parser.add_argument("--network", metavar="FILE:CLASS", help="Python file and class of your own network.")
     parser.add_settings(Data, FOLDERS)
     parser.add_settings(Preprocessing, ("corrupt", "severity", "denoise", "denoise_strength"))
@@ -47,7 +55,11 @@ def parser() -> Parser:
 
 def main() -> None:
     flags = vars(parser().parse_args())
-    path, tta, target, network = (flags.pop(name) for name in ("checkpoint", "tta", "release", "network"))
+    path, tta, target, network, temperature = (
+        flags.pop(name) for name in ("checkpoint", "tta", "release", "network", "temperature")
+    )
+    if temperature is not None and not 0 < temperature < math.inf:
+        raise SettingError("temperature", temperature, "must be above 0")
     changes = flags.keys() - {*FOLDERS, "on", "out"}
     if target and (tta or changes or flags["on"] != "test"):  # it states the accuracy of the checkpoint as it is
         raise UsageError(f"--release: not with --{min(changes, default='tta' if tta else 'on')}")
@@ -57,6 +69,8 @@ def main() -> None:
     from training.evaluation import evaluate
 
     checkpoint = load_checkpoint(path, network)
+    if temperature:
+        checkpoint = replace(checkpoint, temperature=temperature)
     figures = evaluate(checkpoint, tta=tta, **flags)
     width = max(15, *(len(name) + 2 for name in figures))
     for name, value in figures.items():

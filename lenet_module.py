@@ -19,6 +19,7 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from models.checkpoint import TEMPERATURE
 from models.config import ModelConfig
 from models.distillation import distillation
 from models.networks import LeNet5
@@ -61,6 +62,7 @@ class LeNetModule(pl.LightningModule):
         self.train_metrics = _metrics("train/")
         self.val_metrics = _metrics(f"{val_name}/")
         self.test_metrics = _metrics("test/")
+        self.temperature = 1.0  # of `predict_step`, as a checkpoint says
         self._trained: list[tuple[Tensor, Tensor, Tensor]] = []  # each batch's mean loss, predictions and labels
 
     def forward(self, images: Tensor) -> Tensor:
@@ -112,7 +114,11 @@ class LeNetModule(pl.LightningModule):
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Probabilities, float32 [B, 10], of a batch of images or of (images, anything else)."""
-        return self._exact_logits(batch if isinstance(batch, Tensor) else batch[0]).softmax(1)
+        logits = self._exact_logits(batch if isinstance(batch, Tensor) else batch[0])
+        return (logits / self.temperature).softmax(1)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.temperature = float(checkpoint.get(TEMPERATURE, 1))
 
     def configure_optimizers(self) -> Any:
         optimizer = make_optimizer(self.parameters(), self.config)

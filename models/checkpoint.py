@@ -31,6 +31,7 @@ LAST = "last.ckpt"  # of the last whole epoch of a run, in its folder
 # Entries of a file. Lightning chose the first three; the third is the name of the data module's class.
 STATE_DICT, EPOCH, DATA_STATE = "state_dict", "epoch", "CIFAR10DataModule"
 FLAGS, FORMAT, NAMES = "flags", "format", "class_names"  # without FORMAT it is of format 1
+TEMPERATURE = "temperature"  # without it, 1
 MODEL = "model."  # before the names of the network's weights, which are an attribute of `LeNetModule`
 
 
@@ -50,6 +51,7 @@ class Checkpoint:
     std: Tensor
     class_names: tuple[str, ...]  # by label
     state_dict: dict[str, Tensor]  # of `LeNetModule`
+    temperature: float  # of `fit_temperature`
 
     def make_network(self) -> nn.Module:
         """The trained network; UsageError if the weights are of another one."""
@@ -67,6 +69,7 @@ class Checkpoint:
     def entries(self) -> dict[str, Any]:
         """Tensors and plain values, from which `load_checkpoint` makes the same checkpoint."""
         run = {FORMAT: self.format, FLAGS: self.flags, EPOCH: self.epoch, NAMES: list(self.class_names)}
+        run |= {TEMPERATURE: self.temperature}
         return run | {DATA_STATE: self.data_state(), STATE_DICT: self.state_dict}
 
 
@@ -127,6 +130,7 @@ def _checkpoint(path: Path, entries: Mapping[str, Any]) -> Checkpoint:
             std=state["std"].view(3),
             class_names=names,
             state_dict=dict(entries[STATE_DICT]),
+            temperature=float(entries.get(TEMPERATURE, 1)),
         )
 
 

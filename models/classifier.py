@@ -13,7 +13,7 @@ from models.networks import HorizontalFlipAverage
 
 
 class Classifier(nn.Module):
-    """The network of a checkpoint with its normalisation before it and the softmax after it.
+    """The network of a checkpoint with its normalisation before it, its temperature and the softmax after it.
 
     Before it, images must go through `preprocessing.preprocess` with its `preprocessing` and `whitening`.
     """
@@ -25,13 +25,14 @@ class Classifier(nn.Module):
         self.class_names = checkpoint.class_names
         self.mean, self.std = nn.Buffer(checkpoint.mean), nn.Buffer(checkpoint.std)
         self.preprocessing, self.whitening = checkpoint.preprocessing, checkpoint.whitening
+        self.temperature = checkpoint.temperature
 
     def forward(self, images: Tensor) -> Tensor:
         """Preprocessed images, uint8 [N, 3, 32, 32], to probabilities, float32 [N, C]."""
-        return self.logits(images).softmax(1)
+        return (self.logits(images) / self.temperature).softmax(1)
 
     def logits(self, images: Tensor) -> Tensor:
-        """What `forward` takes, to logits, float32 [N, C]."""
+        """What `forward` takes, to logits, float32 [N, C], as the network gives them."""
         return self.network(normalize(images.permute(0, 2, 3, 1), self.mean, self.std))
 
 

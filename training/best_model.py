@@ -23,6 +23,7 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 from cifar10.records import CLASS_NAMES
 from cifar10.storage import write_bytes
+from models.calibration import fit_temperature
 from training import diagnosis, figures, findings
 from training.callbacks import best_checkpoint
 from training.files import CURVES, TREND
@@ -93,7 +94,9 @@ class BestModel(Callback):
     ) -> None:
         self.stage, self.class_names, self.draw, self.config = stage, class_names, draw, config
         self.train_loss_name = diagnosis.train_loss_name(config or {})
-        self.trend: diagnosis.Trend | None = None  # after the run, in the first process, if there is validation
+        # After the run, in the first process, if there is validation:
+        self.trend: diagnosis.Trend | None = None
+        self.temperature: float | None = None  # of `fit_temperature`
         self._images = diagnosis.said_of(stage, "validation")  # which are classified
         self._shown = False
 
@@ -126,6 +129,7 @@ class BestModel(Callback):
         writer.flush()
         curves = read_curves(Path(writer.log_dir))
         if predictions:
+            self.temperature = fit_temperature(predictions.logits, predictions.labels)
             findings.write_tables(Path(writer.log_dir), predictions.logits, predictions.labels, self.class_names)
             self._analyse(writer, curves, predictions, trainer.current_epoch)
         if self.draw:
@@ -167,13 +171,14 @@ class BestModel(Callback):
     def _draw_predictions(
         self, writer: SummaryWriter, predictions: Predictions, shown: np.ndarray, maps: dict[str, Tensor], epoch: int
     ) -> None:
-        found = findings.draw(predictions.logits, predictions.labels, shown, self.class_names, self._images)
+        logits, labels, temperature = predictions.logits, predictions.labels, self.temperature or 1
+        found = findings.draw(logits, labels, shown, self.class_names, self._images, temperature)
         for file, figure in found.items():
             add_figure(writer, f"where_it_fails/{Path(file).stem}", figure, epoch, Path(writer.log_dir) / file)
         first = slice(PROJECTED)
         pairs = zip(predictions.labels[first].tolist(), predictions.logits[first].argmax(1).tolist(), strict=True)
         names = [(self.class_names[label], self.class_names[answer]) for label, answer in pairs]
-        picture, answer = figures.pixels(predictions.images[first])[0], predictions.logits[0].softmax(0)
+        picture, answer = figures.pixels(predictions.images[first])[0], (logits[0] / temperature).softmax(0)
         figure = figures.feature_maps(picture, maps, answer, self.class_names, names[0][0])
         add_figure(writer, "what_it_learned/feature_maps", figure, epoch)
         if predictions.features is not None:

@@ -17,7 +17,7 @@ from cifar10.settings import FORMAT, settings
 from cifar10.storage import write_bytes
 from cifar_datamodule import CIFAR10DataModule
 from lenet_module import LeNetModule
-from models.checkpoint import LAST, Checkpoint
+from models.checkpoint import LAST, TEMPERATURE, Checkpoint
 from models.config import ModelConfig
 from training.cli import in_yaml
 from training.config import SETTINGS, RunConfig, read_config
@@ -105,6 +105,12 @@ class StopOnSignal(StopSignals, Callback):
 
     on_train_start = on_test_start = _met
     on_train_batch_end = on_validation_batch_end = on_test_batch_end = _stop  # type: ignore[assignment]
+
+
+def calibrate(path: Path, temperature: float) -> None:
+    """Add the temperature to a run's checkpoint."""
+    entries = torch.load(path, weights_only=True)
+    AtomicCheckpointIO().save_checkpoint(entries | {TEMPERATURE: temperature}, path)
 
 
 def config_of(checkpoint: Checkpoint) -> RunConfig:

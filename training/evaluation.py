@@ -57,6 +57,9 @@ def evaluate(
 ) -> dict[str, float]:
     """Evaluate a checkpoint of `train` in float32, on images preprocessed as in its run.
 
+    The loss is that of the network's own logits; the calibration error is that of the probabilities, which the
+    checkpoint's temperature has a part in.
+
     Args:
         data_dir, mirror, cache_dir: As in `Data`; None takes the defaults.
         tta: Test-time augmentation: whether each image is classified together with its horizontal flip.
@@ -67,8 +70,9 @@ def evaluate(
         changes: Settings of `Preprocessing`, instead of those of the run.
 
     Returns:
-        The mean loss and the accuracy, a fraction: `test/loss` and `test/acc`, or `val/...`; of a folder `loss` and
-        `acc`, or the accuracy of each corruption and severity, and their mean.
+        The mean loss, the accuracy and the expected calibration error, fractions: `test/loss`, `test/acc` and
+        `test/ece`, or `val/...`; of a folder `loss`, `acc` and `ece`, or the accuracy of each corruption and severity,
+        and their mean.
 
     Raises:
         UsageError: The checkpoint's weights are of another network, the changes contradict its run, the run had no
@@ -77,7 +81,6 @@ def evaluate(
     """
     if out and out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UsageError(f"{out}: is there already; name a new folder")
-    config = config_of(checkpoint)
     config = config_of(checkpoint)
     classifier, settings = make_classifier(checkpoint, tta), checkpoint.preprocessing.changed(changes)
     damaged = "corrupt" in changes
@@ -97,18 +100,22 @@ def evaluate(
     for some, labels in zip(logits.split(EVAL_BATCH_SIZE), images.labels.split(EVAL_BATCH_SIZE), strict=True):
         loss.update(F.cross_entropy(some, labels), len(labels))
     acc = (logits.argmax(1) == images.labels).float().mean()
+    temperature = checkpoint.temperature
+    ece = figures.calibration_error((logits / temperature).softmax(1), images.labels)
     if out:
         name = SPLITS.get(on, f'"{Path(on).resolve().name}"')
         out.mkdir(parents=True, exist_ok=True)
         findings.write_tables(out, logits, images.labels, checkpoint.class_names)
-        for file, figure in findings.draw(logits, images.labels, images.shown, checkpoint.class_names, name).items():
+        names = checkpoint.class_names
+        for file, figure in findings.draw(logits, images.labels, images.shown, names, name, temperature).items():
             findings.save(out / file, figure)
         result = [("accuracy", f"{acc:.2%}"), ("loss", f"{loss.compute():.4f}")]
+        result += [("expected calibration error", f"{ece:.2%}"), ("temperature", f"{temperature:.3f}")]
         findings.write_report(
             out, f"{checkpoint.path.name} on {name} images", command_line("python", *sys.argv), result, name
         )
     prefix = f"{on}/" if on in SPLITS else ""
-    return {f"{prefix}loss": loss.compute().item(), f"{prefix}acc": acc.item()}
+    return {f"{prefix}loss": loss.compute().item(), f"{prefix}acc": acc.item(), f"{prefix}ece": ece}
 
 
 @torch.inference_mode()

@@ -107,16 +107,26 @@ def confusion(matrix: Tensor, class_names: Sequence[str], images: str = "images"
     return figure
 
 
-def reliability(probabilities: Tensor, labels: Tensor, images: str = "images") -> Figure:
-    """The reliability diagram: how often the network is right, for each confidence, and the images that had it.
-
-    The expected calibration error (Naeini et al. 2015) is the mean distance between the two, weighted by images.
-    `probabilities` are float [N, C], `labels` int64 [N].
+def calibration_error(probabilities: Tensor, labels: Tensor) -> float:
+    """The expected calibration error (Naeini et al. 2015): the mean distance between confidence and accuracy over
+    CALIBRATION_BINS of confidence, weighted by images. `probabilities` are float [N, C], `labels` int64 [N].
     """
     from torchmetrics.functional.classification import multiclass_calibration_error
 
     classes = probabilities.shape[1]
-    error = multiclass_calibration_error(probabilities, labels, classes, n_bins=CALIBRATION_BINS).item()
+    return multiclass_calibration_error(probabilities, labels, classes, n_bins=CALIBRATION_BINS).item()
+
+
+def reliability(
+    probabilities: Tensor, labels: Tensor, images: str = "images", unscaled: Tensor | None = None
+) -> Figure:
+    """The reliability diagram: how often the network is right, for each confidence, and the images that had it.
+
+    `probabilities` are float [N, C], `labels` int64 [N]; `unscaled` are the probabilities before temperature scaling.
+    """
+    error = f"Expected calibration error {calibration_error(probabilities, labels):.1%}"
+    if unscaled is not None:
+        error += f", {calibration_error(unscaled, labels):.1%} before temperature scaling"
     confidence, predicted = probabilities.max(1)
     right = (predicted == labels).numpy()
     edges = np.linspace(0, 1, CALIBRATION_BINS + 1)
@@ -124,7 +134,7 @@ def reliability(probabilities: Tensor, labels: Tensor, images: str = "images") -
     count = np.bincount(bins, minlength=CALIBRATION_BINS)
     accuracy = np.bincount(bins, right, CALIBRATION_BINS) / np.maximum(count, 1)
 
-    figure = _figure(6.4, 6.4, f"Can the confidence be believed? {images}\nExpected calibration error {error:.1%}")
+    figure = _figure(6.4, 6.4, f"Can the confidence be believed? {images}\n{error}")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     centres, width = (edges[:-1] + edges[1:]) / 2, 1 / CALIBRATION_BINS
     top.bar(centres, accuracy, width * 0.92, color=TRAIN_COLOUR, label="accuracy of the images with this confidence")

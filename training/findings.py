@@ -68,17 +68,23 @@ def write_tables(folder: Path, logits: Tensor, labels: Tensor, class_names: Sequ
 
 
 def draw(
-    logits: Tensor, labels: Tensor, shown: np.ndarray, class_names: Sequence[str], images: str
+    logits: Tensor,
+    labels: Tensor,
+    shown: np.ndarray,
+    class_names: Sequence[str],
+    images: str,
+    temperature: float = 1,
 ) -> dict[str, Figure]:
     """The figures of PICTURES, by the names of their files, for the same logits and labels.
 
     Args:
         shown: uint8 [N, H, W, 3], the images to look at.
         images: What they are, such as "validation".
+        temperature: Of `fit_temperature`; by it the logits are divided.
     """
     from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-    probabilities = logits.softmax(1)
+    probabilities = (logits / temperature).softmax(1)
     confidence, predicted = probabilities.max(1)
     wrong = (predicted != labels).nonzero()[:, 0]
     wrong = wrong[confidence[wrong].argsort(descending=True, stable=True)][:SHOWN_MISTAKES]
@@ -91,7 +97,7 @@ def draw(
     return {
         CONFUSION: figures.confusion(matrix, class_names, counted),
         MISTAKES: figures.sheet(shown[wrong.numpy()], captions, title),
-        RELIABILITY: figures.reliability(probabilities, labels, counted),
+        RELIABILITY: figures.reliability(probabilities, labels, counted, logits.softmax(1)),
     }
 
 

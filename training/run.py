@@ -23,7 +23,7 @@ from models.config import Teacher
 from models.distillation import load_teacher
 from training import callbacks as visible
 from training.best_model import BestModel
-from training.checkpoints import RunCheckpoint, StopOnSignal
+from training.checkpoints import RunCheckpoint, StopOnSignal, calibrate
 from training.config import SETTINGS, RunConfig, with_contents
 from training.files import lock_run, reserve_version, write_config, write_result
 from training.findings import write_run_report
@@ -171,7 +171,7 @@ def test(run: Run) -> dict[str, Any]:
 
 def write(run: Run, result: dict[str, Any]) -> dict[str, Any]:
     """Complete the result, and write it down for TensorBoard and for programs."""
-    config, trend = run.config, run.watch.best_model.trend
+    config, trend, temperature = run.config, run.watch.best_model.trend, run.watch.best_model.temperature
     result |= {
         "epochs": config.epochs,
         "select_on": config.select_on,
@@ -181,6 +181,8 @@ def write(run: Run, result: dict[str, Any]) -> dict[str, Any]:
         "checkpoint": (run.watch.best and run.watch.best.best_model_path) or run.watch.last.best_model_path or None,
         "trend": trend and asdict(trend),
     }
+    if temperature and run.watch.best and run.watch.best.best_model_path:
+        calibrate(Path(run.watch.best.best_model_path), temperature)
     if run.logger:
         columns, first = compared(config)
         log_result(run.logger.experiment, columns, result, config.epochs, first)
