@@ -21,16 +21,21 @@ def scored(part: pd.DataFrame) -> pd.Series:
     return part["test_acc_at_best_val"].fillna(part["best_test_acc"]).fillna(part["last_test_acc"])
 
 
+def mean_interval(values: pd.Series) -> tuple[float, float] | None:
+    """The 95% interval of the mean, Student's t; None of less than two values, or of equal ones."""
+    if len(values) < 2 or (error := stats.sem(values)) == 0:
+        return None
+    low, high = stats.t.interval(0.95, len(values) - 1, values.mean(), error)
+    return float(low), float(high)
+
+
 def interval(values: pd.Series, number: Callable[[float], str] = PLAIN) -> str:
-    """Mean ± standard deviation (95% interval of the mean, Student's t), as far as there are values enough."""
+    """Mean ± standard deviation (95% interval of the mean), as far as there are values enough."""
     if len(values) < 2:
         return number(values.iloc[0]) if len(values) else ""
     text = f"{number(values.mean())} ± {values.std():.2f}"
-    error = stats.sem(values)
-    if error == 0:
-        return text
-    low, high = stats.t.interval(0.95, len(values) - 1, values.mean(), error)
-    return f"{text} ({number(low)} to {number(high)})"
+    ends = mean_interval(values)
+    return f"{text} ({number(ends[0])} to {number(ends[1])})" if ends else text
 
 
 def prediction(values: pd.Series) -> tuple[float, float]:
@@ -74,8 +79,11 @@ def minus_baseline(cells: pd.DataFrame, part: pd.DataFrame, baseline: str, varyi
     return interval((ours - theirs).dropna(), SIGNED)
 
 
-def compared(cells: pd.DataFrame, groups: Sequence[str]) -> tuple[str, pd.DataFrame]:
-    """The first group against each of the others: the answers in words, and the figures that they stand on.
+def compared(
+    cells: pd.DataFrame, groups: Sequence[str]
+) -> tuple[str, pd.DataFrame, dict[str, tuple[np.ndarray, tuple[float, float] | None]]]:
+    """The first group against each of the others: the answers in words, the figures that they stand on, and of each
+    comparison the differences and the interval of their mean, points.
 
     Paired by seed: the difference's 95% interval by bootstrap (BCa, Efron 1987), p by flipping the signs of all pairs
     (exact as long as 2^pairs is within RESAMPLES), and the effect size, mean / standard deviation of the differences.
@@ -90,7 +98,7 @@ def compared(cells: pd.DataFrame, groups: Sequence[str]) -> tuple[str, pd.DataFr
     pairs = [table.to_numpy().T for table in tables]
     raw = [significance(pair) for pair in pairs]
     p, least = holm(raw), holm([2 / 2 ** len(table) for table in tables])  # the least: of equal signs in all pairs
-    answers, figures = [], {}
+    answers, figures, differences = [], {}, {}
     for number, (other, pair) in enumerate(zip(others, pairs, strict=True)):
         difference = pair[0] - pair[1]
         ends = bootstrap(difference)
@@ -98,6 +106,7 @@ def compared(cells: pd.DataFrame, groups: Sequence[str]) -> tuple[str, pd.DataFr
         effect = PLAIN(difference.mean() / difference.std(ddof=1)) if ends else EQUAL
         on_test = any((parts[group]["select_on"] == "test").any() for group in (first, other))
         answers.append(verdict(settings, pair, p[number], ends, on_test, least[number], len(pairs)))
+        differences[f"{first} minus {other}".replace("optimizer=", "")] = difference, ends
         figures[f"{first} against {other}"] = {
             "pairs": str(len(difference)),
             "mean of the first, %": PLAIN(pair[0].mean()),
@@ -110,7 +119,7 @@ def compared(cells: pd.DataFrame, groups: Sequence[str]) -> tuple[str, pd.DataFr
             "pairs in which the first is better": f"{(difference > 0).sum()} of {len(difference)}",
         }
     table = pd.DataFrame(figures).drop([] if others[1:] else "p, corrected (Holm)")
-    return "\n\n".join(answers), table.rename_axis("paired by seed").reset_index()
+    return "\n\n".join(answers), table.rename_axis("paired by seed").reset_index(), differences
 
 
 def paired(parts: Mapping[str, pd.DataFrame], *groups: str) -> pd.DataFrame:

@@ -4,7 +4,7 @@ import io
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import matplotlib
 import numpy as np
@@ -19,7 +19,17 @@ from tabulate import tabulate
 from cifar10.errors import SettingError, UsageError
 from cifar10.storage import write_bytes
 from experiments.runs import COLUMNS, RESULTS, Run, canonical, read_cells, read_runs, row_of_run, texts_of
-from experiments.statistics import PLAIN, SIGNED, agreement, compared, interval, minus_baseline, prediction, scored
+from experiments.statistics import (
+    PLAIN,
+    SIGNED,
+    agreement,
+    compared,
+    interval,
+    mean_interval,
+    minus_baseline,
+    prediction,
+    scored,
+)
 from experiments.study import searches
 from training import figures
 from training.shell import command_line
@@ -35,8 +45,16 @@ TITLES = {
 }
 REFERENCE = {"best_epoch": "report: best epoch", "accuracy": "report: accuracy, %"}  # of reference.csv
 TAGS = {f"{part}/{score}" for part in ("train", "val", "test") for score in ("loss", "acc")}  # in curves.csv
-CURVE = "accuracy over epochs"  # the column of pictures, which only the page has
+ACCURACY, CURVES, DIFFERENCES = "accuracy.png", "curves.png", "differences.png"  # each with what it shows:
+PICTURES = {
+    ACCURACY: "Test accuracy: each run, the mean and its 95% interval",
+    CURVES: "Accuracy over epochs",
+    DIFFERENCES: "Differences paired by seed, their mean and its 95% interval",
+}
 SEVERAL = "Several seeds: mean ± standard deviation (95% interval of the mean, Student's t); seconds: median."
+NAMES = {"train": "training", "val": "validation", "test": "test"}
+Panels: TypeAlias = dict[str, dict[str, list[dict[int, float]]]]  # by title, by group, of each run, by epoch
+PANELS = 4  # side by side in a figure
 DESCENDING = ("optimizer", "lr", "batch_size")  # columns that come first, in the order of the report's table
 
 
@@ -60,7 +78,7 @@ def write_page(
     if chosen.empty:
         raise SettingError("seeds", seeds, "no run has one of these")
     settings = by_setting(chosen, varying)
-    answer, comparison = compared(chosen, compare) if compare else ("", None)
+    answer, comparison, differences = compared(chosen, compare) if compare else ("", None, {})
     reference = read_reference(folder / "reference.csv")
     theirs = [figures_of_others(part, reference).get("accuracy") for part in settings.values()]
     both = [(scored(part), float(figure)) for part, figure in zip(settings.values(), theirs, strict=True) if figure]
@@ -68,9 +86,12 @@ def write_page(
     searched = [search for path in folders for search in searches(path)]
 
     folder.mkdir(parents=True, exist_ok=True)
-    for old in (path for pattern in ("curve-*.png", "comparison.*") for path in folder.glob(pattern)):
+    for old in (path for pattern in ("curve-*.png", "comparison.*", *PICTURES) for path in folder.glob(pattern)):
         old.unlink()
-    draw(settings, curves, folder)
+    draw(settings, varying, curves, folder)
+    if differences:
+        named = figures.dots(differences, "difference of test accuracy, percentage points", zero=True)
+        save(named, folder / DIFFERENCES)
     draw_searches(searched, folder)
     write_cells(folder / "cells.csv", cells, varying)
     write(folder / "curves.csv", curves.to_csv(index=False, lineterminator="\n"))
@@ -87,7 +108,7 @@ def write_page(
         agreement(both),
         optimism(chosen),
         "" if comparison is None else f"## Compared\n\n{write_table(folder / 'comparison', comparison)}",
-        "![Accuracy over epochs](curves.png)",
+        *(f"![{text}]({name})" for name, text in PICTURES.items() if (folder / name).exists()),
         *(f"![A search: {path.stem}]({path.name})" for path in sorted(folder.glob("search-*.png"))),
         unfinished(runs),
     ]
@@ -171,15 +192,30 @@ def in_order(cells: pd.DataFrame, varying: Sequence[str]) -> pd.DataFrame:
 
 def by_setting(cells: pd.DataFrame, varying: Sequence[str]) -> dict[str, pd.DataFrame]:
     """The runs of each setting, by its label; a flag that follows from the optimizer needs no name."""
-    own = [flag for flag in varying if flag == "optimizer" or cells.groupby("optimizer")[flag].nunique().max() > 1]
-    return {label(own, part.iloc[0][own]): part for _, part in cells.groupby(list(varying), sort=False, dropna=False)}
+    parts = [part for _, part in cells.groupby(list(varying), sort=False, dropna=False)]
+    return dict(zip(labels(parts, told(cells, varying)), parts, strict=True))
 
 
-def label(flags: Sequence[str], values: Any) -> str:
-    return ", ".join(
-        value if flag == "optimizer" else f"{TITLES.get(flag, flag)} {shown(flag, value)}"
-        for flag, value in zip(flags, values, strict=True)
-    )
+def told(cells: pd.DataFrame, varying: Sequence[str]) -> list[str]:
+    """The settings that tell the runs apart, without those that follow from the optimizer."""
+    return [flag for flag in varying if flag == "optimizer" or cells.groupby("optimizer")[flag].nunique().max() > 1]
+
+
+def labels(parts: Sequence[pd.DataFrame], flags: Sequence[str]) -> list[str]:
+    """What tells settings apart: optimizer, learning rate and batch size, and what is not as in most of them."""
+    firsts = [part.iloc[0] for part in parts]
+    usual: dict[str, str] = {}
+    for flag in set(flags) - set(DESCENDING):
+        value, times = Counter(first[flag] for first in firsts).most_common(1)[0]
+        usual |= {flag: value} if 2 * times > len(parts) else {}
+    return [
+        ", ".join(named(flag, first[flag]) for flag in flags if first[flag] != usual.get(flag)) or "as most"
+        for first in firsts
+    ]
+
+
+def named(flag: str, text: str) -> str:
+    return text if flag == "optimizer" else f"{TITLES.get(flag, flag)} {shown(flag, text) or 'none'}"
 
 
 def shown(flag: str, text: str) -> str:
@@ -198,10 +234,9 @@ def table_of(
     """A row a setting, as texts, with the interval of its mean if there are several seeds, beside others' figures."""
     rows = []
     cells = pd.concat(settings.values())
-    for number, part in enumerate(settings.values()):
+    for part in settings.values():
         first = part.iloc[0]
         row = {TITLES.get(flag, flag): shown(flag, first[flag]) for flag in varying}
-        row[CURVE] = f"![](curve-{number:02d}.png)"
         row["best epoch"] = ", ".join(f"{epoch:g}" for epoch in part["best_epoch"].dropna())
         row |= {TITLES[score]: interval(part[score].dropna()) for score in RESULTS[1:-1]}
         if baseline:
@@ -214,11 +249,9 @@ def table_of(
 
 def write_table(path: Path, table: pd.DataFrame) -> str:
     """Write a table of texts as CSV and LaTeX (of the package booktabs), and return it in Markdown."""
-    bare = table.drop(columns=CURVE, errors="ignore")
-    write(path.with_suffix(".csv"), bare.to_csv(index=False, lineterminator="\n"))
+    write(path.with_suffix(".csv"), table.to_csv(index=False, lineterminator="\n"))
     latex, markdown = (
-        tabulate(each.to_dict("list"), "keys", form, disable_numparse=True)
-        for each, form in ((bare, "latex_booktabs"), (table, "pipe"))
+        tabulate(table.to_dict("list"), "keys", form, disable_numparse=True) for form in ("latex_booktabs", "pipe")
     )
     write(path.with_suffix(".tex"), latex + "\n")
     return f"{markdown}\n\nThe same as [CSV]({path.name}.csv) and [LaTeX]({path.name}.tex)."
@@ -306,26 +339,47 @@ def unfinished(runs: dict[str, Run]) -> str:
     return "\n".join(["Not finished:\n", *lines]) if lines else ""
 
 
-def draw(settings: dict[str, pd.DataFrame], curves: pd.DataFrame, folder: Path) -> None:
-    groups = {name: list(accuracies(part, curves)) for name, part in settings.items()} if len(curves) else {}
-    groups = {name: found for name, found in groups.items() if found}
-    if not groups:
-        return
-    values = np.concatenate([list(run.values()) for found in groups.values() for run in found])
-    named = "accuracy on the images that choose the epoch, else on training images"
-    save(figures.comparison(groups, named), folder / "curves.png")
-    for number, name in enumerate(settings):
-        figure = figures.thumbnail(groups.get(name, []), float(np.quantile(values, 0.05)), float(values.max()))
-        save(figure, folder / f"curve-{number:02d}.png")
+def draw(settings: dict[str, pd.DataFrame], varying: Sequence[str], curves: pd.DataFrame, folder: Path) -> None:
+    """ACCURACY, and CURVES if its lines can be told apart."""
+    scores = {name: scored(part).dropna() for name, part in settings.items()}
+    rows = {name: (list(values), mean_interval(values)) for name, values in scores.items() if len(values)}
+    if rows:
+        on_test = any((part["select_on"] == "test").any() for part in settings.values())
+        label = "test accuracy, %" + ", epoch chosen on the test set" * on_test
+        save(figures.dots(rows, label), folder / ACCURACY)
+    panels, label = curves_by_panel(list(settings.values()), varying, curves) if len(curves) else ({}, "")
+    if panels:
+        save(figures.comparison(panels, label), folder / CURVES)
 
 
-def accuracies(part: pd.DataFrame, curves: pd.DataFrame) -> Iterator[dict[int, float]]:
-    """Of each run, over epochs, the accuracy that chose one: on validation or the test set; on training if none did."""
+def curves_by_panel(parts: Sequence[pd.DataFrame], varying: Sequence[str], curves: pd.DataFrame) -> tuple[Panels, str]:
+    """For `figures.comparison`, the curves that chose the epochs, and what they are. They are in one panel, or in one
+    for each value of the setting that leaves the fewest lines to tell apart, the same in all; in none if those are too
+    many."""
+    own = told(pd.concat(parts), varying)
+    drawn = [(part, found) for part in parts if (found := list(accuracies(part, curves)))]
+    choices: list[tuple[int, Panels]] = []
+    for flag in ("", *own):
+        panels: Panels = {}
+        names = labels([part for part, _ in drawn], [each for each in own if each != flag])
+        for name, (part, found) in zip(names, drawn, strict=True):
+            title = named(flag, part.iloc[0][flag]) if flag else ""
+            panels.setdefault(title, {})[name] = [values for _, values in found]
+        alike = len({tuple(groups) for groups in panels.values()}) == 1
+        if alike and len(panels) <= PANELS and len(panels[title]) <= len(figures.COLOURS):
+            choices.append((len(panels[title]) if flag else 0, panels))
+    stages = {f"{NAMES[stage]} accuracy" for _, found in drawn for stage, _ in found}
+    return min(choices, key=lambda choice: choice[0], default=(0, {}))[1], " or ".join(sorted(stages)) + ", %"
+
+
+def accuracies(part: pd.DataFrame, curves: pd.DataFrame) -> Iterator[tuple[str, dict[int, float]]]:
+    """Of each run, over epochs, the accuracy that chose one, and on which images it is: on validation or the test set;
+    on training if none did."""
     for run, chosen_on in zip(part["run"], part["select_on"], strict=True):
         own = curves[curves["run"] == run].set_index("epoch")
-        for part in (chosen_on, "train"):
-            if f"{part}_acc" in own and len(values := own[f"{part}_acc"].dropna()):
-                yield {int(epoch): float(value) for epoch, value in values.items()}  # type: ignore[arg-type]
+        for stage in (chosen_on, "train"):
+            if f"{stage}_acc" in own and len(values := own[f"{stage}_acc"].dropna()):
+                yield stage, {int(epoch): float(value) for epoch, value in values.items()}  # type: ignore[arg-type]
                 break
 
 

@@ -71,9 +71,13 @@ def summary(values: Sequence[float]) -> str:
 
 
 def draw(runs: Sequence[Run]) -> Figure:
-    """Training accuracy over epochs; with val_size 0 there is no other."""
+    """Training accuracy over epochs, with val_size 0 there is no other, and where crop and cutout end."""
     groups = {f"seed {run.config.seed}": [run.curves()["train/acc"]] for run in runs}
-    return figures.comparison(groups, "accuracy on the augmented training images")
+    figure = figures.comparison({"": groups}, "training accuracy, %")
+    end = runs[0].config.epochs - runs[0].config.plain_epochs
+    figure.axes[0].axvline(end, color="black", ls=":")
+    figure.axes[0].annotate("crop and cutout end", (end, 0.02), xycoords=("data", "axes fraction"), ha="right")
+    return figure
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CALIBRATION_BINS = 15  # customary since Guo et al. 2017, On Calibration of Modern Neural Networks
+# Eight colours that colour-blind people tell apart (Okabe and Ito 2008), the one that is pale on paper last.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+STYLES = ("-", "--", "-.", ":")
 TRAIN_COLOUR, VAL_COLOUR, BEST_COLOUR = "tab:blue", "tab:orange", "tab:green"
 
 
@@ -161,38 +164,69 @@ def curves(
         train_loss_name: What the training loss is called; not all training losses are what the validation loss is.
     """
     figure = _figure(9.6, 4.0, "")
-    charts = ("loss", "loss", train_loss_name), ("acc", "accuracy", "training")
-    for axes, (name, label, train_name) in zip(figure.subplots(1, 2), charts, strict=True):
+    charts = ("loss", "loss", train_loss_name, 1), ("acc", "accuracy, %", "training", 100)
+    for axes, (name, label, train_name, factor) in zip(figure.subplots(1, 2), charts, strict=True):
         lines = (train_name, train, "o-", TRAIN_COLOUR), (val_name, val, "s--", VAL_COLOUR)  # apart in grey too
         for part, values, style, colour in lines:
             if name in values:
-                axes.plot(*zip(*sorted(values[name].items()), strict=True), style, ms=3, color=colour, label=part)
+                epochs, points = zip(*sorted(values[name].items()), strict=True)
+                axes.plot(epochs, [factor * point for point in points], style, ms=3, color=colour, label=part)
         if best is not None:
             axes.axvline(best, color=BEST_COLOUR, ls=":", label=f"best epoch, {best}")
-        axes.set(xlabel="epoch", ylabel=label, title=label.capitalize())
+        axes.set(xlabel="epoch", ylabel=label, title=label.removesuffix(", %").capitalize())
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend()
     return figure
 
 
-def comparison(groups: Mapping[str, Sequence[Mapping[int, float]]], label: str) -> Figure:
-    """Groups of runs, each run's value by epoch: each group's mean in one colour, its runs thin behind it."""
-    import matplotlib
+def comparison(panels: Mapping[str, Mapping[str, Sequence[Mapping[int, float]]]], label: str) -> Figure:
+    """Groups of runs in panels, each run's fraction by epoch, in percent: each group's mean in a colour and line style
+    of its own, the same in all panels, its runs thin behind it.
 
-    figure = _figure(9.6, 5.0 + 0.18 * len(groups), "")
+    Args:
+        panels: By title, empty if there is one, groups by name, of which there may be as many as COLOURS in all.
+    """
+    names = list(dict.fromkeys(name for groups in panels.values() for name in groups))
+    figure = _figure(9.6, 4.2 + 0.2 * len(names), "")
+    places = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (title, groups) in zip(places, panels.items(), strict=True):
+        for name, runs in groups.items():
+            number = names.index(name)
+            colour, style = COLOURS[number], STYLES[number % len(STYLES)]
+            for run in runs if len(runs) > 1 else ():
+                axes.plot(list(run), [100 * value for value in run.values()], style, color=colour, lw=0.6, alpha=0.4)
+            epochs = sorted(set.intersection(*(set(run) for run in runs)))
+            mean = [100 * sum(run[epoch] for run in runs) / len(runs) for epoch in epochs]
+            axes.plot(epochs, mean, style, color=colour, label=name)
+        axes.set(xlabel="epoch", title=title)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel(label)
+    lines = {line.get_label(): line for axes in figure.axes for line in axes.get_lines()}
+    figure.legend([lines[name] for name in names], names, loc="outside lower left", fontsize=9)
+    return figure
+
+
+def dots(
+    rows: Mapping[str, tuple[Sequence[float] | np.ndarray, tuple[float, float] | None]], label: str, zero: bool = False
+) -> Figure:
+    """Each row's values as dots, their mean as a bar, and its interval, if there is one, as a line; with `zero` there
+    is a line at 0."""
+    figure = _figure(9.6, 1.2 + 0.3 * len(rows), "")
     axes = figure.subplots()
-    colours = matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, len(groups)))
-    for (name, runs), colour in zip(groups.items(), colours, strict=True):
-        for run in runs if len(runs) > 1 else ():
-            axes.plot(list(run), list(run.values()), color=colour, lw=0.6, alpha=0.4)
-        epochs = sorted(set.intersection(*(set(run) for run in runs)))
-        mean = [sum(run[epoch] for run in runs) / len(runs) for epoch in epochs]
-        axes.plot(epochs, mean, color=colour, label=f"{name}, mean of {len(runs)}" if len(runs) > 1 else name)
-    values = np.concatenate([list(run.values()) for runs in groups.values() for run in runs])
-    axes.set(xlabel="epoch", ylabel=label, ylim=(np.quantile(values, 0.05), values.max() + 0.01))
+    for place, (values, ends) in enumerate(rows.values()):
+        axes.plot(values, [place] * len(values), "o", ms=4, color=COLOURS[0], alpha=0.5, mew=0)
+        if len(values) > 1:
+            axes.plot([np.mean(values)], [place], "|", ms=13, mew=2, color="black")
+        if ends:
+            axes.plot(ends, [place, place], color="black", lw=1.2)
+    if zero:
+        axes.axvline(0, color="black", ls=":", lw=1)
+    axes.set_yticks(range(len(rows)), list(rows), fontsize=9)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlabel(label)
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside lower left", fontsize=8)
     return figure
 
 
@@ -206,17 +240,6 @@ def accuracies(table: np.ndarray, rows: Sequence[str], columns: Sequence[str], t
     for (row, column), value in np.ndenumerate(table):
         colour = "white" if value > 0.6 else "black"
         axes.text(column, row, f"{value:.1%}", ha="center", va="center", fontsize=9, color=colour)
-    return figure
-
-
-def thumbnail(runs: Sequence[Mapping[int, float]], low: float, high: float) -> Figure:
-    """Curves small enough for the row of a table; the scale from `low` to `high` is the same for all rows."""
-    figure = _figure(1.6, 0.44, "", dpi=100)
-    axes = figure.subplots()
-    for run in runs:
-        axes.plot(list(run), list(run.values()), color=VAL_COLOUR, lw=1)
-    axes.set_ylim(low, max(high, low + 0.01))
-    axes.set_axis_off()
     return figure
 
 
