@@ -8,6 +8,7 @@ What is logged once an epoch is logged over the number of epochs done, before th
 and resumed run has whole curves.
 """
 
+import math
 import sys
 import time
 import warnings
@@ -260,13 +261,15 @@ class TrainingSpeed(Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._images, self._start, self._cpu_start = 0, time.perf_counter(), time.process_time()
+        self._cpu_seconds = math.inf  # of a loader that does not say how long it is
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._images += len(batch[1])
         self._seconds = time.perf_counter() - self._start  # validation comes after the last batch
-        self._cpu_seconds = time.process_time() - self._cpu_start
+        if batch_idx + 1 == trainer.num_training_batches:  # once, since the system adds up all threads
+            self._cpu_seconds = time.process_time() - self._cpu_start
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         log_epoch(trainer, {"train/images_per_second": self._images * trainer.world_size / self._seconds})
