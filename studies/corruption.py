@@ -1,9 +1,12 @@
-"""Accuracy of checkpoints on their runs' validation images, exact and corrupted: for choosing without the test set.
+"""Accuracy of the sweep `corruption` on its validation images, exact and corrupted: for choosing without the test set.
 
-    python -m studies.corruption CHECKPOINT [CHECKPOINT ...]
+    python sweep.py --config recipes/sweeps/corruption.yaml
+    python report.py logs/corruption
+    python -m studies.corruption logs/corruption
 
-Prints a table, a column a checkpoint: accuracy in percent on exact images, as JPEG files of quality 75, a common one,
-at each severity of each corruption, and the mean of these. The runs must have validation images.
+Writes into results/corruption/: corrupted.csv, a row a run and kind of image; corrupted.md, the means over seeds. The
+kinds are exact images, JPEG files of quality 75, a common one, and each severity of each corruption of CIFAR-10-C that
+`--corrupt` knows. Runs that corrupted.csv has are not evaluated again.
 """
 
 import argparse
@@ -15,20 +18,23 @@ import numpy as np
 import pandas as pd
 import torch
 
-from benchmarks.page import table
+from benchmarks.page import header, table
 from cifar10 import records
 from cifar10.filters import CORRUPT, corrupt
 from cifar10.preprocessing import preprocess
 from cifar_datamodule import stratified_split
+from experiments.runs import read_runs
+from experiments.tables import write
 from models.checkpoint import load_checkpoint
 from models.classifier import make_classifier
 
-LEVELS = [("none", 0), ("jpeg", 75), *((method, level) for method, levels in CORRUPT.items() for level in levels)]
+SEVERITIES = [(method, level) for method, levels in CORRUPT.items() for level in levels]
+GROUP = ["optimizer", "normalize", "random_corruption"]  # what tells the runs of the sweep apart, but for the seed
 
 
 @torch.inference_mode()
 def accuracies(path: Path, data_dir: Path) -> dict[str, float]:
-    """Percent right of the validation images, by what damaged them."""
+    """Percent right of the validation images of a checkpoint's run, by kind of image."""
     checkpoint = load_checkpoint(path)
     classifier = make_classifier(checkpoint)
     images, labels = records.load(data_dir / records.FOLDER, train=True)
@@ -36,25 +42,60 @@ def accuracies(path: Path, data_dir: Path) -> dict[str, float]:
     chosen = stratified_split(torch.from_numpy(labels), data.val_size, data.split_seed)[1].numpy()
     pixels = images[chosen].transpose(0, 2, 3, 1)
     found = {}
-    for method, level in LEVELS:
-        damaged = pixels
+    for method, level in [("none", 0), ("jpeg", 75), *SEVERITIES]:
+        corrupted = pixels
         if method != "none":
-            damaged = np.stack([corrupt(method, level, *image) for image in zip(pixels, chosen, strict=True)])
-        inputs = preprocess(damaged.transpose(0, 3, 1, 2), checkpoint.preprocessing, checkpoint.whitening)
+            corrupted = np.stack([corrupt(method, level, *image) for image in zip(pixels, chosen, strict=True)])
+        inputs = preprocess(corrupted.transpose(0, 3, 1, 2), checkpoint.preprocessing, checkpoint.whitening)
         answers = torch.cat([classifier.logits(part).argmax(1) for part in torch.from_numpy(inputs).split(500)])
-        found[f"{method} {level:g}"] = (answers.numpy() == labels[chosen]).mean() * 100
+        found[kind(method, level)] = (answers.numpy() == labels[chosen]).mean() * 100
     return found
+
+
+def kind(method: str, level: float) -> str:
+    if method == "none":
+        return "exact"
+    levels = list(CORRUPT[method])
+    return f"{method} {levels.index(level) + 1}" if level in levels else f"JPEG files, quality {level:g}"
+
+
+def summary(rows: pd.DataFrame) -> str:
+    """The table in Markdown: mean ± standard deviation over seeds, a row a kind of image, a column a setting."""
+    wide = rows.pivot_table(index="image", columns=[*GROUP, "seed"], values="accuracy", sort=False)
+    wide.loc["mean of all severities"] = wide.loc[[kind(*each) for each in SEVERITIES]].mean()
+    columns = wide.T.groupby(level=GROUP, sort=False)
+    mean, deviation = columns.mean().T, columns.std().T
+    heads = [f"{optimizer}, {normalize}, {share:g}" for optimizer, normalize, share in mean]
+    lines = [
+        [image, *(f"{m:.1f} ± {s:.1f}" for m, s in zip(mean.loc[image], deviation.loc[image], strict=True))]
+        for image in mean.index
+    ]
+    return table(["images", *heads], lines)
 
 
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT")
+    parser.add_argument("folder", type=Path, help="log folder of the sweep")
     parser.add_argument("--data_dir", type=Path, default=Path("data"), help="folder of CIFAR-10")
+    parser.add_argument("--out", type=Path, default=Path("results/corruption"))
     options = parser.parse_args(arguments)
-    found = pd.DataFrame({str(path): accuracies(path, options.data_dir) for path in options.checkpoints})
-    found.loc["mean of the corruptions"] = found.iloc[2:].mean()
-    rows = [[str(name), *(f"{value:.1f}" for value in row)] for name, row in found.iterrows()]
-    print(table(["images, %", *found], rows))
+    csv = options.out / "corrupted.csv"
+    rows = pd.read_csv(csv) if csv.exists() else pd.DataFrame(columns=[*GROUP, "seed", "image", "accuracy"])
+    done = {tuple(key) for key in rows[[*GROUP, "seed"]].itertuples(index=False)}
+    options.out.mkdir(parents=True, exist_ok=True)
+    for run in sorted(read_runs(options.folder), key=lambda run: run.folder):
+        values = run.config.plain()
+        key = tuple(values[name] for name in (*GROUP, "seed"))
+        if run.result and key not in done:
+            found = accuracies(Path(run.result["checkpoint"]), options.data_dir)
+            new = [(*key, image, round(accuracy, 2)) for image, accuracy in found.items()]
+            rows = pd.concat([rows if len(rows) else None, pd.DataFrame(new, columns=rows.columns)], ignore_index=True)
+            write(csv, rows.to_csv(index=False, lineterminator="\n"))
+    count = len(rows[[*GROUP, "seed"]].drop_duplicates())
+    text = header("Corrupted validation images", "studies.corruption", arguments, count, "runs")
+    text += "\n\nAccuracy in percent, mean ± standard deviation over seeds, by optimizer, normalization and share of\n"
+    text += f"corrupted training images.\n\n{summary(rows)}\n"
+    write(options.out / "corrupted.md", text)
 
 
 if __name__ == "__main__":

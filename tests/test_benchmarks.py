@@ -5,6 +5,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -195,13 +197,18 @@ def test_a_cold_start_is_not_measured_where_the_system_does_not_let_us(
     assert all(math.isnan(value) for value in processes.start_up(tmp_path, [], cold=True).values())
 
 
-def test_the_corruption_study_finds_the_validation_accuracy_of_the_run_and_that_of_each_corruption(
-    run: Any, data_dir: Path, capsys: pytest.CaptureFixture
+def test_the_corruption_study_has_each_corruption_and_goes_on_where_it_stood(
+    run: Any, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    result = run()
-    found = corruption.accuracies(Path(result["checkpoint"]), data_dir)
-    assert found["none 0"] == pytest.approx(100 * result["val_acc"])
-    capsys.readouterr()
-    corruption.main([result["checkpoint"], "--data_dir", str(data_dir)])
-    rows = [line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines()[2:]]
-    assert rows == [*found, "mean of the corruptions"]
+    results = [run(seed=seed) for seed in (0, 1)]
+    study = [str(tmp_path / "logs"), "--data_dir", str(data_dir), "--out", str(tmp_path / "out")]
+    corruption.main(study)
+    rows = pd.read_csv(tmp_path / "out" / "corrupted.csv")
+    exact = rows[rows["image"] == "exact"]["accuracy"].tolist()
+    assert exact == pytest.approx([100 * result["val_acc"] for result in results])
+    monkeypatch.setattr(corruption, "accuracies", None)
+    corruption.main(study)
+    page = (tmp_path / "out" / "corrupted.md").read_text(encoding="utf-8")
+    first = [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("|")][2:]
+    assert first == [*dict.fromkeys(rows["image"]), "mean of all severities"]
+    assert f"{np.mean(exact):.1f} ± {np.std(exact, ddof=1):.1f}" in page

@@ -58,7 +58,7 @@ def test_on_its_validation_images_a_checkpoint_is_as_good_as_when_it_was_chosen(
 
     monkeypatch.setattr(records, "load", spare_the_test_set)
     found = evaluated(Path(result["checkpoint"]), data_dir, on="val", out=tmp_path / "new" / "out")
-    assert found.keys() == {"val/loss", "val/acc"} and found["val/acc"] == result["val_acc"]
+    assert found.keys() == {"val/loss", "val/acc", "val/ece"} and found["val/acc"] == result["val_acc"]
     assert {path.name for path in (tmp_path / "new" / "out").iterdir()} == FILES
     page = (tmp_path / "new" / "out" / "report.md").read_text()
     assert "On the 100 validation images" in page and f"{result['val_acc']:.2%}" in page
