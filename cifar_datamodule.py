@@ -36,7 +36,7 @@ _STREAM = 2  # keeps the order of the epoch apart from the augmentation's draws
 
 
 class CIFAR10DataModule(pl.LightningDataModule):
-    """Loaders over CIFAR-10's 50,000 training images, split into a training and a validation part, and its test set.
+    """Loaders over CIFAR-10's 50,000 training images, split for training and validation, and its test set.
 
     With several processes `batch_size` is the global one: each process gets its share of every batch, and evaluates
     its share of the images. Give the Trainer `use_distributed_sampler=False`.
@@ -61,7 +61,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
         self.save_hyperparameters(self.config.plain(), logger=False)
         self.preprocessing = self.config.group(Preprocessing)
         self.teacher = teacher
-        self.mean: Tensor | None = None  # float32 [3], of the training part's pixels, in [0, 255]
+        self.mean: Tensor | None = None  # float32 [3], of the training split's pixels, in [0, 255]
         self.std: Tensor | None = None
         self.whitening: np.ndarray | None = None  # of `fit_whitening`, if zca is chosen
         self._train: tuple[Tensor, Tensor] | None = None  # all 50,000 images and labels
@@ -75,7 +75,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
             self._verified = True
 
     def setup(self, stage: str | None = None) -> None:
-        """Prepare the images, by the statistics and the whitening of the training part unless a state was loaded."""
+        """Prepare the images, by the statistics and the whitening of the training split unless a state was loaded."""
         if self._train is not None or (stage in ("test", "predict") and self.mean is not None):
             return
         images = originals = self._images(train=True)

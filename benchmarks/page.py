@@ -4,6 +4,8 @@ import datetime
 import math
 import platform
 import re
+import shutil
+import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import median
@@ -23,11 +25,21 @@ def header(title: str, module: str, arguments: Sequence[str], count: int, counte
             f"# {title}\n",
             f"- command: `{command_line('python', '-m', module, *arguments)}`",
             f"- processor: {processor()}, {cores()} cores, {torch.get_num_threads()} threads",
+            f"- commit: {commit()}",
             f"- versions: Python {platform.python_version()}, torch {torch.__version__}, Lightning {pl.__version__}",
             f"- date: {datetime.date.today()}",
             f"- {counted}: {count}",
         ]
     )
+
+
+def commit() -> str:
+    """Of the code that runs, as far as git tells."""
+    git = shutil.which("git")
+    if not git:
+        return "unknown"
+    line = [git, "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
+    return subprocess.run(line, capture_output=True, text=True).stdout.strip() or "unknown"
 
 
 def processor() -> str:

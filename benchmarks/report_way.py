@@ -1,4 +1,4 @@
-"""The report's way of training, to compare with: image by image through PIL and torchvision, and a plain loop."""
+"""The report's training pipeline, to compare with: image by image through PIL and torchvision, and a plain loop."""
 
 import itertools
 import time

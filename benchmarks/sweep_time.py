@@ -1,8 +1,8 @@
-"""How long the sweep of the report's nine cells takes on this machine, and how long the report's way would take.
+"""How long the sweep of the report's nine cells takes on this machine, and how long the report's pipeline would take.
 
     python -m benchmarks.sweep_time
 
-For each batch size in turn, round after round: the seconds of an epoch, its test included, in the report's way
+For each batch size in turn, round after round: the seconds of an epoch, its test included, in the report's pipeline
 (report_way.py, with its better number of workers), from its rates over some images; and the seconds of an epoch of as
 many runs of train.py, of one thread each, as there are cores, as sweep.py has them, divided by their number.
 """
@@ -34,7 +34,7 @@ EPOCHS = 90 + 90 + 30  # with each: SGD at two learning rates, and Adam
 
 
 def theirs(data_dir: Path, batch_size: int, images: int, plain: Executor) -> float:
-    """Seconds of an epoch in the report's way."""
+    """Seconds of an epoch in the report's pipeline."""
     seconds = []
     for workers in WORKERS:
         arguments = (data_dir, batch_size, workers, images)
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str]) -> None:
     rows = [row(f"batch {size}, an epoch, s", [turn[size] for turn in rounds]) for size in BATCH_SIZES]
     rows.append(row("all 630 epochs, minutes", [(their, our) for their, our in totals]))
     text = header("Time of the nine cells", "benchmarks.sweep_time", arguments, options.rounds) + "\n\n"
-    text += table(["", "the report's way", "the sweep", "ratio", "range"], rows) + "\n"
+    text += table(["", "the report's pipeline", "the sweep", "ratio", "range"], rows) + "\n"
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(text, encoding="utf-8")
     print(text)

@@ -1,8 +1,8 @@
-"""How fast this machine trains, beside the report's way, the usual Lightning way and the limit of its arithmetic.
+"""How fast this machine trains, beside the report's pipeline, the usual Lightning way and the limit of its arithmetic.
 
     python -m benchmarks.throughput
 
-A  the report's way: image by image, a plain loop (report_way.py)
+A  the report's pipeline: image by image, a plain loop (report_way.py)
 B  the usual Lightning way: the same data and network under a plain Trainer (lightning_way.py)
 C  this project: `train()`, epochs with validation, logging and checkpoint; "steady" leaves the first one out
 D  a bare PyTorch loop that does the work of C on the batches of C, preprocessed alike, in the same number format

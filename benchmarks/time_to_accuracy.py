@@ -4,8 +4,8 @@
 
 Tries numbers of epochs with the recipe, upwards, five seeds each, until the mean final test accuracy is the report's
 best. The time is that of the whole command, from its start to its end: imports, data, training, the test. Beside each
-run the rate of the report's way (report_way.py) is measured over some thousand images; its recipe needs 60 epochs of
-50,000, and its start and its tests are not counted. Each finished run is appended to a CSV file beside the page: a
+run the rate of the report's pipeline (report_way.py) is measured over some thousand images; its recipe needs 60 epochs
+of 50,000, and its start and its tests are not counted. Each finished run is appended to a CSV file beside the page: a
 benchmark that was killed goes on where it stood, so delete that file to measure anew.
 """
 
@@ -61,9 +61,9 @@ def append_run(path: Path, run: Run) -> None:
 
 
 def measure(options: argparse.Namespace, epochs: int, seed: int, images: int, plain: Executor) -> Run:
-    """One round: the rate of the report's way over some `images`, and a run of the recipe.
+    """One round: the rate of the report's pipeline over some `images`, and a run of the recipe.
 
-    The report's way has the better number of workers, and `plain`, a new process for each task.
+    The report's pipeline has the better number of workers, and `plain`, a new process for each task.
     """
     rates = [
         plain.submit(report_way.images_per_second, options.data_dir, 64, workers, images).result()

@@ -23,7 +23,7 @@ class Draws:
 
     rows: Tensor  # int64 [N], how far down, in pixels, the crop moves: -crop to crop
     columns: Tensor  # int64 [N], how far right
-    mirrored: Tensor  # bool [N], left and right swapped after the crop
+    flipped: Tensor  # bool [N], horizontally, after the crop
     hole_rows: Tensor  # int64 [N], the centre of the cutout square, in the finished image
     hole_columns: Tensor
     versions: Tensor  # int64 [N], 0 is the image itself, k is its k-th corrupted version
@@ -34,19 +34,19 @@ def draw_epoch(seed: int, epoch: int, count: int, crop: int, flip: bool, corrupt
 
     Args:
         crop: Largest shift in pixels, 0 to 31.
-        flip: Whether half of the images, at random, are mirrored.
+        flip: Whether half of the images, at random, are flipped horizontally.
         corrupted: Share of the images of which a corrupted version is taken.
     """
     rng = np.random.default_rng([_STREAM, seed, epoch])
     rows, columns = torch.from_numpy(rng.integers(-crop, crop, size=(2, count), endpoint=True))
-    mirrored = torch.from_numpy(rng.random(count) < 0.5) if flip else torch.zeros(count, dtype=torch.bool)
+    flipped = torch.from_numpy(rng.random(count) < 0.5) if flip else torch.zeros(count, dtype=torch.bool)
     hole_rows, hole_columns = torch.from_numpy(rng.integers(0, SIDE, size=(2, count)))
     versions = rng.integers(1, VERSIONS, count, endpoint=True) * (rng.random(count) < corrupted)
-    return Draws(rows, columns, mirrored, hole_rows, hole_columns, torch.from_numpy(versions))
+    return Draws(rows, columns, flipped, hole_rows, hole_columns, torch.from_numpy(versions))
 
 
 def crop_and_flip(images: Tensor, indices: Tensor, draws: Draws, corrupted: Sequence[Tensor] = ()) -> Tensor:
-    """Gather the images `indices`, int64 [B], as uint8 [B, 32, 32, 3], shifted and mirrored as drawn; beyond the edge
+    """Gather the images `indices`, int64 [B], as uint8 [B, 32, 32, 3], shifted and flipped as drawn; beyond the edge
     the image is reflected.
 
     Args:
@@ -55,7 +55,7 @@ def crop_and_flip(images: Tensor, indices: Tensor, draws: Draws, corrupted: Sequ
     """
     line = torch.arange(SIDE)
     rows = _reflect(line + draws.rows[indices, None])  # [B, 32], the source row of each row
-    columns = torch.where(draws.mirrored[indices, None], line.flip(0), line)
+    columns = torch.where(draws.flipped[indices, None], line.flip(0), line)
     columns = _reflect(columns + draws.columns[indices, None])
     pixels = (indices[:, None, None] * SIDE + rows[:, :, None]) * SIDE + columns[:, None, :]
     batch = _gather(images, pixels)

@@ -25,7 +25,7 @@ CORRUPT = {
     "blur": (0.4, 0.6, 0.7, 0.8, 1.0),  # standard deviation in pixels
 }
 DEFAULT_SEVERITY = 3
-RANDOM = (  # what training images are damaged by, drawn from all alike, with lowest and highest level
+RANDOM = (  # what training images are corrupted by, drawn from all alike, with lowest and highest level
     ("jpeg", 40.0, 95.0),
     ("jpeg", 40.0, 95.0),  # twice, which cost nothing elsewhere: it is what people have
     ("gaussian", 0.0, 0.1),
@@ -46,12 +46,12 @@ def to_bytes(values: np.ndarray) -> np.ndarray:
 
 
 def corrupt(method: str, level: float, image: np.ndarray, index: int) -> np.ndarray:
-    """Damage an image by a method and a level of CORRUPT. (CIFAR-10-C itself rounds down, here is rounded.)"""
+    """Corrupt an image by a method and a level of CORRUPT. (CIFAR-10-C itself rounds down, here is rounded.)"""
     return _corrupt(method, level, image, np.random.default_rng([_STREAM, index]))
 
 
 def corrupt_at_random(version: int, image: np.ndarray, index: int) -> np.ndarray:
-    """Damage an image by a method and a level drawn from RANDOM, others for each version and index."""
+    """Corrupt an image by a method and a level drawn from RANDOM, others for each version and index."""
     rng = np.random.default_rng([_RANDOM_STREAM, version, index])
     method, lowest, highest = RANDOM[rng.integers(len(RANDOM))]
     return _corrupt(method, rng.uniform(lowest, highest), image, rng)

@@ -102,7 +102,7 @@ def preprocess_lazily(
 
 
 def corrupt_lazily(images: Lazy, version: int, folder: Path | None = None) -> Lazy:
-    """Images each damaged by `corrupt_at_random`; `folder` as in `preprocess`."""
+    """Images each corrupted by `corrupt_at_random`; `folder` as in `preprocess`."""
     return _mapped(images, f"corrupt-random-{version}", partial(filters.corrupt_at_random, version), folder)
 
 
@@ -142,8 +142,8 @@ def before_and_after(
     if whitening is not None or steps(settings, corrupted=False):
         rows["preprocessed"] = preprocess(images, settings, whitening)
     if settings.corrupt != "none":
-        damage = Preprocessing(corrupt=settings.corrupt, severity=settings.severity)
-        rows["corrupted"] = preprocess(images, damage, corrupted=True)
+        corruption = Preprocessing(corrupt=settings.corrupt, severity=settings.severity)
+        rows["corrupted"] = preprocess(images, corruption, corrupted=True)
         if "preprocessed" in rows:
             rows["corrupted, preprocessed"] = preprocess(rows["corrupted"], settings, whitening)
     return rows

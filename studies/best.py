@@ -35,7 +35,7 @@ def probabilities(checkpoint: Path, data_dir: Path, tta: bool) -> Tensor:
     return torch.cat([classifier(batch) for batch in pixels.split(250)])
 
 
-def page(plain: Sequence[Tensor], mirrored: Sequence[Tensor], labels: Tensor, seeds: Sequence[int]) -> str:
+def page(plain: Sequence[Tensor], augmented: Sequence[Tensor], labels: Tensor, seeds: Sequence[int]) -> str:
     """The tables, in Markdown, of each run's probabilities without and with test-time augmentation."""
 
     def accuracy(answers: Tensor) -> float:
@@ -47,7 +47,7 @@ def page(plain: Sequence[Tensor], mirrored: Sequence[Tensor], labels: Tensor, se
     rows = []
     for title, measure, runs in (
         ("test accuracy, one forward pass, %", accuracy, plain),
-        ("test accuracy with test-time augmentation, %", accuracy, mirrored),
+        ("test accuracy with test-time augmentation, %", accuracy, augmented),
         ("expected calibration error, 15 bins, points", calibration, plain),
         ("mean confidence, %", lambda answers: answers.amax(1).mean().item() * 100, plain),
     ):
@@ -91,11 +91,11 @@ def main(arguments: Sequence[str]) -> None:
     if not runs:
         parser.error(f"{options.folder}: no finished run")
     files = [Path(run.result["checkpoint"]) for run in runs if run.result]
-    plain, mirrored = ([probabilities(file, options.data_dir, tta) for file in files] for tta in (False, True))
+    plain, augmented = ([probabilities(file, options.data_dir, tta) for file in files] for tta in (False, True))
     labels = torch.from_numpy(records.load(options.data_dir / records.FOLDER, train=False)[1])
     options.out.mkdir(parents=True, exist_ok=True)
     text = header("The best recipe on the test set", "studies.best", arguments, len(runs), "runs")
-    text += "\n\n" + page(plain, mirrored, labels, [run.config.seed for run in runs]) + "\n"
+    text += "\n\n" + page(plain, augmented, labels, [run.config.seed for run in runs]) + "\n"
     write(options.out / "test.md", text)
     save(draw(runs), options.out / "curve.png")
     matrix = multiclass_confusion_matrix(plain[0].argmax(1), labels, 10)

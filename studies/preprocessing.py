@@ -1,9 +1,9 @@
-"""What the sweep `preprocessing` does not show: the cost of each method, its pictures, and damaged test images.
+"""What the sweep `preprocessing` does not show: the cost of each method, its pictures, and corrupted test images.
 
     python -m studies.preprocessing
 
 Writes into results/preprocessing/: reference.csv, the seconds that each method takes for 60,000 images; methods.png;
-corrupted.csv, the test accuracy of the sweep's Adam runs on damaged images, a row an evaluation; corrupted.md, their
+corrupted.csv, the test accuracy of the sweep's Adam runs on corrupted images, a row an evaluation; corrupted.md, their
 table. Runs are read from logs/preprocessing. Evaluations in corrupted.csv are not done again.
 """
 
@@ -40,7 +40,7 @@ METHODS: list[dict[str, Any]] = [
 
 
 class Evaluation(NamedTuple):
-    """A line of corrupted.csv: a network trained with one way of denoising, tested with another on damaged images."""
+    """A line of corrupted.csv: a network trained with one way of denoising, tested with another on corrupted images."""
 
     seed: int
     trained_with: str
@@ -108,9 +108,9 @@ def evaluate(runs: Sequence[Run], root: Path, data_dir: Path, path: Path) -> Non
             if tuple(map(str, key)) in done:
                 continue
             assert run.result
-            damage: dict[str, Any] = {"corrupt": corrupt} | ({"severity": severity} if severity else {})
+            asked: dict[str, Any] = {"corrupt": corrupt} | ({"severity": severity} if severity else {})
             checkpoint = load_checkpoint(root / run.result["checkpoint"])
-            found = evaluation.evaluate(checkpoint, data_dir, denoise=denoise, **damage)
+            found = evaluation.evaluate(checkpoint, data_dir, denoise=denoise, **asked)
             with path.open("a", newline="", encoding="utf-8") as file:
                 row = Evaluation(*key, round(found["test/acc"] * 100, 2))
                 csv.writer(file).writerows([row] if file.tell() else [Evaluation._fields, row])
@@ -152,7 +152,7 @@ def main(arguments: Sequence[str]) -> None:
     save(draw(options.data_dir), options.out / "methods.png", dpi=80)
     runs = read_runs(options.root / "logs/preprocessing")
     evaluate(runs, options.root, options.data_dir, options.out / "corrupted.csv")
-    text = header("Denoising damaged test images", "studies.preprocessing", arguments, options.rounds) + "\n\n"
+    text = header("Denoising corrupted test images", "studies.preprocessing", arguments, options.rounds) + "\n\n"
     text += "Test accuracy of networks trained on clean images, mean ± standard deviation over seeds; then what\n"
     text += "denoising adds, in points, paired by seed. Severities are those of CIFAR-10-C.\n\n"
     text += corrupted_table(options.out / "corrupted.csv") + "\n"

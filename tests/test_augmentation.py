@@ -7,7 +7,7 @@ def images(count: int = 40) -> torch.Tensor:
     return torch.randint(0, 256, (count, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def test_each_image_is_a_shifted_mirrored_view_of_its_reflect_padded_self() -> None:
+def test_each_image_is_a_shifted_flipped_view_of_its_reflect_padded_self() -> None:
     data, draws, crop = images(), draw_epoch(0, 3, 40, crop=4, flip=True), 4
     indices = torch.randperm(40)[:25]
     batch = crop_and_flip(data, indices, draws)
@@ -15,13 +15,13 @@ def test_each_image_is_a_shifted_mirrored_view_of_its_reflect_padded_self() -> N
     for image, i in zip(batch, indices.tolist(), strict=True):
         top, left = crop + int(draws.rows[i]), crop + int(draws.columns[i])
         expected = padded[i, top : top + 32, left : left + 32]
-        assert torch.equal(image.float(), expected.flip(1) if draws.mirrored[i] else expected)
+        assert torch.equal(image.float(), expected.flip(1) if draws.flipped[i] else expected)
 
 
 def test_all_shifts_and_both_mirrors_occur() -> None:
     draws = draw_epoch(0, 0, 5000, crop=2, flip=True)
     assert draws.rows.unique().tolist() == draws.columns.unique().tolist() == [-2, -1, 0, 1, 2]
-    assert 0.45 < draws.mirrored.float().mean() < 0.55
+    assert 0.45 < draws.flipped.float().mean() < 0.55
 
 
 def test_off_means_untouched() -> None:
@@ -68,11 +68,11 @@ def test_a_share_of_the_images_is_corrupted_others_in_each_epoch() -> None:
 
 def test_corruption_changes_no_other_draw() -> None:
     one, other = (draw_epoch(0, 3, 50, crop=2, flip=True, corrupted=share) for share in (0, 0.5))
-    for name in ("rows", "columns", "mirrored", "hole_rows", "hole_columns"):
+    for name in ("rows", "columns", "flipped", "hole_rows", "hole_columns"):
         assert torch.equal(getattr(one, name), getattr(other, name))
 
 
-def test_a_corrupted_version_is_shifted_and_mirrored_as_its_image() -> None:
+def test_a_corrupted_version_is_shifted_and_flipped_as_its_image() -> None:
     draws, indices = draw_epoch(0, 0, 40, crop=2, flip=True, corrupted=0.5), torch.randperm(40)[:25]
     inverted = 255 - images()
     batch = crop_and_flip(images(), indices, draws, [inverted])

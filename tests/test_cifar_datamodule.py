@@ -57,7 +57,7 @@ def test_a_corrupted_image_keeps_the_teachers_logits_for_the_image_as_it_is(data
     assert torch.equal(exact[2], corrupted[2])
 
 
-def test_after_the_augmented_epochs_images_are_mirrored_at_most(data_dir: Path) -> None:
+def test_after_the_augmented_epochs_images_are_flipped_at_most(data_dir: Path) -> None:
     def batch(epoch: int, **options: object) -> Tensor:
         datamodule = ready(data_dir, **options)
         datamodule.trainer = pl.Trainer(max_epochs=3, accelerator="cpu", logger=False, enable_checkpointing=False)

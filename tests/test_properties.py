@@ -73,7 +73,7 @@ def test_a_plan_stays_in_range_and_every_pixel_comes_from_its_image(
     draws = draw_epoch(seed, epoch, 6, crop, flip, corrupted)
     assert 0 <= draws.versions.min() <= draws.versions.max() <= (VERSIONS if corrupted else 0)
     assert max(draws.rows.abs().max(), draws.columns.abs().max()) <= crop
-    assert flip or not draws.mirrored.any()
+    assert flip or not draws.flipped.any()
     images = torch.arange(6, dtype=torch.uint8)[:, None, None, None].expand(6, 32, 32, 3).contiguous()
     indices = torch.tensor([3, 0, 5])
     batch = crop_and_flip(images, indices, draws)

@@ -174,7 +174,7 @@ def _advise(epochs: int, by_chance: bool, onset: int | None, last: str, noise: f
     rules = (
         (epochs < MIN_EPOCHS, MORE_EPOCHS, f"{epochs} are too few to judge"),
         (by_chance, LOWER_LR, "the network has hardly learned more than chance"),
-        (onset is not None, REGULARISE, f"from epoch {onset} on it learns the training images by heart"),
+        (onset is not None, REGULARISE, f"from epoch {onset} on it overfits the training images"),
         (last == "worsen", LOWER_LR, "the last epochs got worse without overfitting"),
         (last == "improve", MORE_EPOCHS, "the last epochs still improved"),
         (noise > 1.5 * POINT, LOWER_LR, f"validation accuracy jumps by {noise / POINT:.1f} points from epoch to epoch"),

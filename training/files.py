@@ -24,7 +24,7 @@ CURVES = "curves.png"
 # Of the images that a network is judged on, here and where evaluate.py writes.
 COUNTS, CLASSES = "confusion.csv", "classes.csv"
 CONFUSION, MISTAKES, RELIABILITY = "confusion.png", "mistakes.png", "reliability.png"
-CORRUPTIONS, CORRUPTED = "corruptions.csv", "corruptions.png"  # of a folder of damaged images
+CORRUPTIONS, CORRUPTED = "corruptions.csv", "corruptions.png"  # of a folder of corrupted images
 REPORT = "report.md"  # ties them together
 OLD_CONFIG = "hparams.yaml"  # of runs before format 2
 LOCK = "run.lock"  # among the checkpoints, while a process is at the run
