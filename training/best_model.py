@@ -129,7 +129,8 @@ class BestModel(Callback):
         writer.flush()
         curves = read_curves(Path(writer.log_dir))
         if predictions:
-            self.temperature = fit_temperature(predictions.logits, predictions.labels)
+            if self.stage != "test":  # whose images choose nothing more than the epoch
+                self.temperature = fit_temperature(predictions.logits, predictions.labels)
             findings.write_tables(Path(writer.log_dir), predictions.logits, predictions.labels, self.class_names)
             self._analyse(writer, curves, predictions, trainer.current_epoch)
         if self.draw:

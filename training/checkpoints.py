@@ -24,6 +24,8 @@ from training.config import SETTINGS, RunConfig, read_config
 from training.shell import command_line
 from training.signals import Stopped, StopSignals
 
+RELEASED = ("teacher", "threads")  # what a released file tells beside the run's identity: both change the weights' bits
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the target, flushes to disk, then moves into place: a kill leaves the checkpoint before."""
@@ -126,10 +128,10 @@ def release(checkpoint: Checkpoint, target: Path, test_acc: float) -> None:
     `target`, whose folder is made; UsageError if it cannot be written.
 
     `load_checkpoint` and Lightning read it; beside their entries it has `test_acc`, a fraction, `measured_on`, and
-    `command`, which makes the run again. Of the run's settings it has those that are part of its identity.
+    `command`, which makes the run again. Of the run's settings it has those that are part of its identity, and RELEASED.
     """
     values = config_of(checkpoint).plain()
-    flags = {name: values[name] for name, each in SETTINGS.items() if each.metadata["identity"] or name == "teacher"}
+    flags = {name: values[name] for name, each in SETTINGS.items() if each.metadata["identity"] or name in RELEASED}
     words = [f"--{name}={in_yaml(value)}" for name, value in flags.items()]  # all of them, since defaults change
     facts = {
         "test_acc": round(test_acc, 6),  # float32 counts no further

@@ -4,10 +4,8 @@
 
 After Smith 2017, Cyclical Learning Rates for Training Neural Networks. Suggested is the middle of the valley of the
 loss, on the logarithmic axis: near the highest rate that still trains, and so what a schedule that warms up may rise
-to. Measured on this network with three seeds, it is 0.9 to 1.5 times the default of sgd, adam, adamw, radam and asgd
-and half that of adamax, which were found by whole runs. It is three to eight times too low for nadam, rmsprop, adagrad
-and adadelta, and ten times too high for adafactor. The point of steepest fall, Lightning's own suggestion, is lower
-than all of them, for adam fifteen times.
+to. It is a start, no more: for some optimizers whole runs want several times as much or as little, as a sweep shows. The
+point of steepest fall, Lightning's own suggestion, is lower still.
 """
 
 import contextlib
