@@ -128,7 +128,7 @@ def release(checkpoint: Checkpoint, target: Path, test_acc: float) -> None:
     `target`, whose folder is made; UsageError if it cannot be written.
 
     `load_checkpoint` and Lightning read it; beside their entries it has `test_acc`, a fraction, `measured_on`, and
-    `command`, which makes the run again. Of the run's settings it has those that are part of its identity, and RELEASED.
+    `command`, which makes the run again. Of the run's settings it has those of its identity, and RELEASED.
     """
     values = config_of(checkpoint).plain()
     flags = {name: values[name] for name, each in SETTINGS.items() if each.metadata["identity"] or name in RELEASED}

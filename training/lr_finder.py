@@ -4,8 +4,8 @@
 
 After Smith 2017, Cyclical Learning Rates for Training Neural Networks. Suggested is the middle of the valley of the
 loss, on the logarithmic axis: near the highest rate that still trains, and so what a schedule that warms up may rise
-to. It is a start, no more: for some optimizers whole runs want several times as much or as little, as a sweep shows. The
-point of steepest fall, Lightning's own suggestion, is lower still.
+to. It is a start, no more: for some optimizers whole runs want several times as much or as little, as a sweep shows.
+The point of steepest fall, Lightning's own suggestion, is lower still.
 """
 
 import contextlib
