@@ -2,8 +2,7 @@
 
     python -m studies.best logs/best
 
-Reads finished runs that differ in their seed alone, and writes into results/best/: test.md, curve.png (of all runs),
-confusion.png and reliability.png (of the run with the lowest seed, whose weights are released).
+Reads finished runs that differ in their seed alone, and writes into results/best/: test.md, and curve.png of all runs.
 """
 
 import argparse
@@ -15,7 +14,7 @@ from statistics import mean, stdev
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_confusion_matrix
+from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from benchmarks.page import header, table
 from cifar10 import records
@@ -42,7 +41,7 @@ def page(plain: Sequence[Tensor], augmented: Sequence[Tensor], labels: Tensor, s
         return (answers.argmax(1) == labels).double().mean().item() * 100
 
     def calibration(answers: Tensor) -> float:
-        return multiclass_calibration_error(answers, labels, 10, n_bins=figures.CALIBRATION_BINS).item() * 100
+        return figures.calibration_error(answers, labels) * 100
 
     rows = []
     for title, measure, runs in (
@@ -98,9 +97,6 @@ def main(arguments: Sequence[str]) -> None:
     text += "\n\n" + page(plain, augmented, labels, [run.config.seed for run in runs]) + "\n"
     write(options.out / "test.md", text)
     save(draw(runs), options.out / "curve.png")
-    matrix = multiclass_confusion_matrix(plain[0].argmax(1), labels, 10)
-    save(figures.confusion(matrix, records.CLASS_NAMES), options.out / "confusion.png")
-    save(figures.reliability(plain[0], labels), options.out / "reliability.png")
 
 
 if __name__ == "__main__":

@@ -135,8 +135,7 @@ def test_the_page_of_the_best_recipe_agrees_with_the_runs_own_tests(
     assert accuracies == [pytest.approx(result["test_acc"] * 100, abs=0.01) for result in reversed(results)]
     shares = [float(written[name][0]) for name in CLASS_NAMES]
     assert sum(shares) / 10 == pytest.approx(accuracies[0], abs=0.1)  # the test set has as many of each
-    pictures = sorted(path.name for path in (tmp_path / "best").glob("*.png"))
-    assert pictures == ["confusion.png", "curve.png", "reliability.png"]
+    assert [path.name for path in (tmp_path / "best").glob("*.png")] == ["curve.png"]
     with pytest.raises(SystemExit, match="2"):
         best.main([str(tmp_path / "data")])
     assert "no finished run" in capsys.readouterr().err

@@ -85,6 +85,7 @@ def draw(
     from torchmetrics.functional.classification import multiclass_confusion_matrix
 
     probabilities = (logits / temperature).softmax(1)
+    unscaled = None if temperature == 1 else logits.softmax(1)
     confidence, predicted = probabilities.max(1)
     wrong = (predicted != labels).nonzero()[:, 0]
     wrong = wrong[confidence[wrong].argsort(descending=True, stable=True)][:SHOWN_MISTAKES]
@@ -97,7 +98,7 @@ def draw(
     return {
         CONFUSION: figures.confusion(matrix, class_names, counted),
         MISTAKES: figures.sheet(shown[wrong.numpy()], captions, title),
-        RELIABILITY: figures.reliability(probabilities, labels, counted, logits.softmax(1)),
+        RELIABILITY: figures.reliability(probabilities, labels, counted, unscaled),
     }
 
 
