@@ -23,7 +23,10 @@ FOLDERS = ("data_dir", "cache_dir", "mirror")  # where the data set comes from, 
 def parser() -> Parser:
     parser = Parser(__doc__, usage="%(prog)s CHECKPOINT [flags]")
     parser.add_argument(
-        "checkpoint", type=Path, metavar="CHECKPOINT", help="Checkpoint file, or a run's checkpoint folder."
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="Checkpoint file, or a run's checkpoint folder, which stands for its best epoch.",
     )
     parser.add_argument(
         "--on",

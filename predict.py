@@ -82,7 +82,10 @@ def parser() -> Parser:
         "files", nargs="*", type=Path, help="Image files, or folders of them; hidden files are left out."
     )
     parser.add_argument(
-        "--checkpoint", type=Path, default=CHECKPOINT, help="Checkpoint file, or a run's checkpoint folder."
+        "--checkpoint",
+        type=Path,
+        default=CHECKPOINT,
+        help="Checkpoint file, or a run's checkpoint folder, which stands for its best epoch.",
     )
     parser.add_argument("--network", metavar="FILE:CLASS", help="Python file and class of your own network.")
     parser.add_argument("--fit", choices=list(FITS), default="crop", help="How an image is made square.")

@@ -318,7 +318,9 @@ def main(arguments: Sequence[str]) -> None:
             print(f"round {number} of {round_count}", flush=True)
             figures = one_round(options.data_dir, sizes, plain)
             rounds.append(figures | start_and_memory(options.data_dir, sizes))
-    text = header("Throughput", "benchmarks.throughput", arguments, round_count) + f"\n\n{tables(rounds)}\n"
+    ways = "\n".join(f"- {line}" for line in (__doc__ or "").split("\n\n")[2].splitlines())
+    text = header("Throughput", "benchmarks.throughput", arguments, round_count)
+    text += f"\n\n{ways}\n\n{tables(rounds)}\n"
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(text, encoding="utf-8")
     print(text)

@@ -37,7 +37,7 @@ from training.config import RunConfig
 
 JOURNAL = "study.log"  # in the sweep's log folder
 TRAIN = Path(__file__).parent.parent / "train.py"
-RUN_MEMORY = 1.5e9  # bytes; results/throughput.md has the peak of a run
+RUN_MEMORY = 1.5e9  # bytes; results/throughput/ has the peak of a run
 HEARTBEAT, GRACE = 20, 90  # seconds; a machine that is silent for longer has died, and others take over its cells
 POLL = 1.0  # seconds
 # Reasons of trials that did not fail.

@@ -26,7 +26,8 @@ from cifar10.settings import refuse_newer
 from models import registry
 from models.config import Network
 
-LAST = "last.ckpt"  # of the last whole epoch of a run, in its folder
+# In a run's folder: of the last whole epoch, and of the best one, with what it reached at the end of its name.
+LAST, BEST = "last.ckpt", "best-*=*.ckpt"
 
 # Entries of a file. Lightning chose the first three; the third is the name of the data module's class.
 STATE_DICT, EPOCH, DATA_STATE = "state_dict", "epoch", "CIFAR10DataModule"
@@ -73,11 +74,12 @@ class Checkpoint:
         return run | {DATA_STATE: self.data_state(), STATE_DICT: self.state_dict}
 
 
-def load_checkpoint(path: str | Path, network: str | None = None) -> Checkpoint:
+def load_checkpoint(path: str | Path, network: str | None = None, last: bool = False) -> Checkpoint:
     """Read a checkpoint of train.py.
 
     Args:
-        path: The file, or the folder of its run, whose LAST is read.
+        path: The file, or the folder of its run: then BEST is read, the epoch that the run tested, or LAST if no epoch
+            was chosen, or if `last` is set.
         network: For a network of someone's own, its "file.py:Class": a checkpoint brings no code.
 
     Raises:
@@ -86,7 +88,8 @@ def load_checkpoint(path: str | Path, network: str | None = None) -> Checkpoint:
     """
     path = Path(path)
     if path.is_dir():
-        path = path / LAST
+        best = sorted(path.glob(BEST), key=lambda file: file.stem.rpartition("=")[2])
+        path = best[-1] if best and not last else path / LAST
         if not path.exists():
             raise UsageError(f"{path.parent}: a folder without {LAST}")
     try:

@@ -100,7 +100,7 @@ def teacher_sha256(path: Path) -> str:
 def _load(path: Path) -> Checkpoint:
     if not path.exists():
         raise SettingError("teacher", path, "not there; python train.py --config recipes/teacher.yaml trains one")
-    return load_checkpoint(path)
+    return load_checkpoint(path, last=True)  # as runs wrote its SHA-256 down
 
 
 def _sha256(checkpoint: Checkpoint) -> str:

@@ -86,7 +86,7 @@ def main(arguments: Sequence[str]) -> None:
     for run in sorted(read_runs(options.folder), key=lambda run: run.folder):
         values = run.config.plain()
         key = tuple(values[name] for name in (*GROUP, "seed"))
-        if run.result and key not in done:
+        if run.result and run.config.val_size and key not in done:
             found = accuracies(Path(run.result["checkpoint"]), options.data_dir)
             new = [(*key, image, round(accuracy, 2)) for image, accuracy in found.items()]
             rows = pd.concat([rows if len(rows) else None, pd.DataFrame(new, columns=rows.columns)], ignore_index=True)

@@ -34,7 +34,9 @@ def test_a_run_fits_its_best_checkpoint_and_everything_that_gives_probabilities_
     onnxruntime = pytest.importorskip("onnxruntime")
     path = Path(run(epochs=3)["checkpoint"])
     checkpoint = load_checkpoint(path)
-    assert checkpoint.temperature != 1 and load_checkpoint(path.parent).temperature == 1  # fitted to the best epoch's
+    assert (
+        checkpoint.temperature != 1 and load_checkpoint(path.parent, last=True).temperature == 1
+    )  # fitted to the best epoch's
 
     classifier = load_classifier(path)
     datamodule = CIFAR10DataModule.load_from_checkpoint(path, data_dir=data_dir, weights_only=True)

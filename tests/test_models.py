@@ -273,6 +273,10 @@ def test_the_folder_of_a_run_stands_for_its_last_checkpoint(tmp_path: Path) -> N
         load_checkpoint(tmp_path)
     write_checkpoint(tmp_path / "last.ckpt", WITH_TEACHERS)
     assert load_checkpoint(tmp_path).path == tmp_path / "last.ckpt"
+    for name in ("best-epoch=10-val_acc=0.7100.ckpt", "best-epoch=09-val_acc=0.7200.ckpt"):  # a kill may leave both
+        write_checkpoint(tmp_path / name, WITH_TEACHERS)
+    assert load_checkpoint(tmp_path).path.name == "best-epoch=09-val_acc=0.7200.ckpt"
+    assert load_checkpoint(tmp_path, last=True).path == tmp_path / "last.ckpt"
 
 
 def test_any_damage_to_a_checkpoint_is_one_line_or_harmless(tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ def made(path: Path) -> bool:
 
 PAGES = sorted(path.parent for path in RESULTS.glob("*/cells.csv"))
 MEASURED: tuple[str, ...] = (  # what programs wrote, by the names of files
-    *("table.csv", "comparison.csv", "corrupted.md", "test.md", "time.md", "reference.csv", "time_to_accuracy.md"),
+    *("table.csv", "comparison.csv", "corrupted.md", "test.md", "time.md", "reference.csv", "report.md"),
+    "time_to_accuracy.md",
     *(path.name for path in (RESULTS / "throughput").glob("*.md")),
 )
 PROSE = [

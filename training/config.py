@@ -49,8 +49,8 @@ class Hardware(Settings):
     strategy: str = setting("auto", "Lightning's strategy for several devices, such as ddp.")
     precision: int | str = setting(
         "auto",
-        f"Number format of the training steps: {', '.join(PRECISIONS)}. auto is bf16-mixed if the processor computes "
-        "it faster, else 32-true. Evaluation is always in float32.",
+        f"Number format of the training steps: {', '.join(PRECISIONS)}. auto is bf16-mixed on x86 "
+        "processors with AVX-512 BF16 or AMX, else 32-true. Evaluation is always in float32.",
     )
 
     def check(self) -> None:

@@ -22,7 +22,7 @@ def to_resume(path: Path, given: dict[str, Any]) -> tuple[RunConfig, Path]:
     Raises:
         UsageError: `path` is no checkpoint in the folder of its run, or `given` changes what the run is.
     """
-    checkpoint = load_checkpoint(path, given.get("network"))
+    checkpoint = load_checkpoint(path, given.get("network"), last=True)
     config = config_of(checkpoint)
     path = Path(os.path.abspath(checkpoint.path))
     if not path.parent.name.startswith("version_"):
