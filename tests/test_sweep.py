@@ -200,7 +200,7 @@ def test_another_experiment_does_not_take_the_results_of_one_that_lacked_its_fla
 ) -> None:
     table = ROOT / "results" / "coursework" / "cells.csv"
     plan = grid.Plan("coursework", "", None, *[tmp_path] * 3, table)  # type: ignore[call-arg]
-    assert len(plan.finished()) == 9
+    assert len(plan.finished()) == 27
     texts = {"optimizer": "sgd", "lr": "0.005", "batch_size": "64", "epochs": "90"}
     assert plan.config(texts).identity() in plan.finished()
     if other != {"normalize": "dataset"}:  # which the recipe has
@@ -359,7 +359,7 @@ def test_the_sweeps_in_the_repository_are_the_reports_cells_and_the_study(
         known = {key for key, config in configs.items() if not config.teacher}
         assert known and known <= plan.finished().keys() and (configs.keys() - known).isdisjoint(plan.finished())
         sizes[name] = len(configs)
-    assert sizes["coursework"] == 9 and sizes["sgd_vs_adam"] == 12 and sizes["ablation"] == 27
+    assert sizes["coursework"] == 27 and sizes["sgd_vs_adam"] == 12 and sizes["ablation"] == 27
 
 
 def test_a_sweep_whose_teacher_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
