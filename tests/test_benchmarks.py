@@ -44,7 +44,7 @@ def test_throughput_writes_every_figure_and_ratio(data_dir: Path, tmp_path: Path
         *(f"{way}, batch {size}, {workers} workers" for way in "AB" for size in (64, 128) for workers in (0, 2)),
         *(f"C, batch {size}, {part}" for size in (64, 128) for part in ("first epoch", "steady")),
         *(f"D, batch {batch_size}{part}" for batch_size in (64, 128) for part in ("", ", training alone")),
-        "D, batch 128, training alone, freed memory not kept",
+        *(f"D, batch 128, training alone in a new process, freed memory {each}" for each in ("kept", "not kept")),
         "E",
         *(f"inference, batch {batch_size}" for batch_size in (1, 128, 1000)),
         *(f"warm start, {part}, s" for part in ("imports", "data", "first step", "in all", "bare import")),
