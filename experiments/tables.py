@@ -90,8 +90,8 @@ def write_page(
         old.unlink()
     draw(settings, varying, curves, folder)
     if differences:
-        named = figures.dots(differences, "difference of test accuracy, percentage points", zero=True)
-        save(named, folder / DIFFERENCES)
+        label = "difference of test accuracy, percentage points"
+        save(figures.dots(differences, label, zero=True), folder / DIFFERENCES)
     draw_searches(searched, folder)
     write_cells(folder / "cells.csv", cells, varying)
     write(folder / "curves.csv", curves.to_csv(index=False, lineterminator="\n"))
