@@ -25,7 +25,7 @@ from experiments.grid import Cell, Plan
 from experiments.study import Engine, default_workers, open_study
 from training.cli import Parser, exit_status
 from training.config import SETTINGS
-from training.shell import command_line, door
+from training.shell import command_line, script
 from training.signals import StopSignals
 
 
@@ -124,7 +124,7 @@ def main() -> None:
     flags = vars(parser().parse_args())
     complete = sweep(**flags)
     chosen = SweepSettings(**{name: value for name, value in flags.items() if name not in ("grid", "search")})
-    print(f"next  {command_line('python', door('report.py'), plan_of(chosen).log_dir)}")
+    print(f"next  {command_line('python', script('report.py'), plan_of(chosen).log_dir)}")
     if not complete:
         sys.exit("sweep.py: some cells failed; --retry runs them again")
 

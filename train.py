@@ -17,7 +17,7 @@ from training.cli import Parser, exit_status
 from training.config import GROUPS, RunConfig
 from training.diagnosis import Trend, sentences
 from training.files import REPORT
-from training.shell import command_line, door
+from training.shell import command_line, script
 
 
 def train(config: RunConfig | None = None, **flags: Any) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def find_lr(config: RunConfig) -> None:
     lr, picture = find_lr(config)
     again = [argument for argument in sys.argv[1:] if argument not in ("--find_lr", "--find-lr")]
     print(f"suggested      {lr:g}\npicture        {picture}")
-    print(f"next           {command_line('python', door('train.py'), *again, '--lr', f'{lr:g}')}")
+    print(f"next           {command_line('python', script('train.py'), *again, '--lr', f'{lr:g}')}")
 
 
 if __name__ == "__main__":

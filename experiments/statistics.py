@@ -3,6 +3,7 @@
 import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -79,11 +80,17 @@ def minus_baseline(cells: pd.DataFrame, part: pd.DataFrame, baseline: str, varyi
     return interval((ours - theirs).dropna(), SIGNED)
 
 
-def compared(
-    cells: pd.DataFrame, groups: Sequence[str]
-) -> tuple[str, pd.DataFrame, dict[str, tuple[np.ndarray, tuple[float, float] | None]]]:
-    """The first group against each of the others: the answers in words, the figures that they stand on, and of each
-    comparison the differences and the interval of their mean, points.
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """The first of some groups against each of the others."""
+
+    answer: str  # in words
+    figures: pd.DataFrame  # that the answer stands on
+    differences: dict[str, tuple[np.ndarray, tuple[float, float] | None]]  # points, and the interval of their mean
+
+
+def compare_groups(cells: pd.DataFrame, groups: Sequence[str]) -> Comparison:
+    """Compare the first group with each of the others.
 
     Paired by seed: the difference's 95% interval by bootstrap (BCa, Efron 1987), p by flipping the signs of all pairs
     (exact as long as 2^pairs is within RESAMPLES), and the effect size, mean / standard deviation of the differences.
@@ -119,7 +126,7 @@ def compared(
             "pairs in which the first is better": f"{(difference > 0).sum()} of {len(difference)}",
         }
     table = pd.DataFrame(figures).drop([] if others[1:] else "p, corrected (Holm)")
-    return "\n\n".join(answers), table.rename_axis("paired by seed").reset_index(), differences
+    return Comparison("\n\n".join(answers), table.rename_axis("paired by seed").reset_index(), differences)
 
 
 def paired(parts: Mapping[str, pd.DataFrame], *groups: str) -> pd.DataFrame:

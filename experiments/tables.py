@@ -23,7 +23,7 @@ from experiments.statistics import (
     PLAIN,
     SIGNED,
     agreement,
-    compared,
+    compare_groups,
     interval,
     mean_interval,
     minus_baseline,
@@ -78,7 +78,7 @@ def write_page(
     if chosen.empty:
         raise SettingError("seeds", seeds, "no run has one of these")
     settings = by_setting(chosen, varying)
-    answer, comparison, differences = compared(chosen, compare) if compare else ("", None, {})
+    comparison = compare_groups(chosen, compare) if compare else None
     reference = read_reference(folder / "reference.csv")
     theirs = [figures_of_others(part, reference).get("accuracy") for part in settings.values()]
     both = [(scored(part), float(figure)) for part, figure in zip(settings.values(), theirs, strict=True) if figure]
@@ -89,9 +89,9 @@ def write_page(
     for old in (path for pattern in ("curve-*.png", "comparison.*", *PICTURES) for path in folder.glob(pattern)):
         old.unlink()
     draw(settings, varying, curves, folder)
-    if differences:
+    if comparison:
         label = "difference of test accuracy, percentage points"
-        save(figures.dots(differences, label, zero=True), folder / DIFFERENCES)
+        save(figures.dots(comparison.differences, label, zero=True), folder / DIFFERENCES)
     draw_searches(searched, folder)
     write_cells(folder / "cells.csv", cells, varying)
     write(folder / "curves.csv", curves.to_csv(index=False, lineterminator="\n"))
@@ -99,7 +99,7 @@ def write_page(
     notes = folder / "notes.md"
     parts = [
         f"# {folder.name}",
-        answer,
+        comparison.answer if comparison else "",
         notes.read_text(encoding="utf-8").strip() if notes.exists() else "",
         origin(folders, folder, options),
         write_table(folder / "table", table),
@@ -107,7 +107,7 @@ def write_page(
         SEVERAL if any(len(part) > 1 for part in settings.values()) else "",
         agreement(both),
         optimism(chosen),
-        "" if comparison is None else f"## Compared\n\n{write_table(folder / 'comparison', comparison)}",
+        f"## Compared\n\n{write_table(folder / 'comparison', comparison.figures)}" if comparison else "",
         *(f"![{text}]({name})" for name, text in PICTURES.items() if (folder / name).exists()),
         *(f"![A search: {path.stem}]({path.name})" for path in sorted(folder.glob("search-*.png"))),
         unfinished(runs),

@@ -68,8 +68,8 @@ def load_teacher(teacher: Teacher, data: Data, folder: Path) -> TeacherLogits:
     """The teacher of a run with these settings.
 
     Raises:
-        UsageError: It is not there or cannot be loaded, is another one than `teacher_sha256` says, or was trained on
-            validation images of the run.
+        UsageError: It is not there, stopped half-way or cannot be loaded, is another one than `teacher_sha256` says, or
+            was trained on validation images of the run.
     """
     path = teacher.teacher
     assert path is not None
@@ -92,7 +92,7 @@ def teacher_sha256(path: Path) -> str:
     """The SHA-256 of all that a teacher answers by: network, weights, statistics, preprocessing and whitening.
 
     It is the same for a copy elsewhere, and for another checkpoint file of the same weights. `path` and UsageError are
-    as of `load_checkpoint`.
+    as of `load_checkpoint`; the folder of a run that stopped half-way is refused too.
     """
     return _sha256(_load(path))
 
@@ -100,7 +100,12 @@ def teacher_sha256(path: Path) -> str:
 def _load(path: Path) -> Checkpoint:
     if not path.exists():
         raise SettingError("teacher", path, "not there; python train.py --config recipes/teacher.yaml trains one")
-    return load_checkpoint(path, last=True)  # as runs wrote its SHA-256 down
+    checkpoint = load_checkpoint(path, last=True)  # as runs wrote its SHA-256 down
+    epochs = checkpoint.flags.get("epochs", 0)
+    if path.is_dir() and checkpoint.epoch + 1 < epochs:
+        stopped = f"its run stopped after epoch {checkpoint.epoch + 1} of {epochs}: train.py --resume {path} ends it"
+        raise SettingError("teacher", path, stopped)
+    return checkpoint
 
 
 def _sha256(checkpoint: Checkpoint) -> str:

@@ -37,7 +37,7 @@ def write(path: Path, network: LeNet5 | None = None, state: Any = None, **entrie
 
 
 def test_a_teacher_is_the_same_wherever_it_lies_and_whatever_else_its_file_holds(tmp_path: Path) -> None:
-    known = teacher_sha256(write(tmp_path / "a" / "last.ckpt"))
+    known = teacher_sha256(write(tmp_path / "a" / "last.ckpt", epoch=9))
     assert len(known) == 64 and known == teacher_sha256(tmp_path / "a")
     others = [
         write(tmp_path / "b.ckpt", epoch=7, callbacks={"best": "elsewhere"}, optimizer_states=[1]),
@@ -88,6 +88,15 @@ def test_a_teacher_that_cannot_be_loaded_is_one_line(tmp_path: Path, ask: Any) -
     (tmp_path / "damaged.ckpt").write_bytes(b"PK")
     with pytest.raises(UsageError, match=r"damaged\.ckpt: "):
         ask(tmp_path / "damaged.ckpt")
+
+
+def test_the_folder_of_a_teacher_that_stopped_half_way_is_refused_but_not_its_checkpoint(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path / "last.ckpt", WITH_TEACHERS | {"epochs": 5}, epoch=3)
+    with pytest.raises(UsageError, match=r"stopped after epoch 4 of 5: train\.py --resume .* ends it$"):
+        teacher_sha256(tmp_path)
+    sha256 = teacher_sha256(path)
+    write_checkpoint(path, WITH_TEACHERS | {"epochs": 5}, epoch=4)
+    assert teacher_sha256(tmp_path) == sha256
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from benchmarks import page
 from conftest import ROOT
 from experiments import tables
 from training import lr_finder, shell
-from training.shell import command_line, door
+from training.shell import command_line, script
 from training.signals import Stopped
 
 SHOW = "import json, sys; print(json.dumps(sys.argv[1:]))"
@@ -86,9 +86,9 @@ def test_the_commands_that_a_page_keeps_can_be_pasted(
 
 def test_a_line_names_its_program_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    assert door("train.py") == "train.py"
+    assert script("train.py") == "train.py"
     monkeypatch.chdir(tmp_path)
-    assert door("train.py") == str(ROOT / "train.py")
+    assert script("train.py") == str(ROOT / "train.py")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The command line of all doors: settings as flags, files of flags, the line that refuses, and how a program ends.
+"""The command line of all programs: settings as flags, files of flags, the line that refuses, and how a program ends.
 
 Light to import, so that a bad flag is refused at once.
 """
@@ -42,11 +42,11 @@ class Parser(argparse.ArgumentParser):
     `--config` wins wherever it stands. `--print_completion SHELL` prints what completes the flags in a shell.
 
     Args:
-        door: Its docstring: what it does, then examples, which end the help.
+        program: Its docstring: what it does, then examples, which end the help.
     """
 
-    def __init__(self, door: str | None, **options: Any) -> None:
-        description, _, examples = (door or "").partition("\n\n")
+    def __init__(self, program: str | None, **options: Any) -> None:
+        description, _, examples = (program or "").partition("\n\n")
         super().__init__(
             description=description,
             epilog=examples,

@@ -83,18 +83,18 @@ def evaluate(
         raise UsageError(f"{out}: is there already; name a new folder")
     config = config_of(checkpoint)
     classifier, settings = make_classifier(checkpoint, tta), checkpoint.preprocessing.changed(changes)
-    asked = "corrupt" in changes
+    corrupted = "corrupt" in changes  # else images are taken as they are
     if on in SPLITS:
         data = replace(config, data_dir=data_dir or Data.data_dir, mirror=mirror, cache_dir=cache_dir)
-        images = _official(checkpoint, settings, data, on, asked)
+        images = _official(checkpoint, settings, data, on, corrupted)
     elif (Path(on) / LABELS).exists():
-        found = dict(_corruptions(classifier, Path(on), settings, asked))
+        found = dict(_corruptions(classifier, Path(on), settings, corrupted))
         if out:
             _write_corruptions(out, checkpoint, Path(on), found)
         named = {f"{name} {severity}": value for (name, severity), value in found.items()}
         return named | {"mean": float(np.mean(list(found.values())))}
     else:
-        images = _pictures(Path(on), checkpoint, settings, asked)
+        images = _pictures(Path(on), checkpoint, settings, corrupted)
     logits = classify(classifier, images.pixels)
     loss = MeanLoss()
     for some, labels in zip(logits.split(EVAL_BATCH_SIZE), images.labels.split(EVAL_BATCH_SIZE), strict=True):
@@ -124,8 +124,8 @@ def classify(classifier: Classifier, pixels: np.ndarray) -> Tensor:
     return torch.cat([classifier.logits(batch) for batch in torch.from_numpy(pixels).split(EVAL_BATCH_SIZE)])
 
 
-def _official(checkpoint: Checkpoint, settings: Preprocessing, data: Data, on: str, asked: bool) -> Labelled:
-    """The test set, or the run's validation images, corrupted as its training images were unless asked otherwise."""
+def _official(checkpoint: Checkpoint, settings: Preprocessing, data: Data, on: str, corrupted: bool) -> Labelled:
+    """The test set, or the run's validation images: corrupted if its training images were, or if `corrupted`."""
     train = on == "val"
     if train and not data.val_size:
         raise UsageError(f"{checkpoint.path}: its run had no validation images")
@@ -134,7 +134,7 @@ def _official(checkpoint: Checkpoint, settings: Preprocessing, data: Data, on: s
     labels = torch.from_numpy(records.load_labels(folder, train))
     chosen = stratified_split(labels, data.val_size, data.split_seed)[1] if train else torch.arange(len(labels))
     images = Lazy(records.identity(train), (len(labels), 3, 32, 32), lambda: records.load(folder, train)[0])
-    corrupted = asked or not train or settings.corrupt_on == "both"
+    corrupted = corrupted or not train or settings.corrupt_on == "both"
     pixels = preprocess_lazily(images, settings, checkpoint.whitening, corrupted, data.kept_in).array
     if train:
         pixels = pixels.transpose(0, 2, 3, 1)[chosen.numpy()].transpose(0, 3, 1, 2)
@@ -142,7 +142,7 @@ def _official(checkpoint: Checkpoint, settings: Preprocessing, data: Data, on: s
     return Labelled(pixels, shown, labels[chosen])
 
 
-def _pictures(folder: Path, checkpoint: Checkpoint, settings: Preprocessing, asked: bool) -> Labelled:
+def _pictures(folder: Path, checkpoint: Checkpoint, settings: Preprocessing, corrupted: bool) -> Labelled:
     """The image files in and below a folder; each lies in a folder that is named by its class."""
     names, files = checkpoint.class_names, find_images([folder])[0] if folder.is_dir() else []
     if not files:
@@ -156,12 +156,12 @@ def _pictures(folder: Path, checkpoint: Checkpoint, settings: Preprocessing, ask
             raise UsageError(f"{file}: {found}")
         read.append(found)
     shown = np.stack(read)
-    pixels = preprocess(shown.transpose(0, 3, 1, 2), settings, checkpoint.whitening, asked)
+    pixels = preprocess(shown.transpose(0, 3, 1, 2), settings, checkpoint.whitening, corrupted)
     return Labelled(pixels, shown, torch.tensor([names.index(file.parent.name) for file in files]))
 
 
 def _corruptions(
-    classifier: Classifier, folder: Path, settings: Preprocessing, asked: bool
+    classifier: Classifier, folder: Path, settings: Preprocessing, corrupted: bool
 ) -> Iterator[tuple[tuple[str, int], float]]:
     """Accuracy by corruption and severity of a folder in CIFAR-10-C's format."""
     labels = _read(folder / LABELS, 1)
@@ -179,7 +179,7 @@ def _corruptions(
         for severity in range(SEVERITIES):
             part = slice(severity * count, (severity + 1) * count)
             pixels = np.ascontiguousarray(images[part]).transpose(0, 3, 1, 2)
-            pixels = preprocess(pixels, settings, classifier.whitening, asked)
+            pixels = preprocess(pixels, settings, classifier.whitening, corrupted)
             right = classify(classifier, pixels).argmax(1).numpy() == labels[part]
             yield (file.stem, severity + 1), float(right.mean())
 

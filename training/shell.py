@@ -29,6 +29,6 @@ def quoted(word: str) -> str:
     return shlex.quote(word) if set(word) & set('"$`\\!') else f'"{word}"'
 
 
-def door(name: str) -> str:
-    """The file of a door, such as train.py, as it is found from the working directory."""
+def script(name: str) -> str:
+    """The file of a command, such as train.py, as it is found from the working directory."""
     return name if Path(name).resolve() == ROOT.resolve() / name else str(ROOT / name)

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import psutil
 
-from training.shell import command_line, door
+from training.shell import command_line, script
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -27,7 +27,7 @@ class Stopped(Exception):
         super().__init__(signal, folder, advice)
         self.signal = signal
         self.folder = folder
-        again = command_line("python", door("train.py"), "--resume", folder)
+        again = command_line("python", script("train.py"), "--resume", folder)
         self.advice = f"go on with: {again}" if folder else advice
 
 
