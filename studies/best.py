@@ -1,16 +1,18 @@
-"""How good the networks of recipes/best.yaml are: accuracy, each class, calibration, on the test set.
+"""How good the networks of recipes/best.yaml are on the test set: exact, as JPEG, corrupted; each class; confidence.
 
     python -m studies.best logs/best
 
-Reads finished runs that differ in their seed alone, and writes into results/best/: test.md, and curve.png of all runs.
+Reads finished runs that differ in their seed alone, and writes into results/best/: test.md, curve.png of all runs, and
+failures.png, three mistakes in each class of the first run.
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -18,51 +20,87 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from benchmarks.page import header, table
 from cifar10 import records
-from cifar10.preprocessing import preprocess
+from cifar10.filters import CORRUPT
 from experiments.runs import Run, read_runs
 from experiments.tables import save, write
-from models.classifier import load_classifier
+from models.checkpoint import Checkpoint, load_checkpoint
+from studies.corruption import EXACT, SEVERITIES, Kind, classify
 from training import figures
+
+JPEG = [Kind("jpeg", quality) for quality in (95, 85, 75, 60, 40)]
+KINDS = [EXACT, *JPEG, *(kind for kind in SEVERITIES if kind not in JPEG)]
+FAILURES = 3  # shown of each class
 
 
 @torch.inference_mode()
-def probabilities(checkpoint: Path, data_dir: Path, tta: bool) -> Tensor:
-    """Of the classes, float32 [10,000, 10], of the test images."""
-    classifier = load_classifier(checkpoint, tta)
-    images, _ = records.load(data_dir / records.FOLDER, train=False)
-    pixels = torch.from_numpy(preprocess(images, classifier.preprocessing, classifier.whitening))
-    return torch.cat([classifier(batch) for batch in pixels.split(250)])
+def answers_of(checkpoint: Checkpoint, images: np.ndarray) -> dict[Kind, Tensor]:
+    """Logits, float32 [N, 10], for images uint8 [N, 32, 32, 3] and their corruptions."""
+    return dict(classify(checkpoint, images, np.arange(len(images)), KINDS))
 
 
-def page(plain: Sequence[Tensor], augmented: Sequence[Tensor], labels: Tensor, seeds: Sequence[int]) -> str:
-    """The tables, in Markdown, of each run's probabilities without and with test-time augmentation."""
+def page(
+    plain: Sequence[Mapping[Kind, Tensor]],
+    flipped: Sequence[Tensor],
+    temperatures: Sequence[float],
+    labels: Tensor,
+    seeds: Sequence[int],
+) -> str:
+    """The tables, in Markdown, of each run's logits, without and with test-time augmentation, and its temperature."""
 
-    def accuracy(answers: Tensor) -> float:
-        return (answers.argmax(1) == labels).double().mean().item() * 100
+    def accuracy(logits: Tensor) -> float:
+        return (logits.argmax(1) == labels).double().mean().item() * 100
 
-    def calibration(answers: Tensor) -> float:
-        return figures.calibration_error(answers, labels) * 100
+    def error(logits: Tensor, temperature: float = 1) -> float:
+        return figures.calibration_error((logits / temperature).softmax(1), labels) * 100
 
-    rows = []
-    for title, measure, runs in (
-        ("test accuracy, one forward pass, %", accuracy, plain),
-        ("test accuracy with test-time augmentation, %", accuracy, augmented),
-        ("expected calibration error, 15 bins, points", calibration, plain),
-        ("mean confidence, %", lambda answers: answers.amax(1).mean().item() * 100, plain),
-    ):
-        values = [measure(answers) for answers in runs]
-        rows.append([title, *(f"{value:.2f}" for value in values), summary(values)])
+    def sure(logits: Tensor, temperature: float) -> float:
+        return (logits / temperature).softmax(1).amax(1).mean().item() * 100
+
     heads = ["", *(f"seed {seed}" for seed in seeds), "mean ± standard deviation"]
+    runs = list(zip(plain, temperatures, strict=True))
+    rows = {"test accuracy, one forward pass, %": [accuracy(run[EXACT]) for run in plain]}
+    rows["test accuracy with test-time augmentation, %"] = [accuracy(logits) for logits in flipped]
+    for kind in JPEG:
+        rows[f"of JPEG files, quality {kind.level:g}, %"] = [accuracy(run[kind]) for run in plain]
+    rows["mean of corruptions and severities, %"] = [mean(accuracy(run[kind]) for kind in SEVERITIES) for run in plain]
+    confidence = {
+        "temperature": list(temperatures),
+        "mean confidence, exact images, %": [sure(run[EXACT], t) for run, t in runs],
+        "expected calibration error, exact images": [error(run[EXACT], t) for run, t in runs],
+        "the same without temperature": [error(run[EXACT]) for run, _ in runs],
+        "expected calibration error, mean of corruptions": [
+            mean(error(run[kind], t) for kind in SEVERITIES) for run, t in runs
+        ],
+        "the same mean without temperature": [mean(error(run[kind]) for kind in SEVERITIES) for run, _ in runs],
+    }
+    corrupted = []
+    for method in dict.fromkeys(kind.method for kind in SEVERITIES):
+        values = [mean(accuracy(run[Kind(method, level)]) for run in plain) for level in CORRUPT[method]]
+        corrupted.append([method, *(f"{value:.1f}" for value in (*values, mean(values)))])
 
     classes = []
-    matrices = [multiclass_confusion_matrix(answers.argmax(1), labels, 10) for answers in plain]
+    matrices = [multiclass_confusion_matrix(run[EXACT].argmax(1), labels, 10) for run in plain]
     for index, name in enumerate(records.CLASS_NAMES):
         shares = [(matrix[index, index] / matrix[index].sum()).item() * 100 for matrix in matrices]
         counts = torch.stack(matrices).sum(0)[index]
         counts[index] = 0
         taken_for = records.CLASS_NAMES[int(counts.argmax())]
         classes.append([name, *(f"{share:.1f}" for share in shares), summary(shares), taken_for])
-    return "\n\n".join([table(heads, rows), table(["accuracy, %", *heads[1:], "most often taken for"], classes)])
+    return "\n\n".join(
+        [
+            table(heads, lines(rows)),
+            "Accuracy by corruption and severity, %, mean of the runs:",
+            table(["", *(f"severity {number}" for number in range(1, 6)), "mean"], corrupted),
+            "Calibration: the expected error over 15 bins, percentage points.",
+            table(heads, lines(confidence)),
+            "By class:",
+            table(["accuracy, %", *heads[1:], "most often taken for"], classes),
+        ]
+    )
+
+
+def lines(rows: Mapping[str, Sequence[float]]) -> list[list[str]]:
+    return [[title, *(f"{value:.2f}" for value in values), summary(values)] for title, values in rows.items()]
 
 
 def summary(values: Sequence[float]) -> str:
@@ -70,13 +108,25 @@ def summary(values: Sequence[float]) -> str:
 
 
 def draw(runs: Sequence[Run]) -> Figure:
-    """Training accuracy over epochs, with val_size 0 there is no other, and where crop and cutout end."""
-    groups = {f"seed {run.config.seed}": [run.curves()["train/acc"]] for run in runs}
-    figure = figures.comparison({"": groups}, "training accuracy, %")
+    """Accuracy over epochs, and where crop and cutout end."""
+    shown = {"training": "train/acc", "validation": f"{runs[0].config.select_on}/acc"}
+    groups = {name: [run.curves()[key] for run in runs if key in run.curves()] for name, key in shown.items()}
+    figure = figures.comparison({"": {name: group for name, group in groups.items() if group}}, "accuracy, %")
     end = runs[0].config.epochs - runs[0].config.plain_epochs
     figure.axes[0].axvline(end, color="black", ls=":")
     figure.axes[0].annotate("crop and cutout end", (end, 0.02), xycoords=("data", "axes fraction"), ha="right")
     return figure
+
+
+def failures(logits: Tensor, temperature: float, labels: Tensor, images: np.ndarray) -> Figure:
+    """The most confident mistakes in each class."""
+    confidence, said = (logits / temperature).softmax(1).max(1)
+    order = confidence.argsort(descending=True, stable=True)
+    wrong = order[said[order] != labels[order]]
+    chosen = torch.cat([wrong[labels[wrong] == label][:FAILURES] for label in range(10)])
+    names = records.CLASS_NAMES
+    captions = [f"{names[labels[i]]}:\n{names[said[i]]} {confidence[i]:.0%}" for i in chosen.tolist()]
+    return figures.sheet(images[chosen.numpy()], captions, "The most confident mistakes in each class", 2 * FAILURES)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -89,14 +139,20 @@ def main(arguments: Sequence[str]) -> None:
     runs = sorted((run for run in read_runs(options.folder) if run.result), key=lambda run: run.config.seed)
     if not runs:
         parser.error(f"{options.folder}: no finished run")
-    files = [Path(run.result["checkpoint"]) for run in runs if run.result]
-    plain, augmented = ([probabilities(file, options.data_dir, tta) for file in files] for tta in (False, True))
-    labels = torch.from_numpy(records.load(options.data_dir / records.FOLDER, train=False)[1])
+    checkpoints = [load_checkpoint(Path(run.result["checkpoint"])) for run in runs if run.result]
+    images, classes = records.load(options.data_dir / records.FOLDER, train=False)
+    images, labels = images.transpose(0, 2, 3, 1), torch.from_numpy(classes)
+    plain = [answers_of(checkpoint, images) for checkpoint in checkpoints]
+    everything = np.arange(len(images))
+    with torch.inference_mode():
+        flipped = [dict(classify(each, images, everything, [EXACT], tta=True))[EXACT] for each in checkpoints]
+    temperatures = [checkpoint.temperature for checkpoint in checkpoints]
     options.out.mkdir(parents=True, exist_ok=True)
     text = header("The best recipe on the test set", "studies.best", arguments, len(runs), "runs")
-    text += "\n\n" + page(plain, augmented, labels, [run.config.seed for run in runs]) + "\n"
+    text += "\n\n" + page(plain, flipped, temperatures, labels, [run.config.seed for run in runs]) + "\n"
     write(options.out / "test.md", text)
     save(draw(runs), options.out / "curve.png")
+    save(failures(plain[0][EXACT], temperatures[0], labels, images), options.out / "failures.png")
 
 
 if __name__ == "__main__":

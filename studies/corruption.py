@@ -11,12 +11,14 @@ kinds are exact images, JPEG files of quality 75, a common one, and each severit
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from benchmarks.page import header, table
 from cifar10 import records
@@ -25,44 +27,62 @@ from cifar10.preprocessing import preprocess
 from cifar_datamodule import stratified_split
 from experiments.runs import read_runs
 from experiments.tables import write
-from models.checkpoint import load_checkpoint
+from models.checkpoint import Checkpoint, load_checkpoint
 from models.classifier import make_classifier
 
-SEVERITIES = [(method, level) for method, levels in CORRUPT.items() for level in levels]
+
+class Kind(NamedTuple):
+    """Images as they are, or each corrupted by a method and a level of CORRUPT."""
+
+    method: str
+    level: float
+
+    def __str__(self) -> str:
+        if self.method == "none":
+            return "exact"
+        levels = list(CORRUPT[self.method])
+        if self.level in levels:
+            return f"{self.method} {levels.index(self.level) + 1}"
+        return f"JPEG files, quality {self.level:g}"
+
+
+EXACT = Kind("none", 0)
+SEVERITIES = [Kind(method, level) for method, levels in CORRUPT.items() for level in levels]
 GROUP = ["optimizer", "normalize", "random_corruption"]  # what tells the runs of the sweep apart, but for the seed
 
 
 @torch.inference_mode()
+def classify(
+    checkpoint: Checkpoint, images: np.ndarray, indices: np.ndarray, kinds: Iterable[Kind], tta: bool = False
+) -> Iterator[tuple[Kind, Tensor]]:
+    """Logits, float32 [N, 10], by kind of image: of images as they are, uint8 [N, 32, 32, 3].
+
+    `indices`, int64 [N], are theirs in the data set; with `tta`, test-time augmentation.
+    """
+    classifier = make_classifier(checkpoint, tta)
+    for kind in kinds:
+        corrupted = images
+        if kind != EXACT:
+            corrupted = np.stack([corrupt(*kind, *image) for image in zip(images, indices, strict=True)])
+        inputs = preprocess(corrupted.transpose(0, 3, 1, 2), checkpoint.preprocessing, checkpoint.whitening)
+        yield kind, torch.cat([classifier.logits(part) for part in torch.from_numpy(inputs).split(250)])
+
+
 def accuracies(path: Path, data_dir: Path) -> dict[str, float]:
     """Percent right of the validation images of a checkpoint's run, by kind of image."""
     checkpoint = load_checkpoint(path)
-    classifier = make_classifier(checkpoint)
     images, labels = records.load(data_dir / records.FOLDER, train=True)
     data = checkpoint.data
     chosen = stratified_split(torch.from_numpy(labels), data.val_size, data.split_seed)[1].numpy()
-    pixels = images[chosen].transpose(0, 2, 3, 1)
-    found = {}
-    for method, level in [("none", 0), ("jpeg", 75), *SEVERITIES]:
-        corrupted = pixels
-        if method != "none":
-            corrupted = np.stack([corrupt(method, level, *image) for image in zip(pixels, chosen, strict=True)])
-        inputs = preprocess(corrupted.transpose(0, 3, 1, 2), checkpoint.preprocessing, checkpoint.whitening)
-        answers = torch.cat([classifier.logits(part).argmax(1) for part in torch.from_numpy(inputs).split(500)])
-        found[kind(method, level)] = (answers.numpy() == labels[chosen]).mean() * 100
-    return found
-
-
-def kind(method: str, level: float) -> str:
-    if method == "none":
-        return "exact"
-    levels = list(CORRUPT[method])
-    return f"{method} {levels.index(level) + 1}" if level in levels else f"JPEG files, quality {level:g}"
+    pixels, kinds = images[chosen].transpose(0, 2, 3, 1), [EXACT, Kind("jpeg", 75), *SEVERITIES]
+    answers = classify(checkpoint, pixels, chosen, kinds)
+    return {str(kind): (logits.argmax(1).numpy() == labels[chosen]).mean() * 100 for kind, logits in answers}
 
 
 def summary(rows: pd.DataFrame) -> str:
     """The table in Markdown: mean ± standard deviation over seeds, a row a kind of image, a column a setting."""
     wide = rows.pivot_table(index="image", columns=[*GROUP, "seed"], values="accuracy", sort=False)
-    wide.loc["mean of all severities"] = wide.loc[[kind(*each) for each in SEVERITIES]].mean()
+    wide.loc["mean of all severities"] = wide.loc[list(map(str, SEVERITIES))].mean()
     columns = wide.T.groupby(level=GROUP, sort=False)
     mean, deviation = columns.mean().T, columns.std().T
     heads = [f"{optimizer}, {normalize}, {share:g}" for optimizer, normalize, share in mean]

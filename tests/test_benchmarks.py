@@ -17,7 +17,9 @@ from cifar10.filters import CORRUPT, DENOISE
 from cifar10.records import CLASS_NAMES
 from cifar_datamodule import CIFAR10DataModule
 from lenet_module import LeNet5
+from models.checkpoint import load_checkpoint
 from studies import best, corruption, preprocessing
+from training.evaluation import evaluate
 from training.hardware import fastest_precision
 
 
@@ -135,7 +137,11 @@ def test_the_page_of_the_best_recipe_agrees_with_the_runs_own_tests(
     assert accuracies == [pytest.approx(result["test_acc"] * 100, abs=0.01) for result in reversed(results)]
     shares = [float(written[name][0]) for name in CLASS_NAMES]
     assert sum(shares) / 10 == pytest.approx(accuracies[0], abs=0.1)  # the test set has as many of each
-    assert [path.name for path in (tmp_path / "best").glob("*.png")] == ["curve.png"]
+    assert sorted(path.name for path in (tmp_path / "best").glob("*.png")) == ["curve.png", "failures.png"]
+    found = evaluate(load_checkpoint(results[1]["checkpoint"]), data_dir, corrupt="jpeg", severity=5)
+    assert float(written["of JPEG files, quality 40, %"][0]) == pytest.approx(found["test/acc"] * 100, abs=0.01)
+    assert written["temperature"][:2] == ["1.00", "1.00"]  # without validation images none is fitted
+    assert written["the same without temperature"] == written["expected calibration error, exact images"]
     with pytest.raises(SystemExit, match="2"):
         best.main([str(tmp_path / "data")])
     assert "no finished run" in capsys.readouterr().err
