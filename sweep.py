@@ -23,7 +23,7 @@ from cifar10.errors import UsageError
 from cifar10.settings import Settings, setting
 from experiments.grid import Cell, Plan
 from experiments.study import Engine, default_workers, open_study
-from training.cli import Parser, exit_status
+from training.cli import RECIPES, Parser, exit_status
 from training.config import SETTINGS
 from training.shell import command_line, script
 from training.signals import StopSignals
@@ -109,7 +109,8 @@ def check_repeat(chosen: SweepSettings, plan: Plan, cells: Sequence[Cell]) -> No
 
 def parser() -> Parser:
     parser = Parser(__doc__, usage="%(prog)s [flags]")
-    parser.add_config("YAML file of these flags, such as those in recipes/sweeps/.")
+    recipes = RECIPES / "sweeps"
+    parser.add_config("YAML file of these flags, or the name of one in recipes/sweeps/.", recipes)
     parser.add_argument(
         "--grid", nargs="+", default=[], metavar="CELLS", help='Grid of runs: "lr=0.1,0.05 seed=0,1" is four.'
     )

@@ -51,7 +51,9 @@ PICTURES = {
     CURVES: "Accuracy over epochs",
     DIFFERENCES: "Differences paired by seed, their mean and its 95% interval",
 }
+KNOWN_RESULTS = Path(__file__).parent.parent / "results"
 SEVERAL = "Several seeds: mean ± standard deviation (95% interval of the mean, Student's t); seconds: median."
+SECONDS = "Seconds are wall time; those of runs side by side are no measure of speed."
 NAMES = {"train": "training", "val": "validation", "test": "test"}
 Panels: TypeAlias = dict[str, dict[str, list[dict[int, float]]]]  # by title, by group, of each run, by epoch
 PANELS = 4  # side by side in a figure
@@ -79,7 +81,8 @@ def write_page(
         raise SettingError("seeds", seeds, "no run has one of these")
     settings = by_setting(chosen, varying)
     comparison = compare_groups(chosen, compare) if compare else None
-    reference = read_reference(folder / "reference.csv")
+    own, known = (path / folder.name / "reference.csv" for path in (folder.parent, KNOWN_RESULTS))
+    reference = read_reference(own if own.exists() else known)
     theirs = [figures_of_others(part, reference).get("accuracy") for part in settings.values()]
     both = [(scored(part), float(figure)) for part, figure in zip(settings.values(), theirs, strict=True) if figure]
     table = table_of(settings, varying, reference, baseline)
@@ -104,7 +107,7 @@ def write_page(
         origin(folders, folder, options),
         write_table(folder / "table", table),
         f"Baseline: {baseline}; differences are paired by seed, their intervals are not corrected." if baseline else "",
-        SEVERAL if any(len(part) > 1 for part in settings.values()) else "",
+        f"{SEVERAL if any(len(part) > 1 for part in settings.values()) else ''} {SECONDS}".strip(),
         agreement(both),
         optimism(chosen),
         f"## Compared\n\n{write_table(folder / 'comparison', comparison.figures)}" if comparison else "",

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import sweep
 import train as door
 from conftest import ROOT
 from training.cli import exit_status
@@ -115,6 +116,7 @@ def test_a_flag_beside_a_recipe_wins_wherever_it_stands() -> None:
 
 def test_a_recipe_is_found_by_its_name_and_an_empty_one_is_no_flags(tmp_path: Path) -> None:
     assert given("--config", "coursework") == given("--config", str(ROOT / "recipes" / "coursework.yaml"))
+    assert sweep.parser().parse_args(["--config", "sgd_vs_adam"]).name == "sgd_vs_adam"
     (tmp_path / "empty.yaml").write_text("# nothing\n")
     assert given("--config", str(tmp_path / "empty.yaml")) == {}
 

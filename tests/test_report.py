@@ -284,6 +284,13 @@ def test_other_columns_of_the_reference_stand_beside_the_rows_they_name(logs: Lo
     assert [row["seconds to prepare"] for row in rows(logs.report())] == ["", "1.5"]
 
 
+def test_a_reference_that_the_project_has_stands_beside_in_any_folder(logs: Logs) -> None:
+    logs.add([0.7], test=0.7, select_on="test", optimizer="adam", lr=0.001, batch_size=64)
+    logs.add([0.7], test=0.7, select_on="test", optimizer="adam", lr=0.001, batch_size=32)
+    page = door.report([logs.folder], name="coursework", results_dir=logs.results).read_text()
+    assert [row["report: accuracy, %"] for row in rows(page)] == ["71.08", "70.05"]
+
+
 def test_the_figures_of_the_report_stand_beside(logs: Logs) -> None:
     logs.add([0.70, 0.74], test=0.74, lr=0.1)
     logs.add([0.70, 0.75], test=0.75)

@@ -56,8 +56,10 @@ class Parser(argparse.ArgumentParser):
         )
         shtab.add_argument_to(self, "--print_completion", help="Print a script that completes the flags in this shell.")
 
-    def add_config(self, help: str) -> None:
-        self.add_argument("--config", action=RecipeFile, default=argparse.SUPPRESS, metavar="FILE", help=help)
+    def add_config(self, help: str, recipes: Path = RECIPES) -> None:
+        """`--config FILE`; `recipes` is the folder in which bare names are looked for."""
+        absent = argparse.SUPPRESS
+        self.add_argument("--config", action=RecipeFile, const=recipes, default=absent, metavar="FILE", help=help)
 
     def add_settings(self, kind: type[Settings], names: Iterable[str] | None = None) -> None:
         """A flag for each setting of a group, or for some; `parse_args` returns those that are given."""
@@ -101,11 +103,11 @@ class Parser(argparse.ArgumentParser):
 
 
 class RecipeFile(argparse.Action):
-    """`--config FILE`: a YAML file of flags; a bare name is looked for in recipes/. The flags are taken from it."""
+    """`--config FILE`: a YAML file of flags, which are taken; a bare name is looked for in the folder `const`."""
 
     def __call__(self, parser: Any, namespace: Any, value: Any, option: str | None = None) -> None:
         known = {action.dest: action for action in parser._actions}
-        for name, given in read_recipe(value).items():
+        for name, given in read_recipe(value, self.const).items():
             if name not in known or name == self.dest:
                 nearest = difflib.get_close_matches(name, known, n=1)
                 raise UsageError(f"{value}: {name} is no flag" + (f"; did you mean {nearest[0]}?" if nearest else ""))
@@ -115,11 +117,11 @@ class RecipeFile(argparse.Action):
             setattr(namespace, name, [take(each) for each in given] if many else take(given))
 
 
-def read_recipe(name: str) -> dict[str, Any]:
+def read_recipe(name: str, folder: Path = RECIPES) -> dict[str, Any]:
     """The flags in a YAML file: a recipe, or the configuration that a run wrote; UsageError if it is none. Aliases are
     refused, since a few lines of them can stand for terabytes.
     """
-    path = recipe_path(name)
+    path = recipe_path(name, folder)
     try:
         text = path.read_text(encoding="utf-8-sig")
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, yaml.SafeLoader)):
@@ -137,9 +139,9 @@ def read_recipe(name: str) -> dict[str, Any]:
         raise UsageError(f"{path}: {error}") from error
 
 
-def recipe_path(name: str) -> Path:
-    """The file that a recipe's name or path stands for."""
-    path, known = Path(os.path.expanduser(name)), RECIPES / f"{name}.yaml"
+def recipe_path(name: str, folder: Path = RECIPES) -> Path:
+    """The file that the path of a recipe, or its name in this folder, stands for."""
+    path, known = Path(os.path.expanduser(name)), folder / f"{name}.yaml"
     return known if not path.exists() and known.exists() else path
 
 
