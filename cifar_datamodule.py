@@ -23,6 +23,7 @@ from cifar10.augmentation import VERSIONS, Draws, crop_and_flip, cutout, draw_ep
 from cifar10.cache import Lazy
 from cifar10.config import DataConfig, Preprocessing
 from cifar10.preprocessing import (
+    WHITENING,
     before_and_after,
     corrupt_lazily,
     fit_whitening,
@@ -63,7 +64,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
         self.teacher = teacher
         self.mean: Tensor | None = None  # float32 [3], of the training split's pixels, in [0, 255]
         self.std: Tensor | None = None
-        self.whitening: np.ndarray | None = None  # of `fit_whitening`, if zca is chosen
+        self.whitening: np.ndarray | None = None  # of `fit_whitening`, if one of WHITENING is chosen
         self._train: tuple[Tensor, Tensor] | None = None  # all 50,000 images and labels
         self._corrupted: list[Tensor] = []  # versions of the images, for `crop_and_flip`
         self._teacher_logits: Tensor | None = None  # float32 [50,000, 10]
@@ -87,9 +88,11 @@ class CIFAR10DataModule(pl.LightningDataModule):
         self._examples = records.pick(self._folder, train=True, indices=np.array(firsts))
         corrupted = self.preprocessing.corrupt_on == "both"
         images = preprocess_lazily(images, self.preprocessing, corrupted=corrupted, folder=kept_in)
-        if self.preprocessing.normalize == "zca":
+        if self.preprocessing.normalize in WHITENING:
             if self.whitening is None:
-                self.whitening = fit_whitening(images, self.train_indices.numpy(), kept_in)
+                self.whitening = fit_whitening(
+                    images, self.train_indices.numpy(), kept_in, self.preprocessing.normalize
+                )
             images = preprocess_lazily(images, Preprocessing(), self.whitening, folder=kept_in)
         versions = (corrupt_lazily(originals, number, kept_in) for number in range(VERSIONS))
         if self.config.random_corruption:  # made first, while there is less in memory

@@ -112,8 +112,8 @@ class Preprocessing(Settings):
     normalize: NormalizeName = setting(
         "zca",
         "Normalization. dataset uses mean and standard deviation of the training split. Before that, zca whitens all "
-        "images, image standardizes each image by itself, contrast equalizes it locally (CLAHE). none only divides "
-        "pixels by 255.",
+        "images; zca-half whitens them by half, and loses less on corrupted ones; image standardizes each image by "
+        "itself; contrast equalizes it locally (CLAHE). none only divides pixels by 255.",
         since=2,
         before="dataset",
     )

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 ZCA_SIDE = 9  # pixels of the patches whose correlations are removed
 ZCA_STRIDE = 7  # pixels from one patch that is fitted to the next
+WHITENING = {"zca": 0.5, "zca-half": 0.25}  # to which power variances are divided by; 0.5 makes them equal
 ZCA_EPSILON = 0.1  # as pylearn2 whitened CIFAR-10 (Goodfellow et al. 2013, Maxout Networks)
 _REVISION = "1"  # part of the key of what is kept: to be raised when a method or a constant of one changes
 # What a method calls beside NumPy, by module; one that is not here calls OpenCV.
@@ -118,8 +119,8 @@ def from_state(state: Mapping[str, Any], format: int = 1) -> tuple[Preprocessing
         raise UsageError(f"has {unknown[0]}, which this version does not know")
     settings = Preprocessing.read(stored, format)
     whitening = state["whitening"].numpy() if "whitening" in state else None
-    if (settings.normalize == "zca") != (whitening is not None):
-        raise ValueError("whitening belongs to normalize zca")
+    if (settings.normalize in WHITENING) != (whitening is not None):
+        raise ValueError("whitening belongs to normalize zca and zca-half")
     if whitening is not None and (whitening.shape, whitening.dtype) != ((3, 3 * ZCA_SIDE**2 + 1), np.float32):
         raise ValueError(f"whitening {whitening.dtype} of shape {whitening.shape}")
     return settings, whitening
@@ -149,7 +150,9 @@ def before_and_after(
     return rows
 
 
-def fit_whitening(images: np.ndarray | Lazy, indices: np.ndarray, folder: Path | None = None) -> np.ndarray:
+def fit_whitening(
+    images: np.ndarray | Lazy, indices: np.ndarray, folder: Path | None = None, method: str = "zca"
+) -> np.ndarray:
     """Fit ZCA whitening (Bell and Sejnowski 1997), regularised by ZCA_EPSILON, on the images `indices` alone.
 
     What is whitened are the patches of ZCA_SIDE x ZCA_SIDE pixels; a pixel becomes the centre of its whitened patch.
@@ -157,6 +160,8 @@ def fit_whitening(images: np.ndarray | Lazy, indices: np.ndarray, folder: Path |
 
     Args:
         images: uint8 [N, 3, H, W]; `indices` are int64 [M], and `folder` as in `preprocess`.
+        method: Of WHITENING. zca-half takes the square root of what zca multiplies patches by: fine details, where
+            noise lies, are amplified less.
 
     Returns:
         float32 [3, 3 * ZCA_SIDE**2 + 1]: for each channel of the result the weights of the patch [3, ZCA_SIDE,
@@ -177,7 +182,7 @@ def fit_whitening(images: np.ndarray | Lazy, indices: np.ndarray, folder: Path |
         covariance = products / count - np.outer(mean, mean)
         scale = max(covariance.trace() / size, 1.0)  # of a pixel, squared grey levels; all images may be of one colour
         variances, directions = np.linalg.eigh(covariance / scale)
-        whitening = (directions / np.sqrt(variances.clip(0) + ZCA_EPSILON)) @ directions.T
+        whitening = directions / (variances.clip(0) + ZCA_EPSILON) ** WHITENING[method] @ directions.T
         kernels = whitening[ZCA_SIDE**2 // 2 :: ZCA_SIDE**2]  # of the central pixel, a row a channel
         variance = np.einsum("ij,jk,ik->i", kernels, covariance, kernels).mean()
         kernels = kernels / np.sqrt(variance or 1.0)
@@ -186,7 +191,7 @@ def fit_whitening(images: np.ndarray | Lazy, indices: np.ndarray, folder: Path |
     size = 3 * ZCA_SIDE**2
     source = _lazy(images, folder)
     inputs = (source.identity, digest(indices), *_versions("fit"))
-    return kept(folder, f"fit-zca-{ZCA_SIDE}", inputs, (3, size + 1), np.float32, fit)
+    return kept(folder, f"fit-{method}-{ZCA_SIDE}", inputs, (3, size + 1), np.float32, fit)
 
 
 def method_versions(settings: Preprocessing) -> tuple[str, ...]:

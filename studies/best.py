@@ -1,4 +1,4 @@
-"""How good the networks of recipes/best.yaml are on the test set: exact, as JPEG, corrupted; each class; confidence.
+"""How good the networks of recipes/best.yaml are on the test set: clean, as JPEG, corrupted; each class; confidence.
 
     python -m studies.best logs/best
 
@@ -24,11 +24,11 @@ from cifar10.filters import CORRUPT
 from experiments.runs import Run, read_runs
 from experiments.tables import save, write
 from models.checkpoint import Checkpoint, load_checkpoint
-from studies.corruption import EXACT, SEVERITIES, Kind, classify
+from studies.corruption import CLEAN, SEVERITIES, Kind, classify
 from training import figures
 
 JPEG = [Kind("jpeg", quality) for quality in (95, 85, 75, 60, 40)]
-KINDS = [EXACT, *JPEG, *(kind for kind in SEVERITIES if kind not in JPEG)]
+KINDS = [CLEAN, *JPEG, *(kind for kind in SEVERITIES if kind not in JPEG)]
 FAILURES = 3  # shown of each class
 
 
@@ -58,16 +58,16 @@ def page(
 
     heads = ["", *(f"seed {seed}" for seed in seeds), "mean ± standard deviation"]
     runs = list(zip(plain, temperatures, strict=True))
-    rows = {"test accuracy, one forward pass, %": [accuracy(run[EXACT]) for run in plain]}
+    rows = {"test accuracy, one forward pass, %": [accuracy(run[CLEAN]) for run in plain]}
     rows["test accuracy with test-time augmentation, %"] = [accuracy(logits) for logits in flipped]
     for kind in JPEG:
         rows[f"of JPEG files, quality {kind.level:g}, %"] = [accuracy(run[kind]) for run in plain]
     rows["mean of corruptions and severities, %"] = [mean(accuracy(run[kind]) for kind in SEVERITIES) for run in plain]
     confidence = {
         "temperature": list(temperatures),
-        "mean confidence, exact images, %": [sure(run[EXACT], t) for run, t in runs],
-        "expected calibration error, exact images": [error(run[EXACT], t) for run, t in runs],
-        "the same without temperature": [error(run[EXACT]) for run, _ in runs],
+        "mean confidence, clean images, %": [sure(run[CLEAN], t) for run, t in runs],
+        "expected calibration error, clean images": [error(run[CLEAN], t) for run, t in runs],
+        "the same without temperature": [error(run[CLEAN]) for run, _ in runs],
         "expected calibration error, mean of corruptions": [
             mean(error(run[kind], t) for kind in SEVERITIES) for run, t in runs
         ],
@@ -79,7 +79,7 @@ def page(
         corrupted.append([method, *(f"{value:.1f}" for value in (*values, mean(values)))])
 
     classes = []
-    matrices = [multiclass_confusion_matrix(run[EXACT].argmax(1), labels, 10) for run in plain]
+    matrices = [multiclass_confusion_matrix(run[CLEAN].argmax(1), labels, 10) for run in plain]
     for index, name in enumerate(records.CLASS_NAMES):
         shares = [(matrix[index, index] / matrix[index].sum()).item() * 100 for matrix in matrices]
         counts = torch.stack(matrices).sum(0)[index]
@@ -145,14 +145,14 @@ def main(arguments: Sequence[str]) -> None:
     plain = [answers_of(checkpoint, images) for checkpoint in checkpoints]
     everything = np.arange(len(images))
     with torch.inference_mode():
-        flipped = [dict(classify(each, images, everything, [EXACT], tta=True))[EXACT] for each in checkpoints]
+        flipped = [dict(classify(each, images, everything, [CLEAN], tta=True))[CLEAN] for each in checkpoints]
     temperatures = [checkpoint.temperature for checkpoint in checkpoints]
     options.out.mkdir(parents=True, exist_ok=True)
     text = header("The best recipe on the test set", "studies.best", arguments, len(runs), "runs")
     text += "\n\n" + page(plain, flipped, temperatures, labels, [run.config.seed for run in runs]) + "\n"
     write(options.out / "test.md", text)
     save(draw(runs), options.out / "curve.png")
-    save(failures(plain[0][EXACT], temperatures[0], labels, images), options.out / "failures.png")
+    save(failures(plain[0][CLEAN], temperatures[0], labels, images), options.out / "failures.png")
 
 
 if __name__ == "__main__":

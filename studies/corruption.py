@@ -1,11 +1,11 @@
-"""Accuracy of the sweep `corruption` on its validation images, exact and corrupted: for choosing without the test set.
+"""Accuracy of the sweep `corruption` on its validation images, clean and corrupted: for choosing without the test set.
 
     python sweep.py --config recipes/sweeps/corruption.yaml
     python report.py logs/corruption
     python -m studies.corruption logs/corruption
 
 Writes into results/corruption/: corrupted.csv, a row a run and kind of image; corrupted.md, the means over seeds. The
-kinds are exact images, JPEG files of quality 75, a common one, and each severity of each corruption of CIFAR-10-C that
+kinds are clean images, JPEG files of quality 75, a common one, and each severity of each corruption of CIFAR-10-C that
 `--corrupt` knows. Runs that corrupted.csv has are not evaluated again.
 """
 
@@ -39,14 +39,14 @@ class Kind(NamedTuple):
 
     def __str__(self) -> str:
         if self.method == "none":
-            return "exact"
+            return "clean"
         levels = list(CORRUPT[self.method])
         if self.level in levels:
             return f"{self.method} {levels.index(self.level) + 1}"
         return f"JPEG files, quality {self.level:g}"
 
 
-EXACT = Kind("none", 0)
+CLEAN = Kind("none", 0)
 SEVERITIES = [Kind(method, level) for method, levels in CORRUPT.items() for level in levels]
 GROUP = ["optimizer", "normalize", "random_corruption"]  # what tells the runs of the sweep apart, but for the seed
 
@@ -62,7 +62,7 @@ def classify(
     classifier = make_classifier(checkpoint, tta)
     for kind in kinds:
         corrupted = images
-        if kind != EXACT:
+        if kind != CLEAN:
             corrupted = np.stack([corrupt(*kind, *image) for image in zip(images, indices, strict=True)])
         inputs = preprocess(corrupted.transpose(0, 3, 1, 2), checkpoint.preprocessing, checkpoint.whitening)
         yield kind, torch.cat([classifier.logits(part) for part in torch.from_numpy(inputs).split(250)])
@@ -74,7 +74,7 @@ def accuracies(path: Path, data_dir: Path) -> dict[str, float]:
     images, labels = records.load(data_dir / records.FOLDER, train=True)
     data = checkpoint.data
     chosen = stratified_split(torch.from_numpy(labels), data.val_size, data.split_seed)[1].numpy()
-    pixels, kinds = images[chosen].transpose(0, 2, 3, 1), [EXACT, Kind("jpeg", 75), *SEVERITIES]
+    pixels, kinds = images[chosen].transpose(0, 2, 3, 1), [CLEAN, Kind("jpeg", 75), *SEVERITIES]
     answers = classify(checkpoint, pixels, chosen, kinds)
     return {str(kind): (logits.argmax(1).numpy() == labels[chosen]).mean() * 100 for kind, logits in answers}
 

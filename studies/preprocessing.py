@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from benchmarks.page import header, table
 from cifar10 import records
 from cifar10.filters import CORRUPT, DENOISE, NORMALIZE, SEGMENT
-from cifar10.preprocessing import Preprocessing, fit_whitening, preprocess, whiten
+from cifar10.preprocessing import WHITENING, Preprocessing, fit_whitening, preprocess, whiten
 from cifar_datamodule import CIFAR10DataModule
 from experiments.runs import Run, read_runs
 from experiments.tables import save, write
@@ -62,8 +62,8 @@ def measure(data_dir: Path, rounds: int) -> Iterator[dict[str, object]]:
         seconds = []
         for _ in range(rounds):
             start = time.perf_counter()
-            if method["normalize"] == "zca":
-                whiten(images, fit_whitening(images, np.arange(45_000)))
+            if method["normalize"] in WHITENING:
+                whiten(images, fit_whitening(images, np.arange(45_000), method=method["normalize"]))
             else:
                 preprocess(images, Preprocessing(**method))
             seconds.append(time.perf_counter() - start)

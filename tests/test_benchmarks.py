@@ -141,7 +141,7 @@ def test_the_page_of_the_best_recipe_agrees_with_the_runs_own_tests(
     found = evaluate(load_checkpoint(results[1]["checkpoint"]), data_dir, corrupt="jpeg", severity=5)
     assert float(written["of JPEG files, quality 40, %"][0]) == pytest.approx(found["test/acc"] * 100, abs=0.01)
     assert written["temperature"][:2] == ["1.00", "1.00"]  # without validation images none is fitted
-    assert written["the same without temperature"] == written["expected calibration error, exact images"]
+    assert written["the same without temperature"] == written["expected calibration error, clean images"]
     with pytest.raises(SystemExit, match="2"):
         best.main([str(tmp_path / "data")])
     assert "no finished run" in capsys.readouterr().err
@@ -209,11 +209,11 @@ def test_the_corruption_study_has_each_corruption_and_goes_on_where_it_stood(
     study = [str(tmp_path / "logs"), "--data_dir", str(data_dir), "--out", str(tmp_path / "out")]
     corruption.main(study)
     rows = pd.read_csv(tmp_path / "out" / "corrupted.csv")
-    exact = rows[rows["image"] == "exact"]["accuracy"].tolist()
-    assert exact == pytest.approx([100 * result["val_acc"] for result in results])
+    clean = rows[rows["image"] == "clean"]["accuracy"].tolist()
+    assert clean == pytest.approx([100 * result["val_acc"] for result in results])
     monkeypatch.setattr(corruption, "accuracies", None)
     corruption.main(study)
     page = (tmp_path / "out" / "corrupted.md").read_text(encoding="utf-8")
     first = [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("|")][2:]
     assert first == [*dict.fromkeys(rows["image"]), "mean of all severities"]
-    assert f"{np.mean(exact):.1f} ± {np.std(exact, ddof=1):.1f}" in page
+    assert f"{np.mean(clean):.1f} ± {np.std(clean, ddof=1):.1f}" in page
