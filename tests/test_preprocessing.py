@@ -161,12 +161,15 @@ def patches(images: np.ndarray) -> np.ndarray:
     return np.concatenate([images[:, :, row : row + 9, column : column + 9] for row, column in corners]).astype(float)
 
 
-def test_zca_is_the_centre_of_patches_whitened_by_a_singular_value_decomposition(coloured: np.ndarray) -> None:
-    done = whiten(coloured, fit_whitening(coloured, np.arange(40)))
+@pytest.mark.parametrize(("method", "root"), [("zca", 2), ("zca-half", 4)])
+def test_zca_is_the_centre_of_patches_whitened_by_a_singular_value_decomposition(
+    method: str, root: int, coloured: np.ndarray
+) -> None:
+    done = whiten(coloured, fit_whitening(coloured, np.arange(40), method=method))
     fitted = patches(coloured[:40]).reshape(-1, 243)
     mean, scale = fitted.mean(0), np.sqrt(fitted.var(0).mean())
     _, singular, directions = np.linalg.svd((fitted - mean) / scale, full_matrices=False)
-    gains = directions.T / np.sqrt(singular**2 / len(fitted) + 0.1) @ directions
+    gains = directions.T / (singular**2 / len(fitted) + 0.1) ** (1 / root) @ directions
 
     def centres(images: np.ndarray) -> np.ndarray:
         return (((patches(images).reshape(-1, 243) - mean) / scale) @ gains).reshape(-1, 3, 81)[:, :, 40]
@@ -181,8 +184,13 @@ def test_zca_makes_neighbours_and_channels_unlike(coloured: np.ndarray) -> None:
         pairs = (inner[..., 1:], inner[..., :-1]), (inner[:, 1:], inner[:, :-1])
         return [float(np.corrcoef(one.ravel(), other.ravel())[0, 1]) for one, other in pairs]
 
-    before, after = likeness(coloured), likeness(whiten(coloured, fit_whitening(coloured, np.arange(60))))
+    before = likeness(coloured)
+    half, after = (
+        likeness(whiten(coloured, fit_whitening(coloured, np.arange(60), method=method)))
+        for method in ("zca-half", "zca")
+    )
     assert all(abs(new) < 0.5 * old for new, old in zip(after, before, strict=True))
+    assert all(abs(new) < some < old for new, some, old in zip(after, half, before, strict=True))
 
 
 def test_zca_of_images_of_one_colour_is_finite() -> None:
@@ -321,12 +329,14 @@ def test_random_corruption_reaches_the_training_images_only_before_all_other_ste
     assert torch.equal(labels, exact.train_dataloader().dataset[3, torch.tensor([7, 500])][1])
 
 
-def test_zca_is_fitted_on_the_training_part(data_dir: Path) -> None:
-    datamodule = ready(data_dir, normalize="zca")
+@pytest.mark.parametrize("method", ["zca", "zca-half"])
+def test_zca_is_fitted_on_the_training_split(data_dir: Path, method: str) -> None:
+    datamodule = ready(data_dir, normalize=method)
     images = datamodule._images(train=True).array
     assert datamodule.whitening is not None and len(datamodule.train_indices) == 900
-    assert np.array_equal(datamodule.whitening, fit_whitening(images, datamodule.train_indices.numpy()))
-    assert not np.array_equal(datamodule.whitening, fit_whitening(images, np.arange(len(images))))
+    fitted = fit_whitening(images, datamodule.train_indices.numpy(), method=method)
+    assert np.array_equal(datamodule.whitening, fitted)
+    assert not np.array_equal(fitted, fit_whitening(images, np.arange(len(images)), method=method))
 
 
 @pytest.mark.parametrize(
