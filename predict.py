@@ -8,7 +8,6 @@ python predict.py --export model.onnx
 
 import csv
 import json
-import os
 import sys
 from collections.abc import Sequence
 from itertools import chain
@@ -17,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from cifar10.errors import UsageError
-from cifar10.pictures import FITS, UNKNOWN, find_images
+from cifar10.pictures import FITS, UNKNOWN, find_images, label
 from models.answers import Answer, classify
 from training.cli import Parser, exit_status
 
@@ -55,11 +54,6 @@ def told(passed_over: Sequence[Path]) -> str:
 
 def nothing(passed_over: Sequence[Path]) -> UsageError:
     return UsageError("no image files in the folders given" + (f"; {told(passed_over)}" if passed_over else ""))
-
-
-def label(file: Path) -> str:
-    """The name of the folder that the file is in."""
-    return Path(os.path.abspath(file)).parent.name
 
 
 def report(answers: Sequence[Answer], class_names: Sequence[str]) -> str:

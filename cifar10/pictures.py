@@ -1,5 +1,6 @@
 """Picture files as people have them, made into images of the data set's size: any format, any colours, upright."""
 
+import os
 import re
 from collections import deque
 from collections.abc import Sequence
@@ -32,6 +33,11 @@ HEIF = re.compile(rb".{4}ftyp.*?(heic|heix|hevc|mif1|msf1|avif|avis)", re.DOTALL
 UNKNOWN = "no image that Pillow knows, or damaged"
 
 
+def label(file: Path) -> str:
+    """The name of the folder that the file is in, as where folders are named by class."""
+    return Path(os.path.abspath(file)).parent.name
+
+
 def find_images(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     """The files among `paths`, and those in its folders, at any depth, whose suffix is an image's; sorted, each once.
     Also the hidden ones in folders, which are passed over: their names begin with a dot.
@@ -39,8 +45,9 @@ def find_images(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     Links to folders are followed, each folder is searched once, hidden ones not. A folder that cannot be listed is
     among the files, and reading it tells why.
     """
+    suffixes = Image.registered_extensions()  # loads what fills OPEN
     decoded = Image.OPEN.keys() - NOT_DECODED
-    known = {suffix for suffix, name in Image.registered_extensions().items() if name in decoded} | MORE_SUFFIXES
+    known = {suffix for suffix, name in suffixes.items() if name in decoded} | MORE_SUFFIXES
     waiting = deque(path for path in paths if path.is_dir())
     files, hidden, searched = set(paths) - set(waiting), set[Path](), set[Path]()
     while waiting:

@@ -4,6 +4,7 @@ Light to import, and knows nothing of training: sweeps and reports read any numb
 """
 
 import csv
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,8 @@ def row_of_run(run: Run, curves: Curves) -> dict[str, Any]:
     row: dict[str, Any] = texts_of(run.config) | {"best_epoch": run.result["best_epoch"]}
     if run.config.select_on == "test":
         row["best_test_acc"] = score * 100
-        row["last_test_acc"] = curves["test_acc"][run.result["epochs"]] * 100
+        last = curves.get("test_acc", {}).get(run.result["epochs"], math.nan)  # of a run whose event files are gone
+        row["last_test_acc"] = last * 100
     elif score is None:
         row["last_test_acc"] = test
     else:

@@ -97,7 +97,10 @@ def compare_groups(cells: pd.DataFrame, groups: Sequence[str]) -> Comparison:
     Of several comparisons at once p is corrected. SettingError if there are fewer than two groups, a group has several
     runs of a seed, or they have fewer than two seeds in common.
     """
-    first, *others = [" ".join(shlex.split(group)) for group in groups]
+    try:
+        first, *others = [" ".join(shlex.split(group)) for group in groups]
+    except ValueError as error:  # of an open quote
+        raise SettingError("compare", " ".join(groups), str(error)) from error
     if not others or len({first, *others}) < len(groups):
         raise SettingError("compare", " ".join(groups), "takes two groups or more, each once")
     parts = {group: select(cells, group, "compare") for group in (first, *others)}

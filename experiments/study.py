@@ -31,9 +31,10 @@ from tqdm import tqdm
 
 from cifar10.cores import cores
 from cifar10.errors import UsageError
+from cifar10.settings import kinds, types_of
 from cifar10.storage import write_bytes
 from experiments.grid import Cell, Plan, ends
-from training.config import RunConfig
+from training.config import SETTINGS, RunConfig
 
 JOURNAL = "study.log"  # in the sweep's log folder
 TRAIN = Path(__file__).parent.parent / "train.py"
@@ -53,7 +54,8 @@ class Failed(RuntimeError):
 class SeededByTrial(optuna.samplers.BaseSampler):
     """TPE whose draws are a function of the trial's number and the finished trials.
 
-    So a search that is stopped and goes on, or that several machines share, proposes what one that was not would.
+    So a search that was stopped between two runs and goes on proposes what one that was not would. A run that was
+    stopped half-way is done last, so that those before it know less.
     """
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, Any]:
@@ -75,6 +77,7 @@ class Engine:
         self.study, self.plan, self.workers = study, plan, workers
         self.asked: set[str] = set()  # keys
         self.children: set[BaseProcess] = set()
+        self.starting = threading.Lock()  # of a child
         self.stopping = threading.Event()
         self.error: Exception | None = None  # that ended a worker
 
@@ -96,7 +99,9 @@ class Engine:
             show(self, cells, threads)
         finally:
             self.stopping.set()
-            for child in list(self.children):
+            with self.starting:  # a child that is being started can be stopped after that
+                children = list(self.children)
+            for child in children:
                 child.terminate()  # it stops after its running step; its last whole epoch is on disk
             for thread in threads:
                 thread.join()
@@ -167,7 +172,10 @@ class Engine:
 
     def _result(self, number: int, values: dict[str, str]) -> dict[str, Any]:
         """The result of a run, which is trained only if, and as far as, that was not done before."""
-        config = self.plan.config(values)
+        try:
+            config = self.plan.config(values)
+        except UsageError as error:  # of values that contradict each other, which a search may draw
+            raise Failed(str(error)) from error
         if result := self.plan.finished().get(config.identity()):
             return result
         if folder := self.plan.unfinished(config):
@@ -177,11 +185,13 @@ class Engine:
         output = self.plan.log_dir / "output" / f"{number}.txt"
         output.parent.mkdir(exist_ok=True)
         child = multiprocessing.get_context("spawn").Process(target=run_train, args=(arguments, output))
-        self.children.add(child)
-        if not self.stopping.is_set():
-            child.start()
+        with self.starting:
+            if not self.stopping.is_set():
+                child.start()
+                self.children.add(child)
+        if child in self.children:
             child.join()
-        self.children.discard(child)
+            self.children.discard(child)
         result = self.plan.finished().get(config.identity())
         if result and child.exitcode == 0:
             return result
@@ -201,8 +211,9 @@ def suggest(trial: Trial, flag: str, text: str) -> str:
     if ".." not in text:
         return trial.suggest_categorical(flag, text.split(","))
     low, high = map(float, ends(text))
-    if isinstance(getattr(RunConfig, flag), int):
-        return str(trial.suggest_int(flag, int(low), int(high), log=low >= 1))
+    if int in kinds(types_of(RunConfig)[flag]):
+        step = SETTINGS[flag].metadata["range"].multiple_of or 1
+        return str(trial.suggest_int(flag, int(low), int(high), step=step, log=low >= 1 and step == 1))
     return f"{trial.suggest_float(flag, low, high, log=low > 0):.3g}"
 
 
@@ -300,7 +311,7 @@ def database(url: str, tries: int = 3) -> optuna.storages.RDBStorage:
         return optuna.storages.RDBStorage(
             url, heartbeat_interval=HEARTBEAT, grace_period=GRACE, heartbeat_stale_trial_callback=again
         )
-    except (SQLAlchemyError, ImportError) as error:
+    except (SQLAlchemyError, ImportError, ValueError) as error:
         if tries == 1 or not isinstance(error, IntegrityError | ProgrammingError):
             raise UsageError(f"storage: {str(error).splitlines()[0]}") from error
     time.sleep(POLL)  # another machine made the tables in the same moment

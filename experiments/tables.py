@@ -51,6 +51,7 @@ PICTURES = {
     CURVES: "Accuracy over epochs",
     DIFFERENCES: "Differences paired by seed, their mean and its 95% interval",
 }
+MINUS = "minus baseline, points"
 KNOWN_RESULTS = Path(__file__).parent.parent / "results"
 SEVERAL = "Several seeds: mean ± standard deviation (95% interval of the mean, Student's t); seconds: median."
 SECONDS = "Seconds are wall time; those of runs side by side are no measure of speed."
@@ -76,9 +77,10 @@ def write_page(
         raise UsageError(f"{', '.join(map(str, folders))}: none of {len(runs)} runs is finished")
     varying = varying_settings(cells)
     cells = in_order(cells, varying)
-    chosen = cells[cells["seed"].isin(seeds.split(","))] if seeds else cells
-    if chosen.empty:
-        raise SettingError("seeds", seeds, "no run has one of these")
+    wanted = [each.strip() for each in seeds.split(",")] if seeds else list(cells["seed"])
+    if missing := sorted(set(wanted) - set(cells["seed"])):
+        raise SettingError("seeds", seeds, f"no run has seed {missing[0]}")
+    chosen = cells[cells["seed"].isin(wanted)]
     settings = by_setting(chosen, varying)
     comparison = compare_groups(chosen, compare) if compare else None
     own, known = (path / folder.name / "reference.csv" for path in (folder.parent, KNOWN_RESULTS))
@@ -97,7 +99,8 @@ def write_page(
         save(figures.dots(comparison.differences, label, zero=True), folder / DIFFERENCES)
     draw_searches(searched, folder)
     write_cells(folder / "cells.csv", cells, varying)
-    write(folder / "curves.csv", curves.to_csv(index=False, lineterminator="\n"))
+    if len(curves):
+        write(folder / "curves.csv", curves.to_csv(index=False, lineterminator="\n"))
     options = {"--name": [name], "--seeds": [seeds], "--compare": compare, "--baseline": [baseline]}
     notes = folder / "notes.md"
     parts = [
@@ -226,7 +229,7 @@ def shown(flag: str, text: str) -> str:
     if flag.endswith("sha256"):
         return text[:8]
     try:
-        return f"{float(text):g}"
+        return text if text.isdecimal() else f"{float(text):g}"
     except ValueError:
         return text
 
@@ -243,8 +246,10 @@ def table_of(
         row["best epoch"] = ", ".join(f"{epoch:g}" for epoch in part["best_epoch"].dropna())
         row |= {TITLES[score]: interval(part[score].dropna()) for score in RESULTS[1:-1]}
         if baseline:
-            row["minus baseline, points"] = minus_baseline(cells, part, baseline, varying)
+            row[MINUS] = minus_baseline(cells, part, baseline, varying)
         rows.append(row | beside(part, reference))
+    if baseline and not any(row[MINUS] for row in rows):
+        raise SettingError("baseline", baseline, "no setting differs in these flags alone; name all that differ")
     table = pd.DataFrame(rows).fillna("")
     table["seconds"] = [f"{part['seconds'].median():.0f}" for part in settings.values()]
     return table.loc[:, (table != "").any()]

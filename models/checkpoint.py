@@ -6,6 +6,7 @@
 Nothing in a file can run code, and no file that only a checkpoint names is run. Imports no Lightning.
 """
 
+import math
 import pickle
 import warnings
 from collections.abc import Iterator, Mapping
@@ -117,6 +118,9 @@ def _checkpoint(path: Path, entries: Mapping[str, Any]) -> Checkpoint:
         flags, state = dict(entries[FLAGS]), entries[DATA_STATE]
         flags.pop(FORMAT, None)
         preprocessing, whitening = from_state(state, format)
+        temperature = float(entries.get(TEMPERATURE, 1))
+        if not 0 < temperature < math.inf:
+            raise UsageError(f"temperature {temperature} is not above 0")
         names = tuple(entries.get(NAMES, CLASS_NAMES))
         if len(names) != len(CLASS_NAMES) or not all(isinstance(name, str) for name in names):
             raise UsageError(f"has no names of {len(CLASS_NAMES)} classes")
@@ -133,7 +137,7 @@ def _checkpoint(path: Path, entries: Mapping[str, Any]) -> Checkpoint:
             std=state["std"].view(3),
             class_names=names,
             state_dict=dict(entries[STATE_DICT]),
-            temperature=float(entries.get(TEMPERATURE, 1)),
+            temperature=temperature,
         )
 
 

@@ -117,7 +117,20 @@ class Net(nn.Module):
         return self.fc(x.view(-1, 6 * 14 * 14))
 """
 
-OWN_NETWORKS = {"Perceptron": PERCEPTRON, "AllConvolutional": ALL_CONVOLUTIONAL, "Net": FLATTENS_BY_VIEW}
+DROPS_OUT = """
+from torch import nn
+
+
+class Dropping(nn.Sequential):
+    def __init__(self, classes):
+        super().__init__(nn.Flatten(), nn.Linear(3072, 8), nn.Dropout(), nn.Linear(8, classes))
+"""
+OWN_NETWORKS = {
+    "Dropping": DROPS_OUT,
+    "Perceptron": PERCEPTRON,
+    "AllConvolutional": ALL_CONVOLUTIONAL,
+    "Net": FLATTENS_BY_VIEW,
+}
 
 
 def own_network(folder: Path, class_name: str) -> str:

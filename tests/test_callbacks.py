@@ -593,6 +593,8 @@ def test_the_range_test_ends_where_the_loss_does(find_lr: Any, monkeypatch: pyte
     monkeypatch.setattr(lr_finder, "HIGHEST", 1e6)
     lr, _ = find_lr(optimizer="sgd")
     assert lr < 10
+    lr, _ = find_lr(optimizer="sgd", batch_size=900)  # an epoch is a step
+    assert lr < 10
 
 
 def test_the_command_that_uses_the_suggested_rate_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -15,6 +15,7 @@ import train as door
 from cifar10.errors import SettingError, UsageError
 from conftest import curves, evaluated, history, resume, weights
 from lenet_module import LeNetModule
+from made_up import own_network
 from models.checkpoint import load_checkpoint
 from models.optimizers import SCHEDULES
 from training.checkpoints import AtomicCheckpointIO
@@ -70,6 +71,14 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one_bit_for_bit(
     for name in ("train/loss", "train/acc", "val/loss", "val/acc", "train/loss_step", "train/lr"):
         assert sorted(set(found_curves[name])) == expected_curves[name]
     assert history(resumed["log_dir"]) == history(whole["log_dir"])
+
+
+def test_a_network_that_draws_random_numbers_resumes_bit_for_bit(run: Any, crash: Any, tmp_path: Path) -> None:
+    flags = {"network": own_network(tmp_path / "own", "Dropping"), "width": 3, "epochs": 3, "val_size": 0}
+    whole = run(**flags)
+    folder = crash(2 * STEPS + 7, **flags)
+    assert resume(folder, network=flags["network"])["test_loss"] == whole["test_loss"]
+    assert run(**flags | {"seed": 1})["test_loss"] != whole["test_loss"]
 
 
 def test_a_run_killed_between_its_history_and_its_checkpoint_has_each_epoch_once(

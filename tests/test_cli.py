@@ -53,6 +53,8 @@ def typed(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
         (["--find_lr", "--resume", "x"], "--find_lr: not with --resume"),
         (["spare"], "unrecognized arguments: spare"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--config", "n" * 300], "name too long"),
+        (["--", "--spare"], "unrecognized arguments: -- --spare"),
     ],
 )
 def test_a_bad_flag_gets_one_line_and_status_2(arguments: list[str], message: str) -> None:
@@ -72,6 +74,7 @@ def test_a_bad_flag_gets_one_line_and_status_2(arguments: list[str], message: st
         b"lr: [1, 2\n",
         b"- lr\n- 0.1\n",
         b"1: 2\n",
+        b"help: 1\n",
         b"format: 99\n",
         b"format: 2\nlr: 0.1\n",
         bytes(range(256)),
@@ -114,9 +117,16 @@ def test_a_flag_beside_a_recipe_wins_wherever_it_stands() -> None:
         assert flags["crop"] == 1 and flags["cutout"] == 8
 
 
-def test_a_recipe_is_found_by_its_name_and_an_empty_one_is_no_flags(tmp_path: Path) -> None:
+def test_a_recipe_is_found_by_its_name_and_an_empty_one_is_no_flags(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert given("--config", "coursework") == given("--config", str(ROOT / "recipes" / "coursework.yaml"))
     assert sweep.parser().parse_args(["--config", "sgd_vs_adam"]).name == "sgd_vs_adam"
+    (tmp_path / "sweep.yaml").write_text("grid: optimizer=sgd lr=0.05\n")
+    assert sweep.parser().parse_args(["--config", str(tmp_path / "sweep.yaml")]).grid == ["optimizer=sgd lr=0.05"]
+    (tmp_path / "best").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert given("--config", "best")["epochs"] == 300
     (tmp_path / "empty.yaml").write_text("# nothing\n")
     assert given("--config", str(tmp_path / "empty.yaml")) == {}
 

@@ -61,6 +61,9 @@ def test_bfloat16_is_chosen_where_the_processor_has_instructions_for_it(
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
     assert fastest_precision() == precision
     assert fastest_precision("gpu") == "32-true"
+    for there in (True, False):
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda there=there: there)
+        assert fastest_precision("auto") == ("32-true" if there else precision)
 
 
 def test_a_pytorch_that_cannot_tell_computes_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:

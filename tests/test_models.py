@@ -254,6 +254,8 @@ def test_a_checkpoint_that_lacks_a_setting_of_preprocessing_is_refused(tmp_path:
         {"CIFAR10DataModule": STATISTICS | {"preprocessing": {"normalize": "zca"}, "whitening": FILTER.double()}},
         {"CIFAR10DataModule": STATISTICS | {"preprocessing": {"normalize": "zca"}, "whitening": FILTER[:2]}},
         {"CIFAR10DataModule": STATISTICS | {"preprocessing": {"normalize": "zca"}, "whitening": None}},
+        {"temperature": 0.0},
+        {"temperature": float("nan")},
         {"class_names": 10},
         {"class_names": ["cat", "dog"]},
         {"class_names": [{}] * 10},

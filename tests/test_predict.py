@@ -472,6 +472,9 @@ def test_each_kind_of_file_that_is_read_when_named_is_found_in_a_folder(tmp_path
     for name in ("film.mpg", "weights.h5", "weather.grib", "page.pdf"):  # Pillow knows these names, and reads none
         (tmp_path / name).touch()
     assert pictures.find_images([tmp_path]) == (expected, [])
+    alone = "import sys; from cifar10.pictures import *; print(len(find_images([Path(sys.argv[1])])[0]))"
+    done = subprocess.run([sys.executable, "-c", alone, tmp_path], cwd=ROOT, capture_output=True, text=True)
+    assert int(done.stdout) == len(expected)  # also where nothing has loaded Pillow's formats
     assert np.abs(pictures.read_image(tmp_path / "stereo.MPO").astype(int) - PIXELS).mean() < 20
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -274,6 +275,27 @@ def test_each_setting_is_compared_with_its_own_baseline_by_pairs_of_the_same_see
     assert "--baseline crop=0" in page
     with pytest.raises(UsageError, match="baseline crop=7: no run is in this group"):
         logs.report(baseline="crop=7")
+    with pytest.raises(UsageError, match="baseline optimizer=sgd: no setting differs in these flags alone"):
+        logs.report(baseline="optimizer=sgd")  # the learning rate differs too
+
+
+def test_seeds_that_are_asked_for_are_there(logs: Logs) -> None:
+    for seed in range(4):
+        logs.add([0.7], test=0.7 + 0.01 * seed, seed=seed)
+    assert logs.report(seeds="1, 2") == logs.report(seeds="1,2").replace("--seeds 1,2", '--seeds "1, 2"')
+    with pytest.raises(UsageError, match="seeds 1,2,7: no run has seed 7"):
+        logs.report(seeds="1,2,7")
+
+
+def test_a_page_without_curves_is_made_again(logs: Logs) -> None:
+    logs.add([0.7], test=0.7)
+    page = logs.report()
+    folder = logs.results / "tried"
+    (folder / "curves.csv").unlink()
+    shutil.rmtree(logs.folder)
+    logs.folder.mkdir()
+    assert logs.report() == logs.report() and not (folder / "curves.csv").exists()
+    assert rows(logs.report()) == rows(page)
 
 
 def test_other_columns_of_the_reference_stand_beside_the_rows_they_name(logs: Logs) -> None:

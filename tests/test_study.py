@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 
 from cifar10.errors import UsageError
 from experiments import grid
-from experiments.study import Engine, Failed, open_study
+from experiments.study import Engine, Failed, open_study, suggest
 
 RESULT: dict[str, Any] = {"best_epoch": 2, "test_acc": 0.78, "seconds": 9.5}
 
@@ -73,6 +74,21 @@ def test_a_result_from_elsewhere_counts_only_in_the_sweep_that_asked_for_it(
             engine.run(cells, retry=False)
             (trial,) = engine.trials(cells).values()
             assert trial.value == (0.9 if reused else 0.8)
+
+
+def test_a_search_goes_on_after_values_that_contradict_each_other(tmp_path: Path) -> None:
+    plan = grid.Plan(None, "", "tried", *[tmp_path] * 3)
+    (cell,) = plan.search("network=lenet5,resnet width=1..4", 1)
+    with open_study(plan, None) as study:
+        engine = Engine(study, plan, workers=1)
+        with pytest.raises(Failed, match="width 2: is of network lenet5 alone"):
+            engine._result(0, cell.assigned | {"network": "resnet", "width": "2"})
+
+
+def test_whole_numbers_are_drawn_where_a_flag_takes_them() -> None:
+    trial: Any = optuna.create_study().ask()
+    drawn = {flag: suggest(trial, flag, text) for flag, text in (("threads", "1..4"), ("val_size", "1000..5000"))}
+    assert drawn["threads"] in {"1", "2", "3", "4"} and int(drawn["val_size"]) % 10 == 0
 
 
 def test_a_table_to_reuse_that_is_not_there_is_refused(tmp_path: Path) -> None:

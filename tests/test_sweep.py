@@ -315,6 +315,8 @@ def test_machines_share_the_cells_of_a_database_and_take_over_those_of_one_that_
 def test_a_database_that_cannot_be_reached_is_one_line(sweeps: Sweeps) -> None:
     status, _, errors = sweeps.run("--grid", "seed=0", "--storage", "postgresql+psycopg://nobody@127.0.0.1:1/none")
     assert status == 2 and errors.count("\n") == 1 and "storage: " in errors
+    status, _, errors = sweeps.run("--grid", "seed=0", "--storage", "postgresql+psycopg://user@host:abc/none")
+    assert status == 2 and errors.count("\n") == 1 and "storage: " in errors
 
 
 def test_a_row_that_ends_early_is_named(tmp_path: Path) -> None:

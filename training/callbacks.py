@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
@@ -35,6 +36,7 @@ _STAGES = ("train", "val", "test")
 _HISTORY = "history"  # its entry in a checkpoint
 
 SHOWN_IMAGES = 30  # of the first batch
+_STREAM = 5  # keeps the draws of networks apart from the others
 BUSY = 0.8  # share of the processor time that all threads asked for, below which they wait for each other
 
 
@@ -107,7 +109,7 @@ class EpochLines(Callback):
         self._epoch_start = time.perf_counter()
         self._sums: dict[str, float | Tensor] = {}  # over this process's images of the epoch
         self._bar = tqdm(
-            total=int(trainer.num_training_batches),
+            total=int(trainer.num_training_batches) if math.isfinite(trainer.num_training_batches) else None,
             desc=f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}",
             bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
             leave=False,
@@ -235,6 +237,19 @@ class ClassAccuracy(Callback):
             log_epoch(trainer, dict(zip(names, accuracies, strict=True)))
 
 
+class SeededEpochs(Callback):
+    """Random numbers that a network draws while it trains, as for dropout, are a function of seed, epoch and process:
+    so a resumed run draws those of one that was not stopped."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, index: int) -> None:
+        if index == 0:  # after all that Lightning itself draws
+            key = [_STREAM, self.seed, trainer.current_epoch, trainer.global_rank]
+            torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+
+
 class GradientNorm(Callback):
     """`train/grad_norm`, the Euclidean norm of the gradient of all weights, over steps, in those that are logged."""
 
@@ -274,7 +289,8 @@ class TrainingSpeed(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         log_epoch(trainer, {"train/images_per_second": self._images * trainer.world_size / self._seconds})
         share = self._cpu_seconds / (self._seconds * torch.get_num_threads())
-        if torch.get_num_threads() > 1 and share < BUSY and trainer.is_global_zero and not self.quiet:
+        threads = torch.get_num_threads() if pl_module.device.type == "cpu" else 1
+        if threads > 1 and share < BUSY and trainer.is_global_zero and not self.quiet:
             self.quiet = True
             print(f"other programs left {share:.0%} of the processor: --threads 1 may be faster", flush=True)
 

@@ -31,6 +31,8 @@ UNUSABLE = (
     errno.ENOTDIR,
     errno.EISDIR,
     errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
 )  # paths that a user gave
 METAVARS = {int: "N", float: "X", Path: "PATH", str: "TEXT"}
 
@@ -80,14 +82,16 @@ class Parser(argparse.ArgumentParser):
             )
 
     def parse_args(self, arguments: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        words = [self._tidied(word) for word in (sys.argv[1:] if arguments is None else arguments)]
+        words = list(sys.argv[1:] if arguments is None else arguments)
+        flags = words.index("--") if "--" in words else len(words)  # what follows are no flags
+        words[:flags] = [self._tidied(word) for word in words[:flags]]
         parsed = super().parse_args(_config_first(words), namespace)
         del parsed.print_completion
         return parsed
 
     def _tidied(self, word: str) -> str:
         """A flag with underscores; an unknown one is refused."""
-        if not word.startswith("--") or word == "--":
+        if not word.startswith("--"):
             return word
         flag, equals, value = word.partition("=")
         flag = "--" + flag[2:].replace("-", "_")
@@ -108,13 +112,16 @@ class RecipeFile(argparse.Action):
     def __call__(self, parser: Any, namespace: Any, value: Any, option: str | None = None) -> None:
         known = {action.dest: action for action in parser._actions}
         for name, given in read_recipe(value, self.const).items():
-            if name not in known or name == self.dest:
+            if name not in known or name in (self.dest, "help", "print_completion"):
                 nearest = difflib.get_close_matches(name, known, n=1)
                 raise UsageError(f"{value}: {name} is no flag" + (f"; did you mean {nearest[0]}?" if nearest else ""))
             action = known[name]
-            many = isinstance(given, list) and action.nargs == "+"
             take: Callable[[Any], Any] = action.type or (lambda text: text)
-            setattr(namespace, name, [take(each) for each in given] if many else take(given))
+            if action.nargs == "+":
+                given = [in_yaml(each) for each in (given if isinstance(given, list) else [given])]
+                setattr(namespace, name, [take(each) for each in given])
+            else:
+                setattr(namespace, name, take(given))
 
 
 def read_recipe(name: str, folder: Path = RECIPES) -> dict[str, Any]:
@@ -142,7 +149,7 @@ def read_recipe(name: str, folder: Path = RECIPES) -> dict[str, Any]:
 def recipe_path(name: str, folder: Path = RECIPES) -> Path:
     """The file that the path of a recipe, or its name in this folder, stands for."""
     path, known = Path(os.path.expanduser(name)), folder / f"{name}.yaml"
-    return known if not path.exists() and known.exists() else path
+    return known if not path.is_file() and known.exists() else path
 
 
 def taken(each: Field, hint: Any) -> Callable[[Any], Any]:

@@ -75,7 +75,6 @@ class Output(Settings):
         "Pictures as files and in TensorBoard, and its graph and projector; logs are small without them.",
         identity=False,
         since=2,
-        before=False,
     )
     quiet: bool = setting(False, "Print nothing but the summary.", identity=False)
     fast_dev_run: bool = setting(

@@ -20,7 +20,7 @@ from cifar10 import download, records
 from cifar10.cache import Lazy
 from cifar10.config import Data, Preprocessing
 from cifar10.errors import UsageError
-from cifar10.pictures import find_images, read_or_reason
+from cifar10.pictures import find_images, label, read_or_reason
 from cifar10.preprocessing import preprocess, preprocess_lazily
 from cifar_datamodule import EVAL_BATCH_SIZE, stratified_split
 from lenet_module import MeanLoss
@@ -148,7 +148,7 @@ def _pictures(folder: Path, checkpoint: Checkpoint, settings: Preprocessing, cor
     if not files:
         raise UsageError(f"{folder}: neither val, test nor a folder of images")
     for file in files:
-        if file.parent.name not in names:
+        if label(file) not in names:
             raise UsageError(f"{file}: its folder is not named by a class, which are {', '.join(names)}")
     read = []
     for file in files:
@@ -157,7 +157,7 @@ def _pictures(folder: Path, checkpoint: Checkpoint, settings: Preprocessing, cor
         read.append(found)
     shown = np.stack(read)
     pixels = preprocess(shown.transpose(0, 3, 1, 2), settings, checkpoint.whitening, corrupted)
-    return Labelled(pixels, shown, torch.tensor([names.index(file.parent.name) for file in files]))
+    return Labelled(pixels, shown, torch.tensor([names.index(label(file)) for file in files]))
 
 
 def _corruptions(

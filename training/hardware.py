@@ -24,10 +24,11 @@ def fastest_precision(accelerator: str = "cpu") -> str:
     (github.com/pytorch/pytorch/issues/183815). ARM and GPUs get float32, since nobody measured them yet; so does a
     PyTorch that cannot tell.
     """
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
     instructions: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
     has_bfloat16 = instructions.get("amx_bf16") or instructions.get("avx512_bf16")
-    return "bf16-mixed" if accelerator == "cpu" and has_bfloat16 and limit not in WITHOUT_BFLOAT16 else "32-true"
+    return "bf16-mixed" if on_cpu and has_bfloat16 and limit not in WITHOUT_BFLOAT16 else "32-true"
 
 
 def keep_freed_memory() -> None:

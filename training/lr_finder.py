@@ -72,6 +72,9 @@ class RecordedModule(LeNetModule):
         self.losses.append(outputs["loss"].item())
         return outputs
 
+    def on_train_epoch_end(self) -> None:
+        """No metrics, which an epoch without a finite loss does not have."""
+
 
 def find_lr(config: RunConfig) -> tuple[float, Path]:
     """Run the test for a run, around its learning rate and with a constant schedule: the suggested rate, and a picture.

@@ -76,7 +76,7 @@ class Watch:
 
     def callbacks(self, config: RunConfig) -> list[pl.Callback]:
         """All that watches a run, in the order in which it acts: checkpoints come last."""
-        parts: list[pl.Callback] = [self.lines, self.stop]
+        parts: list[pl.Callback] = [self.lines, self.stop, visible.SeededEpochs(config.seed)]
         if config.fast_dev_run:
             return parts
         stage = config.select_on
@@ -187,8 +187,8 @@ def write(run: Run, result: dict[str, Any]) -> dict[str, Any]:
         columns, first = compared(config)
         log_result(run.logger.experiment, columns, result, config.epochs, first)
         run.logger.finalize("success")
-        write_result(Path(run.logger.log_dir), config, result)
         write_run_report(config, result)
+        write_result(Path(run.logger.log_dir), config, result)  # last: with it the run counts as finished
     return result
 
 
