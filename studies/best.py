@@ -20,12 +20,14 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from benchmarks.page import header, table
 from cifar10 import records
+from cifar10.download import prepare
 from cifar10.filters import CORRUPT
 from experiments.runs import Run, read_runs
 from experiments.tables import save, write
 from models.checkpoint import Checkpoint, load_checkpoint
 from studies.corruption import CLEAN, SEVERITIES, Kind, classify
 from training import figures
+from training.cli import exit_status
 
 JPEG = [Kind("jpeg", quality) for quality in (95, 85, 75, 60, 40)]
 KINDS = [CLEAN, *JPEG, *(kind for kind in SEVERITIES if kind not in JPEG)]
@@ -139,6 +141,7 @@ def main(arguments: Sequence[str]) -> None:
     runs = sorted((run for run in read_runs(options.folder) if run.result), key=lambda run: run.config.seed)
     if not runs:
         parser.error(f"{options.folder}: no finished run")
+    prepare(options.data_dir)
     checkpoints = [load_checkpoint(Path(run.result["checkpoint"])) for run in runs if run.result]
     images, classes = records.load(options.data_dir / records.FOLDER, train=False)
     images, labels = images.transpose(0, 2, 3, 1), torch.from_numpy(classes)
@@ -156,4 +159,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(exit_status(lambda: main(sys.argv[1:])))

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from benchmarks.page import header, table
 from cifar10 import records
+from cifar10.download import prepare
 from cifar10.filters import CORRUPT, corrupt
 from cifar10.preprocessing import preprocess
 from cifar_datamodule import stratified_split
@@ -29,6 +30,7 @@ from experiments.runs import read_runs
 from experiments.tables import write
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.classifier import make_classifier
+from training.cli import exit_status
 
 
 class Kind(NamedTuple):
@@ -99,6 +101,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--data_dir", type=Path, default=Path("data"), help="folder of CIFAR-10")
     parser.add_argument("--out", type=Path, default=Path("results/corruption"))
     options = parser.parse_args(arguments)
+    prepare(options.data_dir)
     csv = options.out / "corrupted.csv"
     rows = pd.read_csv(csv) if csv.exists() else pd.DataFrame(columns=[*GROUP, "seed", "image", "accuracy"])
     done = {tuple(key) for key in rows[[*GROUP, "seed"]].itertuples(index=False)}
@@ -111,6 +114,8 @@ def main(arguments: Sequence[str]) -> None:
             new = [(*key, image, round(accuracy, 2)) for image, accuracy in found.items()]
             rows = pd.concat([rows if len(rows) else None, pd.DataFrame(new, columns=rows.columns)], ignore_index=True)
             write(csv, rows.to_csv(index=False, lineterminator="\n"))
+    if rows.empty:
+        parser.error(f"{options.folder}: no finished run with validation images")
     count = len(rows[[*GROUP, "seed"]].drop_duplicates())
     text = header("Corrupted validation images", "studies.corruption", arguments, count, "runs")
     text += "\n\nAccuracy in percent, mean ± standard deviation over seeds, by optimizer, normalization and share of\n"
@@ -119,4 +124,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(exit_status(lambda: main(sys.argv[1:])))

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.page import header, table
 from cifar10 import records
+from cifar10.download import prepare
 from cifar10.filters import CORRUPT, DENOISE, NORMALIZE, SEGMENT
 from cifar10.preprocessing import WHITENING, Preprocessing, fit_whitening, preprocess, whiten
 from cifar_datamodule import CIFAR10DataModule
@@ -28,6 +29,7 @@ from experiments.runs import Run, read_runs
 from experiments.tables import save, write
 from models.checkpoint import load_checkpoint
 from training import evaluation, figures
+from training.cli import exit_status
 
 SEVERITIES = (1, 3, 5)
 METHODS: list[dict[str, Any]] = [
@@ -144,6 +146,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--rounds", type=int, default=1, help="times that each method is timed; 0 leaves it out")
     parser.add_argument("--out", type=Path, default=Path("results/preprocessing"))
     options = parser.parse_args(arguments)
+    prepare(options.data_dir)
 
     options.out.mkdir(parents=True, exist_ok=True)
     if options.rounds:
@@ -160,4 +163,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(exit_status(lambda: main(sys.argv[1:])))
