@@ -40,7 +40,7 @@ class SweepSettings(Settings):
         None, "Name of a flag. For each of its values, the run with the best validation accuracy is repeated."
     )
     repeat: str | None = setting(None, 'Grid of the repeats of --best_per, such as "seed=1,2,3".')
-    name: str | None = setting(None, "Name of the sweep and its folders; null takes the recipe's name.")
+    name: str | None = setting(None, "Name of the sweep and its folders; null takes the recipe's, else sweep.")
     reuse: Path | None = setting(
         None, "A cells.csv, such as those in results/. Runs with a result in it are not run again."
     )

@@ -10,6 +10,7 @@ kinds are clean images, JPEG files of quality 75, a common one, and each severit
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -89,10 +90,15 @@ def summary(rows: pd.DataFrame) -> str:
     mean, deviation = columns.mean().T, columns.std().T
     heads = [f"{optimizer}, {normalize}, {share:g}" for optimizer, normalize, share in mean]
     lines = [
-        [image, *(f"{m:.1f} ± {s:.1f}" for m, s in zip(mean.loc[image], deviation.loc[image], strict=True))]
+        [image, *(spread(*each) for each in zip(mean.loc[image], deviation.loc[image], strict=True))]
         for image in mean.index
     ]
     return table(["images", *heads], lines)
+
+
+def spread(mean: float, deviation: float) -> str:
+    """Of one seed there is no deviation."""
+    return f"{mean:.1f}" if math.isnan(deviation) else f"{mean:.1f} ± {deviation:.1f}"
 
 
 def main(arguments: Sequence[str]) -> None:
