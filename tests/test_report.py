@@ -412,7 +412,7 @@ def test_runs_whose_logs_are_elsewhere_stay(logs: Logs) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"seeds": "7"}, "seeds 7: no run has one of these"),
+        ({"seeds": "7"}, "seeds 7: no run has seed 7"),
         ({"compare": ["optimizer=sgd"]}, "takes two groups"),
         ({"compare": ["optimizer=sgd"] * 2}, "takes two groups or more, each once"),
         ({"compare": ["optimizer=sgd", "optimizer=nadam"]}, "compare optimizer=nadam: no run is in this group"),
