@@ -127,7 +127,7 @@ def failures(logits: Tensor, temperature: float, labels: Tensor, images: np.ndar
     wrong = order[said[order] != labels[order]]
     chosen = torch.cat([wrong[labels[wrong] == label][:FAILURES] for label in range(10)])
     names = records.CLASS_NAMES
-    captions = [f"{names[labels[i]]}:\n{names[said[i]]} {confidence[i]:.0%}" for i in chosen.tolist()]
+    captions = [f"{names[labels[i]]}:\n{names[said[i]]}\n{confidence[i]:.0%}" for i in chosen.tolist()]
     return figures.sheet(images[chosen.numpy()], captions, "The most confident mistakes in each class", 2 * FAILURES)
 
 
