@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 ZCA_SIDE = 9  # pixels of the patches whose correlations are removed
 ZCA_STRIDE = 7  # pixels from one patch that is fitted to the next
-WHITENING = {"zca": 0.5, "zca-half": 0.25}  # to which power variances are divided by; 0.5 makes them equal
+WHITENING = {"zca": 0.5, "zca-half": 0.25}  # the power of the variances that is divided by; 0.5 makes all of them 1
 ZCA_EPSILON = 0.1  # as pylearn2 whitened CIFAR-10 (Goodfellow et al. 2013, Maxout Networks)
 _REVISION = "1"  # part of the key of what is kept: to be raised when a method or a constant of one changes
 # What a method calls beside NumPy, by module; one that is not here calls OpenCV.
@@ -160,8 +160,8 @@ def fit_whitening(
 
     Args:
         images: uint8 [N, 3, H, W]; `indices` are int64 [M], and `folder` as in `preprocess`.
-        method: Of WHITENING. zca-half takes the square root of what zca multiplies patches by: fine details, where
-            noise lies, are amplified less.
+        method: Of WHITENING. zca-half takes the square root of the matrix that zca multiplies patches by: fine
+            details, where noise lies, are amplified less.
 
     Returns:
         float32 [3, 3 * ZCA_SIDE**2 + 1]: for each channel of the result the weights of the patch [3, ZCA_SIDE,

@@ -212,7 +212,7 @@ def suggest(trial: Trial, flag: str, text: str) -> str:
         return trial.suggest_categorical(flag, text.split(","))
     low, high = map(float, ends(text))
     if int in kinds(types_of(RunConfig)[flag]):
-        step = SETTINGS[flag].metadata["range"].multiple_of or 1
+        step = SETTINGS[flag].metadata["range"].multiple_of
         return str(trial.suggest_int(flag, int(low), int(high), step=step, log=low >= 1 and step == 1))
     return f"{trial.suggest_float(flag, low, high, log=low > 0):.3g}"
 

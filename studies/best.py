@@ -24,20 +24,14 @@ from cifar10.download import prepare
 from cifar10.filters import CORRUPT
 from experiments.runs import Run, read_runs
 from experiments.tables import save, write
-from models.checkpoint import Checkpoint, load_checkpoint
-from studies.corruption import CLEAN, SEVERITIES, Kind, classify
+from models.checkpoint import load_checkpoint
+from studies.corruption import CLEAN, SEVERITIES, Kind, logits_by_kind
 from training import figures
 from training.cli import exit_status
 
 JPEG = [Kind("jpeg", quality) for quality in (95, 85, 75, 60, 40)]
 KINDS = [CLEAN, *JPEG, *(kind for kind in SEVERITIES if kind not in JPEG)]
 FAILURES = 3  # shown of each class
-
-
-@torch.inference_mode()
-def answers_of(checkpoint: Checkpoint, images: np.ndarray) -> dict[Kind, Tensor]:
-    """Logits, float32 [N, 10], for images uint8 [N, 32, 32, 3] and their corruptions."""
-    return dict(classify(checkpoint, images, np.arange(len(images)), KINDS))
 
 
 def page(
@@ -145,10 +139,9 @@ def main(arguments: Sequence[str]) -> None:
     checkpoints = [load_checkpoint(Path(run.result["checkpoint"])) for run in runs if run.result]
     images, classes = records.load(options.data_dir / records.FOLDER, train=False)
     images, labels = images.transpose(0, 2, 3, 1), torch.from_numpy(classes)
-    plain = [answers_of(checkpoint, images) for checkpoint in checkpoints]
-    everything = np.arange(len(images))
-    with torch.inference_mode():
-        flipped = [dict(classify(each, images, everything, [CLEAN], tta=True))[CLEAN] for each in checkpoints]
+    indices = np.arange(len(images))
+    plain = [dict(logits_by_kind(each, images, indices, KINDS)) for each in checkpoints]
+    flipped = [dict(logits_by_kind(each, images, indices, [CLEAN], tta=True))[CLEAN] for each in checkpoints]
     temperatures = [checkpoint.temperature for checkpoint in checkpoints]
     options.out.mkdir(parents=True, exist_ok=True)
     text = header("The best recipe on the test set", "studies.best", arguments, len(runs), "runs")

@@ -32,6 +32,7 @@ from experiments.tables import write
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.classifier import make_classifier
 from training.cli import exit_status
+from training.evaluation import classify
 
 
 class Kind(NamedTuple):
@@ -54,8 +55,7 @@ SEVERITIES = [Kind(method, level) for method, levels in CORRUPT.items() for leve
 GROUP = ["optimizer", "normalize", "random_corruption"]  # what tells the runs of the sweep apart, but for the seed
 
 
-@torch.inference_mode()
-def classify(
+def logits_by_kind(
     checkpoint: Checkpoint, images: np.ndarray, indices: np.ndarray, kinds: Iterable[Kind], tta: bool = False
 ) -> Iterator[tuple[Kind, Tensor]]:
     """Logits, float32 [N, 10], by kind of image: of images as they are, uint8 [N, 32, 32, 3].
@@ -68,7 +68,7 @@ def classify(
         if kind != CLEAN:
             corrupted = np.stack([corrupt(*kind, *image) for image in zip(images, indices, strict=True)])
         inputs = preprocess(corrupted.transpose(0, 3, 1, 2), checkpoint.preprocessing, checkpoint.whitening)
-        yield kind, torch.cat([classifier.logits(part) for part in torch.from_numpy(inputs).split(250)])
+        yield kind, classify(classifier, inputs)
 
 
 def accuracies(path: Path, data_dir: Path) -> dict[str, float]:
@@ -78,7 +78,7 @@ def accuracies(path: Path, data_dir: Path) -> dict[str, float]:
     data = checkpoint.data
     chosen = stratified_split(torch.from_numpy(labels), data.val_size, data.split_seed)[1].numpy()
     pixels, kinds = images[chosen].transpose(0, 2, 3, 1), [CLEAN, Kind("jpeg", 75), *SEVERITIES]
-    answers = classify(checkpoint, pixels, chosen, kinds)
+    answers = logits_by_kind(checkpoint, pixels, chosen, kinds)
     return {str(kind): (logits.argmax(1).numpy() == labels[chosen]).mean() * 100 for kind, logits in answers}
 
 

@@ -83,7 +83,7 @@ def evaluate(
         raise UsageError(f"{out}: is there already; name a new folder")
     config = config_of(checkpoint)
     classifier, settings = make_classifier(checkpoint, tta), checkpoint.preprocessing.changed(changes)
-    corrupted = "corrupt" in changes  # else images are taken as they are
+    corrupted = "corrupt" in changes  # a folder of images is corrupted only if that is asked for
     if on in SPLITS:
         data = replace(config, data_dir=data_dir or Data.data_dir, mirror=mirror, cache_dir=cache_dir)
         images = _official(checkpoint, settings, data, on, corrupted)
