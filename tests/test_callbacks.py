@@ -95,8 +95,12 @@ def test_everything_is_there_after_a_run_without_further_flags(run: Any, data_di
 
 
 def test_of_a_residual_network_each_layer_is_shown(run: Any) -> None:
-    network = LeNetModule(network="resnet")
-    maps = best_model.layer_outputs(network, torch.zeros(1, 3, 32, 32))
+    network, image = LeNetModule(network="resnet"), torch.rand(1, 3, 32, 32)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    maps = best_model.layer_outputs(network, image)
+    assert network.training and all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    evaluated = best_model.layer_outputs(network.eval(), image)  # normalised as in evaluation, not by the image itself
+    assert all(torch.equal(maps[name], values) for name, values in evaluated.items())
     assert len(maps) == 8 and [tuple(values.shape) for values in maps.values()][:2] == [(24, 32, 32), (32, 16, 16)]
     assert "what_it_learned/feature_maps" in tags(run(network="resnet", width=3, pictures=True)["log_dir"])["images"]
 

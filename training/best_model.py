@@ -188,7 +188,7 @@ class BestModel(Callback):
 
 @torch.no_grad()
 def predict(module: pl.LightningModule, loader: Iterable[Any], keep: int | None = None) -> Predictions:
-    """Classify all batches (images, labels) of `loader` with the module as it is, in evaluation mode.
+    """Classify all batches (images, labels) of `loader` with the module as it is.
 
     The first `keep` images are kept, whole batches of them, None is all: as float32 they weigh more than a run does.
     """
@@ -197,9 +197,7 @@ def predict(module: pl.LightningModule, loader: Iterable[Any], keep: int | None 
         layer.register_forward_pre_hook(lambda layer, inputs: features.append(inputs[0].float().cpu()))
         for layer in [layer for layer in module.modules() if isinstance(layer, nn.Linear)][-1:]
     ]
-    training = module.training
     try:
-        module.eval()
         kept, count = [], 0
         answers = []
         for images, labels in loader:
@@ -208,7 +206,6 @@ def predict(module: pl.LightningModule, loader: Iterable[Any], keep: int | None 
             count += len(images)
             answers.append((labels, exactly(module, images)))
     finally:
-        module.train(training)
         for handle in handles:
             handle.remove()
     labels, logits = (torch.cat(parts) for parts in zip(*answers, strict=True))
@@ -216,11 +213,17 @@ def predict(module: pl.LightningModule, loader: Iterable[Any], keep: int | None 
 
 
 def exactly(module: pl.LightningModule, images: Tensor) -> Tensor:
-    """The module's logits of images, float [N, 3, H, W]: float32 [N, C] on the CPU, without the lower precision that
-    its training may have had. Weights that the Trainer keeps in another format are taken as they are.
+    """The module's logits of images, float [N, 3, H, W]: float32 [N, C] on the CPU, in evaluation mode, without the
+    lower precision that its training may have had. Weights that the Trainer keeps in another format are taken as they
+    are.
     """
-    with torch.autocast(module.device.type, enabled=False):
-        return module(images.to(module.device, next(module.parameters()).dtype)).float().cpu()
+    training = module.training
+    module.eval()
+    try:
+        with torch.autocast(module.device.type, enabled=False):
+            return module(images.to(module.device, next(module.parameters()).dtype)).float().cpu()
+    finally:
+        module.train(training)
 
 
 def gather(predictions: Predictions, device: torch.device) -> Predictions:
