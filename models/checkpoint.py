@@ -26,6 +26,7 @@ from cifar10.records import CLASS_NAMES
 from cifar10.settings import refuse_newer
 from models import registry
 from models.config import Network
+from models.networks import BatchNormLeNet5
 
 # In a run's folder: of the last whole epoch, and of the best one, with what it reached at the end of its name.
 LAST, BEST = "last.ckpt", "best-*=*.ckpt"
@@ -62,6 +63,15 @@ class Checkpoint:
         with _fitting(self.path):
             network.load_state_dict({name.removeprefix(MODEL): value for name, value in self.state_dict.items()})
         return network
+
+    def folded(self) -> "Checkpoint":
+        """Of `BatchNormLeNet5`, the checkpoint of the `LeNet5` that answers the same; of another network, itself."""
+        network = self.make_network()
+        if not isinstance(network, BatchNormLeNet5):
+            return self
+        state_dict = {MODEL + name: value.detach() for name, value in network.folded().state_dict().items()}
+        name = {"network": "lenet5"}
+        return replace(self, network=replace(self.network, **name), flags=self.flags | name, state_dict=state_dict)
 
     def data_state(self) -> dict[str, Any]:
         """The state of the data module, as `CIFAR10DataModule.load_state_dict` takes it."""

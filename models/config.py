@@ -30,7 +30,7 @@ class Network(Settings):
     network: str = setting(
         "lenet5",
         f"Network to train: {', '.join(NETWORKS)}, or a class of your own as file.py:Class, which is called with the "
-        "number of classes.",
+        "number of classes. lenet5-bn is lenet5 with batch normalization, which is folded into the weights afterwards.",
         since=2,
         before="lenet5",
     )

@@ -32,6 +32,7 @@ class Known:
 
 NETWORKS = {
     "lenet5": Known("LeNet5", has_width=True),
+    "lenet5-bn": Known("BatchNormLeNet5", has_width=True),
     "resnet": Known("ResNet"),
 }
 

@@ -34,7 +34,7 @@ from models import networks
 from models.checkpoint import load_checkpoint
 from models.classifier import load_classifier
 from models.config import Network
-from models.networks import HorizontalFlipAverage, LeNet5, ResNet
+from models.networks import BatchNormLeNet5, HorizontalFlipAverage, LeNet5, ResNet
 from models.onnx import export
 from models.registry import NETWORKS, Known, make_network, network_sha256
 from training.config import RunConfig, written
@@ -51,6 +51,21 @@ def test_a_network_is_made_by_its_name() -> None:
     assert isinstance(make_network("resnet"), ResNet)
     small = make_network("lenet5", width=1)
     assert isinstance(small, LeNet5) and sum(p.numel() for p in small.parameters()) == 62_006
+
+
+def test_batch_normalisation_folds_into_the_weights_of_lenet5() -> None:
+    trained = make_network("lenet5-bn", width=1)
+    assert isinstance(trained, BatchNormLeNet5)
+    images = torch.randn(64, 3, 32, 32)
+    trained(images)  # running statistics leave their start
+    for norm in (trained.norm1, trained.norm2, trained.norm3, trained.norm4):
+        torch.nn.init.normal_(norm.bias)
+    folded = trained.eval().folded()
+    assert type(folded) is LeNet5 and not folded.training
+    torch.testing.assert_close(folded(images), trained(images))
+    with pytest.raises(AssertionError):  # the weights alone, without the statistics, answer otherwise
+        folded.load_state_dict(trained.state_dict(), strict=False)
+        torch.testing.assert_close(folded(images), trained(images))
 
 
 def test_adding_a_network_is_one_class_and_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from cifar10.preprocessing import ZCA_SIDE, Preprocessing, fit_whitening, whiten
 from cifar10.records import CLASS_NAMES
 from cifar_datamodule import CIFAR10DataModule
 from conftest import ROOT, evaluated
+from lenet_module import LeNetModule
 from made_up import OWN_NETWORKS, WITH_TEACHERS, made_up_checkpoint, of_format_2, own_network, write_checkpoint
 from models import answers as engine
 from models.checkpoint import load_checkpoint
@@ -902,7 +903,11 @@ def test_opencv_and_scikit_image_are_imported_only_for_a_checkpoint_that_needs_t
 # What is given away
 
 
-@pytest.mark.parametrize("settings", [{}, {"denoise": "median", "corrupt": "gaussian"}], ids=["default", "denoised"])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"denoise": "median", "corrupt": "gaussian"}, {"network": "lenet5-bn"}],
+    ids=["default", "denoised", "batch normalisation"],
+)
 def test_released_weights_give_the_same_answers_and_say_what_they_are(
     run: Any, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, settings: dict[str, Any]
 ) -> None:
@@ -921,13 +926,17 @@ def test_released_weights_give_the_same_answers_and_say_what_they_are(
     program, script, *words = released["command"].split()
     assert (program, script) == ("python", "train.py")
     flags = vars(train.parser().parse_args(words))
-    assert {name: flags[name] for name in released["flags"]} == released["flags"]
+    assert flags["network"] == settings.get("network", "lenet5")
+    # Batch normalisation is folded into the weights: there is no network but LeNet-5.
+    assert {name: flags[name] for name in released["flags"]} | {"network": "lenet5"} == released["flags"]
+    assert LeNetModule.load_from_checkpoint(target).model.state_dict().keys() == LeNet5().state_dict().keys()
     assert flags["width"] == 1 and flags["val_size"] == 100
 
     images = torch.randint(256, (5, 3, 32, 32), dtype=torch.uint8)
     ours, theirs = load_classifier(target), load_classifier(Path(result["checkpoint"]))
     assert torch.equal(ours(images), theirs(images)) and ours.preprocessing == theirs.preprocessing
-    assert ours.preprocessing == Preprocessing(**({"normalize": "zca"} | settings))
+    steps = {name: value for name, value in settings.items() if name != "network"}
+    assert ours.preprocessing == Preprocessing(**({"normalize": "zca"} | steps))
     assert evaluated(target, data_dir) == evaluated(Path(result["checkpoint"]), data_dir)
     assert evaluated(target, data_dir, tta=True)["test/loss"] != pytest.approx(result["test_loss"])
 

@@ -128,7 +128,8 @@ def release(checkpoint: Checkpoint, target: Path, test_acc: float) -> None:
     `target`, whose folder is made; UsageError if it cannot be written.
 
     `load_checkpoint` and Lightning read it; beside their entries it has `test_acc`, a fraction, `measured_on`, and
-    `command`, which makes the run again. Of the run's settings it has those of its identity, and RELEASED.
+    `command`, which makes the run again. Of the run's settings it has those of its identity, and RELEASED. Batch
+    normalisation is folded into the weights.
     """
     values = config_of(checkpoint).plain()
     flags = {name: values[name] for name, each in SETTINGS.items() if each.metadata["identity"] or name in RELEASED}
@@ -138,6 +139,8 @@ def release(checkpoint: Checkpoint, target: Path, test_acc: float) -> None:
         "measured_on": "the 10,000 test images of CIFAR-10, preprocessed as the flags say, one forward pass",
         "command": command_line("python", "train.py", *words),
     }
+    checkpoint = checkpoint.folded()
+    flags["network"] = checkpoint.network.network
     parts = (settings(kind) for kind in (ModelConfig, DataConfig))
     model, data = ({name: flags[name] for name in part if name in flags} for part in parts)
     lightning = {

@@ -205,7 +205,7 @@ def flags_to_try(advice: str, config: Mapping[str, Any]) -> str:
             (plain > 0, "fewer --plain_epochs"),
             ("weight_decay" in config, "a higher --weight_decay"),
         ),
-        WIDER: ((config.get("network") == "lenet5", f"--width {max(4, config.get('width', 0) + 1)}"),),
+        WIDER: ((config.get("network") in ("lenet5", "lenet5-bn"), f"--width {max(4, config.get('width', 0) + 1)}"),),
     }
     return " or ".join(words for holds, words in options[advice] if holds)
 
