@@ -70,8 +70,8 @@ class Checkpoint:
         if not isinstance(network, BatchNormLeNet5):
             return self
         state_dict = {MODEL + name: value.detach() for name, value in network.folded().state_dict().items()}
-        name = {"network": "lenet5"}
-        return replace(self, network=replace(self.network, **name), flags=self.flags | name, state_dict=state_dict)
+        flags = self.flags | {"network": "lenet5"}
+        return replace(self, network=replace(self.network, network="lenet5"), flags=flags, state_dict=state_dict)
 
     def data_state(self) -> dict[str, Any]:
         """The state of the data module, as `CIFAR10DataModule.load_state_dict` takes it."""

@@ -71,8 +71,10 @@ class BatchNormLeNet5(LeNet5):
             (network.fc1, self.norm3, fuse_linear_bn_weights),
             (network.fc2, self.norm4, fuse_linear_bn_weights),
         ):
-            statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-            layer.weight, layer.bias = fuse(layer.weight, layer.bias, *statistics)
+            assert norm.running_mean is not None and norm.running_var is not None
+            layer.weight, layer.bias = fuse(
+                layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+            )
         return network.train(self.training)
 
 
