@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cifar10 import download, records
-from cifar10.augmentation import VERSIONS, Draws, crop_and_flip, cutout, draw_epoch
+from cifar10.augmentation import Draws, crop_and_flip, cutout, draw_epoch
 from cifar10.cache import Lazy
 from cifar10.config import DataConfig, Preprocessing
 from cifar10.preprocessing import (
@@ -94,7 +94,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
                     images, self.train_indices.numpy(), kept_in, self.preprocessing.normalize
                 )
             images = preprocess_lazily(images, Preprocessing(), self.whitening, folder=kept_in)
-        versions = (corrupt_lazily(originals, number, kept_in) for number in range(VERSIONS))
+        versions = (corrupt_lazily(originals, number, kept_in) for number in range(self.config.corruption_versions))
         if self.config.random_corruption:  # made first, while there is less in memory
             steps = self.preprocessing, self.whitening, corrupted, kept_in
             self._corrupted = [_pixels_last(preprocess_lazily(version, *steps).array) for version in versions]
@@ -220,7 +220,8 @@ class AugmentedBatches(Batches):
         augmented = self.augmented_epochs is None or epoch < self.augmented_epochs
         if self._draws is None or self._draws[0] != epoch:
             crop = self.crop * augmented
-            self._draws = epoch, draw_epoch(self.seed, epoch, len(self.labels), crop, self.flip, self.random_corruption)
+            corruption = self.random_corruption, len(self.corrupted) or 1
+            self._draws = epoch, draw_epoch(self.seed, epoch, len(self.labels), crop, self.flip, *corruption)
         draws = self._draws[1]
         images = normalize(crop_and_flip(self.images, indices, draws, self.corrupted), self.mean, self.std)
         if self.cutout and augmented:

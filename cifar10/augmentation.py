@@ -1,6 +1,7 @@
 """What is done to training images anew in each epoch: random crop, flip, cutout and corruption, a batch at once.
 
-How an image is corrupted is drawn once, by `filters.corrupt_at_random`; of which images that is taken, in each epoch.
+Corrupted versions are made before training, by `filters.corrupt_at_random`, since corrupting costs more than a training
+step; of which images one is taken, and which, is drawn in each epoch.
 What happens to an image is a function of (seed, epoch, image index) alone: there is no generator whose state would
 have to be saved, and a resumed run, or several processes, see the same images as one uninterrupted process.
 """
@@ -13,7 +14,6 @@ import torch
 from torch import Tensor
 
 SIDE = 32  # pixels, height and width of an image
-VERSIONS = 1  # corrupted ones of each image, made before training: corrupting costs more than a training step
 _STREAM = 1  # keeps these draws apart from the order of the epoch
 
 
@@ -29,20 +29,23 @@ class Draws:
     versions: Tensor  # int64 [N], 0 is the image itself, k is its k-th corrupted version
 
 
-def draw_epoch(seed: int, epoch: int, count: int, crop: int, flip: bool, corrupted: float = 0) -> Draws:
+def draw_epoch(
+    seed: int, epoch: int, count: int, crop: int, flip: bool, corrupted: float = 0, versions: int = 1
+) -> Draws:
     """The draws of `epoch`, counted from 0, for all `count` images of a data set, whichever of them are used.
 
     Args:
         crop: Largest shift in pixels, 0 to 31.
         flip: Whether half of the images, at random, are flipped horizontally.
         corrupted: Share of the images of which a corrupted version is taken.
+        versions: How many there are of each.
     """
     rng = np.random.default_rng([_STREAM, seed, epoch])
     rows, columns = torch.from_numpy(rng.integers(-crop, crop, size=(2, count), endpoint=True))
     flipped = torch.from_numpy(rng.random(count) < 0.5) if flip else torch.zeros(count, dtype=torch.bool)
     hole_rows, hole_columns = torch.from_numpy(rng.integers(0, SIDE, size=(2, count)))
-    versions = rng.integers(1, VERSIONS, count, endpoint=True) * (rng.random(count) < corrupted)
-    return Draws(rows, columns, flipped, hole_rows, hole_columns, torch.from_numpy(versions))
+    chosen = rng.integers(1, versions, count, endpoint=True) * (rng.random(count) < corrupted)
+    return Draws(rows, columns, flipped, hole_rows, hole_columns, torch.from_numpy(chosen))
 
 
 def crop_and_flip(images: Tensor, indices: Tensor, draws: Draws, corrupted: Sequence[Tensor] = ()) -> Tensor:

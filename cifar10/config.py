@@ -79,11 +79,19 @@ class Augmentation(Settings):
     random_corruption: float = setting(
         0.0,
         "Share of the training images that are corrupted before all else, by JPEG, Gaussian noise, salt and pepper or "
-        "blur. Each epoch draws which images; the corruption of an image is drawn once.",
+        "blur. Each epoch draws which images.",
         since=3,
         before=0.0,
         at_least=0,
         at_most=1,
+    )
+    corruption_versions: int = setting(
+        1,
+        "Corrupted versions that are made of each image before training, 150 MB each; an epoch draws one of them.",
+        since=4,
+        before=1,
+        at_least=1,
+        at_most=100,
     )
     plain_epochs: int = setting(
         0, "Number of epochs at the end of the run without crop and cutout.", since=2, before=0, at_least=0

@@ -18,7 +18,7 @@ from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin, get
 
 from cifar10.errors import SettingError, UsageError
 
-FORMAT = 3  # of what a run writes down; what has no number is of format 1
+FORMAT = 4  # of what a run writes down; what has no number is of format 1
 
 Group = TypeVar("Group", bound="Settings")
 

@@ -57,6 +57,15 @@ def test_a_corrupted_image_keeps_the_teachers_logits_for_the_image_as_it_is(data
     assert torch.equal(exact[2], corrupted[2])
 
 
+def test_of_several_corrupted_versions_each_epoch_draws_one(data_dir: Path) -> None:
+    def seen(versions: int) -> int:
+        datamodule = ready(data_dir, random_corruption=1, corruption_versions=versions, crop=0, flip=False)
+        dataset = datamodule.train_dataloader().dataset
+        return len({dataset[epoch, torch.tensor([0])][0].numpy().tobytes() for epoch in range(30)})
+
+    assert (seen(1), seen(3)) == (1, 3)
+
+
 def test_after_the_augmented_epochs_images_are_flipped_at_most(data_dir: Path) -> None:
     def batch(epoch: int, **options: object) -> Tensor:
         datamodule = ready(data_dir, **options)

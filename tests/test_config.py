@@ -29,7 +29,7 @@ BEFORE = {"denoise": "none", "segment": "none", "normalize": "dataset", "corrupt
 THEN: dict[str, dict[str, Any]] = {
     "before_preprocessing": {**BEFORE, "network": "lenet5", "teacher": None, "plain_epochs": 0, "tag": None},
     "before_teachers": {"normalize": "dataset", "network": "lenet5", "teacher": None, "plain_epochs": 0},
-    "before_formats": {"normalize": "zca", "teacher_sha256": None, "random_corruption": 0},
+    "before_formats": {"normalize": "zca", "teacher_sha256": None, "random_corruption": 0, "corruption_versions": 1},
 }
 
 
@@ -213,7 +213,7 @@ def test_identities_differ_where_runs_do_and_only_there() -> None:
     run = RunConfig()
     assert run.identity() == RunConfig(lr=0.05, weight_decay=5e-4, log_dir=Path("x"), tag="y", threads=2).identity()
     changes: dict[str, Any] = {"seed": 1, "normalize": "dataset", "plain_epochs": 2, "precision": "bf16-mixed"}
-    changes["random_corruption"] = 0.25
+    changes |= {"random_corruption": 0.25, "corruption_versions": 2}
     for change in ({name: value} for name, value in changes.items()):
         assert RunConfig(**change).identity() != run.identity()
 
@@ -228,7 +228,8 @@ def test_a_teacher_counts_by_what_it_knows_and_not_by_where_it_is() -> None:
 
 def test_a_group_knows_its_own_settings_alone() -> None:
     assert RunConfig(crop=4, lr=1).group(Augmentation) == Augmentation(crop=4)
-    assert set(settings.settings(Augmentation)) == {"crop", "flip", "cutout", "random_corruption", "plain_epochs"}
+    names = {"crop", "flip", "cutout", "random_corruption", "corruption_versions", "plain_epochs"}
+    assert set(settings.settings(Augmentation)) == names
 
 
 def test_a_setting_error_names_the_setting() -> None:
