@@ -97,6 +97,10 @@ class Augmentation(Settings):
         0, "Number of epochs at the end of the run without crop and cutout.", since=2, before=0, at_least=0
     )
 
+    def check(self) -> None:
+        if self.corruption_versions > 1 and not self.random_corruption:
+            raise SettingError("corruption_versions", self.corruption_versions, "needs random_corruption")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing(Settings):

@@ -26,7 +26,6 @@ from cifar10.records import CLASS_NAMES
 from cifar10.settings import refuse_newer
 from models import registry
 from models.config import Network
-from models.networks import BatchNormLeNet5
 
 # In a run's folder: of the last whole epoch, and of the best one, with what it reached at the end of its name.
 LAST, BEST = "last.ckpt", "best-*=*.ckpt"
@@ -65,13 +64,14 @@ class Checkpoint:
         return network
 
     def folded(self) -> "Checkpoint":
-        """Of `BatchNormLeNet5`, the checkpoint of the `LeNet5` that answers the same; of another network, itself."""
-        network = self.make_network()
-        if not isinstance(network, BatchNormLeNet5):
+        """The checkpoint of the network that answers the same without what only training needs; it may be itself."""
+        known = registry.NETWORKS.get(self.network.network)
+        if known is None or known.folded is None:
             return self
-        state_dict = {MODEL + name: value.detach() for name, value in network.folded().state_dict().items()}
-        flags = self.flags | {"network": "lenet5"}
-        return replace(self, network=replace(self.network, network="lenet5"), flags=flags, state_dict=state_dict)
+        network: Any = self.make_network().eval()
+        state_dict = {MODEL + name: value for name, value in network.folded().state_dict().items()}
+        name, flags = known.folded, self.flags | {"network": known.folded}
+        return replace(self, network=replace(self.network, network=name), flags=flags, state_dict=state_dict)
 
     def data_state(self) -> dict[str, Any]:
         """The state of the data module, as `CIFAR10DataModule.load_state_dict` takes it."""

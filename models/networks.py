@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 
 class LeNet5(nn.Module):
@@ -20,17 +20,22 @@ class LeNet5(nn.Module):
         self.fc1 = nn.Linear(16 * width * 5 * 5, 120 * width)
         self.fc2 = nn.Linear(120 * width, 84 * width)
         self.fc3 = nn.Linear(84 * width, num_classes)
+        # For `BatchNormLeNet5`; LeNet-5 itself has no normalisation.
+        self.norm1: nn.Module = nn.Identity()
+        self.norm2: nn.Module = nn.Identity()
+        self.norm3: nn.Module = nn.Identity()
+        self.norm4: nn.Module = nn.Identity()
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
         """Float images [B, 3, 32, 32] to logits [B, num_classes]; W is `width`."""
         x = images.contiguous(memory_format=torch.channels_last)
         # ReLU and max-pool commute exactly; after the pool, ReLU has a quarter of the elements to do.
-        x = F.relu(F.max_pool2d(self.conv1(x), 2))  # [B, 6W, 28, 28] -> [B, 6W, 14, 14]
-        x = F.relu(F.max_pool2d(self.conv2(x), 2))  # [B, 16W, 10, 10] -> [B, 16W, 5, 5]
+        x = F.relu(self.norm1(F.max_pool2d(self.conv1(x), 2)))  # [B, 6W, 28, 28] -> [B, 6W, 14, 14]
+        x = F.relu(self.norm2(F.max_pool2d(self.conv2(x), 2)))  # [B, 16W, 10, 10] -> [B, 16W, 5, 5]
         x = x.flatten(1)  # [B, 400W]
-        x = F.relu(self.fc1(x))  # [B, 120W]
-        x = F.relu(self.fc2(x))  # [B, 84W]
+        x = F.relu(self.norm3(self.fc1(x)))  # [B, 120W]
+        x = F.relu(self.norm4(self.fc2(x)))  # [B, 84W]
         return self.fc3(x)
 
 
@@ -39,6 +44,11 @@ class BatchNormLeNet5(LeNet5):
 
     It serves the training alone: `folded` gives the `LeNet5` that answers as the trained network does.
     """
+
+    norm1: nn.BatchNorm2d
+    norm2: nn.BatchNorm2d
+    norm3: nn.BatchNorm1d
+    norm4: nn.BatchNorm1d
 
     def __init__(self, width: int = 3, num_classes: int = 10) -> None:
         super().__init__(width, num_classes)
@@ -51,31 +61,17 @@ class BatchNormLeNet5(LeNet5):
             # Scales stay 1, since the next layer has its own, and only a positive one commutes with max-pool.
             norm.weight.requires_grad_(False)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """As `LeNet5.forward`."""
-        x = images.contiguous(memory_format=torch.channels_last)
-        x = F.relu(self.norm1(F.max_pool2d(self.conv1(x), 2)))
-        x = F.relu(self.norm2(F.max_pool2d(self.conv2(x), 2)))
-        x = x.flatten(1)
-        x = F.relu(self.norm3(self.fc1(x)))
-        x = F.relu(self.norm4(self.fc2(x)))
-        return self.fc3(x)
-
     def folded(self) -> LeNet5:
-        """A network without normalisation whose answers are those of this one in evaluation mode, but for rounding."""
-        network = LeNet5(self.width, self.fc3.out_features)
-        network.load_state_dict(self.state_dict(), strict=False)  # all but the normalisation
-        for layer, norm, fuse in (
-            (network.conv1, self.norm1, fuse_conv_bn_weights),
-            (network.conv2, self.norm2, fuse_conv_bn_weights),
-            (network.fc1, self.norm3, fuse_linear_bn_weights),
-            (network.fc2, self.norm4, fuse_linear_bn_weights),
-        ):
-            assert norm.running_mean is not None and norm.running_var is not None
-            layer.weight, layer.bias = fuse(
-                layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-            )
-        return network.train(self.training)
+        """The network without normalisation whose answers are those of this one, which is in evaluation mode, but for
+        rounding.
+        """
+        network = LeNet5(self.width, self.fc3.out_features).eval()
+        network.conv1 = fuse_conv_bn_eval(self.conv1, self.norm1)
+        network.conv2 = fuse_conv_bn_eval(self.conv2, self.norm2)
+        network.fc1 = fuse_linear_bn_eval(self.fc1, self.norm3)
+        network.fc2 = fuse_linear_bn_eval(self.fc2, self.norm4)
+        network.fc3.load_state_dict(self.fc3.state_dict())
+        return network
 
 
 class ResNet(nn.Module):

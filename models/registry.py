@@ -24,15 +24,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Known:
-    """A class of `models.networks`, and whether its layers have a `width`."""
+    """A class of `models.networks`, whether its layers have a `width`, and the network that its `folded` gives."""
 
     class_name: str
     has_width: bool = False
+    folded: str | None = None
 
 
 NETWORKS = {
     "lenet5": Known("LeNet5", has_width=True),
-    "lenet5-bn": Known("BatchNormLeNet5", has_width=True),
+    "lenet5-bn": Known("BatchNormLeNet5", has_width=True, folded="lenet5"),
     "resnet": Known("ResNet"),
 }
 

@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import train as door
 from cifar10 import records
+from cifar10.errors import SettingError
 from cifar10.records import CLASS_NAMES
 from cifar_datamodule import CIFAR10DataModule, stratified_split
 from conftest import curves, evaluated, history, resume, weights
@@ -591,6 +592,11 @@ def test_the_suggested_rate_is_the_middle_of_the_valley_of_the_loss() -> None:
     assert found.valley[0] == pytest.approx(10**-4.1, rel=0.3) and found.valley[1] == pytest.approx(1e-2, rel=0.3)
     falling = lr_finder.LRRange(lrs, np.linspace(2.3, 1.7, 61))
     assert falling.valley == (pytest.approx(10**-0.6), 1.0)
+
+
+def test_the_range_test_refuses_batches_that_training_refuses(find_lr: Any) -> None:
+    with pytest.raises(SettingError, match="batch_size 1: batch normalization"):
+        find_lr(network="lenet5-bn", batch_size=1)
 
 
 def test_the_range_test_ends_where_the_loss_does(find_lr: Any, monkeypatch: pytest.MonkeyPatch) -> None:

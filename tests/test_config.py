@@ -52,6 +52,7 @@ THEN: dict[str, dict[str, Any]] = {
         ({"severity": 3}, "severity 3: needs corrupt"),
         ({"denoise": "median", "denoise_strength": 4}, "denoise_strength 4: must be an odd number"),
         ({"denoise_strength": 1}, "denoise_strength 1: needs denoise"),
+        ({"corruption_versions": 3}, "corruption_versions 3: needs random_corruption"),
         ({"plain_epochs": 11}, "plain_epochs 11: more than the run's 10 epochs"),
         ({"select_on": "test"}, "so it needs val_size 0"),
         ({"batch_size": 50_000}, "batch_size 50000: more than the training images"),
@@ -213,9 +214,11 @@ def test_identities_differ_where_runs_do_and_only_there() -> None:
     run = RunConfig()
     assert run.identity() == RunConfig(lr=0.05, weight_decay=5e-4, log_dir=Path("x"), tag="y", threads=2).identity()
     changes: dict[str, Any] = {"seed": 1, "normalize": "dataset", "plain_epochs": 2, "precision": "bf16-mixed"}
-    changes |= {"random_corruption": 0.25, "corruption_versions": 2}
+    changes["random_corruption"] = 0.25
     for change in ({name: value} for name, value in changes.items()):
         assert RunConfig(**change).identity() != run.identity()
+    corrupted = [RunConfig(random_corruption=0.25, corruption_versions=count).identity() for count in (1, 2)]
+    assert corrupted[0] != corrupted[1]
 
 
 def test_a_teacher_counts_by_what_it_knows_and_not_by_where_it_is() -> None:

@@ -36,6 +36,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from tabulate import tabulate
 
+from models.registry import NETWORKS
+
 Curve: TypeAlias = Sequence[float] | np.ndarray  # a value an epoch
 Ending: TypeAlias = Literal["improve", "level", "worsen", "unknown"]
 
@@ -192,6 +194,7 @@ def flags_to_try(advice: str, config: Mapping[str, Any]) -> str:
     """
     plain = config.get("plain_epochs", 0)  # they have no crop and no cutout
     augmented = plain < config.get("epochs", math.inf)
+    known = NETWORKS.get(config.get("network", ""))
     options = {
         MORE_EPOCHS: (("epochs" in config, f"--epochs {2 * config.get('epochs', 0)}"),),
         LOWER_LR: (
@@ -205,7 +208,7 @@ def flags_to_try(advice: str, config: Mapping[str, Any]) -> str:
             (plain > 0, "fewer --plain_epochs"),
             ("weight_decay" in config, "a higher --weight_decay"),
         ),
-        WIDER: ((config.get("network") in ("lenet5", "lenet5-bn"), f"--width {max(4, config.get('width', 0) + 1)}"),),
+        WIDER: ((known is not None and known.has_width, f"--width {max(4, config.get('width', 0) + 1)}"),),
     }
     return " or ".join(words for holds, words in options[advice] if holds)
 

@@ -24,7 +24,7 @@ from lenet_module import LeNetModule
 from training import figures
 from training.callbacks import on_terminal
 from training.config import RunConfig
-from training.run import make_halves, resolved
+from training.run import make_halves, refuse_batch, resolved
 from training.tensorboard import add_figure
 from training.trainer import make_trainer
 
@@ -84,6 +84,7 @@ def find_lr(config: RunConfig) -> tuple[float, Path]:
     config = resolved(config)
     datamodule, _ = make_halves(config)
     module = RecordedModule(config, schedule="constant")
+    refuse_batch(config, module)
     lr = config.lr
     assert lr is not None
     options: Any = {"min_lr": lr * LOWEST, "max_lr": lr * HIGHEST, "num_training": STEPS, "update_attr": False}

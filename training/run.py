@@ -11,6 +11,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import LearningRateMonitor
+from torch import nn
 from torch.distributed import DistNetworkError, DistStoreError
 
 from cifar10.config import Data
@@ -128,8 +129,7 @@ def build(config: RunConfig, resume: Path | None = None, started: float | None =
         enable_checkpointing=not config.fast_dev_run,
         fast_dev_run=config.fast_dev_run,
     )
-    if config.batch_size % trainer.world_size:
-        raise SettingError("batch_size", config.batch_size, f"does not divide by the {trainer.world_size} processes")
+    refuse_batch(config, module, trainer.world_size)
     datamodule.prepare_data()
     datamodule.setup()
     trainer.log_every_n_steps = min(LOG_EVERY, len(datamodule.train_dataloader()))  # type: ignore[attr-defined]
@@ -206,6 +206,15 @@ def make_halves(config: RunConfig) -> tuple[CIFAR10DataModule, LeNetModule]:
     """The two halves that Lightning puts together."""
     teacher = load_teacher(config.group(Teacher), config.group(Data), config.kept_in) if config.teacher else None
     return CIFAR10DataModule(config, teacher=teacher), LeNetModule(config, val_name=config.select_on)
+
+
+def refuse_batch(config: RunConfig, module: LeNetModule, processes: int = 1) -> None:
+    """SettingError if the processes cannot share out a batch, or each would get too few images to normalise over."""
+    if config.batch_size % processes:
+        raise SettingError("batch_size", config.batch_size, f"does not divide by the {processes} processes")
+    normalised = any(isinstance(layer, nn.BatchNorm1d) for layer in module.modules())
+    if normalised and config.batch_size == processes:
+        raise SettingError("batch_size", config.batch_size, "batch normalization needs two images in each process")
 
 
 def make_folders(run: Run) -> None:
