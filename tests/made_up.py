@@ -69,7 +69,7 @@ def of_format_2(
         preprocessing: Of the data module's state; None is normalize "dataset".
         changes: Of the settings.
     """
-    flags = RunConfig(width=1).plain() | PREPROCESSED | changes
+    flags = RunConfig(network="lenet5", width=1).plain() | PREPROCESSED | changes
     state = STATISTICS | {"preprocessing": dict(preprocessing or Preprocessing(normalize="dataset").plain())}
     return write_checkpoint(path, flags, module, format=2, CIFAR10DataModule=state)
 

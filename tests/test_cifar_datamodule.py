@@ -36,7 +36,7 @@ def test_with_a_teacher_training_batches_have_its_logits_for_their_images_and_va
         assert images.shape == (1000, 3, 32, 32) and images.dtype == np.uint8
         return torch.from_numpy(images.mean((2, 3), dtype=np.float64)).float()
 
-    datamodule = ready(data_dir, crop=0, flip=True, normalize="dataset", teacher=teacher)
+    datamodule = ready(data_dir, crop=0, random_corruption=0, normalize="dataset", teacher=teacher)
     assert datamodule.mean is not None and datamodule.std is not None
     for images, _, logits in datamodule.train_dataloader():
         means = images.mean((2, 3)) * datamodule.std + datamodule.mean

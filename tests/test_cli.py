@@ -183,7 +183,7 @@ def test_a_configuration_of_an_earlier_format_means_what_it_meant(tmp_path: Path
     lines = [f"{name}: {value}" for name, value in RunConfig().plain().items() if name not in ("normalize", "teacher")]
     (tmp_path / "old.yaml").write_text("\n".join(["format: 1", *lines]).replace("None", "null"))
     assert given("--config", str(tmp_path / "old.yaml"))["normalize"] == "dataset"
-    assert RunConfig().normalize == "zca"
+    assert RunConfig().normalize == "zca-half"
 
 
 def test_shells_can_complete_the_flags() -> None:

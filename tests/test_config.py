@@ -19,17 +19,22 @@ from conftest import ROOT, resume, weights
 from experiments.runs import read_runs
 from lenet_module import LeNetModule
 from models.config import ModelConfig
+from models.optimizers import OPTIMIZERS
 from training.config import GROUPS, SETTINGS, RunConfig, read_config, written
 from training.files import CONFIG, read_run_config, write_config
 
 EARLIER = Path(__file__).parent / "earlier"
 NAME = Path("sgd-lr0.05-bs50-seed0/version_0")
 # What runs of each earlier version were like, where a setting did not exist yet.
-BEFORE = {"denoise": "none", "segment": "none", "normalize": "dataset", "corrupt": "none", "corrupt_on": "test"}
+CLEAN = {"random_corruption": 0, "corruption_versions": 1}
+ALONE = {"network": "lenet5", "teacher": None, "plain_epochs": 0, **CLEAN}
 THEN: dict[str, dict[str, Any]] = {
-    "before_preprocessing": {**BEFORE, "network": "lenet5", "teacher": None, "plain_epochs": 0, "tag": None},
-    "before_teachers": {"normalize": "dataset", "network": "lenet5", "teacher": None, "plain_epochs": 0},
-    "before_formats": {"normalize": "zca", "teacher_sha256": None, "random_corruption": 0, "corruption_versions": 1},
+    "before_preprocessing": {
+        **{"denoise": "none", "segment": "none", "normalize": "dataset", "corrupt": "none", "corrupt_on": "test"},
+        **{"tag": None, **ALONE},
+    },
+    "before_teachers": {"normalize": "dataset", **ALONE},
+    "before_formats": {"normalize": "zca", "teacher_sha256": None, **CLEAN},
 }
 
 
@@ -52,7 +57,7 @@ THEN: dict[str, dict[str, Any]] = {
         ({"severity": 3}, "severity 3: needs corrupt"),
         ({"denoise": "median", "denoise_strength": 4}, "denoise_strength 4: must be an odd number"),
         ({"denoise_strength": 1}, "denoise_strength 1: needs denoise"),
-        ({"corruption_versions": 3}, "corruption_versions 3: needs random_corruption"),
+        ({"corruption_versions": 3, "random_corruption": 0}, "corruption_versions 3: needs random_corruption"),
         ({"plain_epochs": 11}, "plain_epochs 11: more than the run's 10 epochs"),
         ({"select_on": "test"}, "so it needs val_size 0"),
         ({"batch_size": 50_000}, "batch_size 50000: more than the training images"),
@@ -212,9 +217,9 @@ def test_a_flag_that_is_added_is_seen_everywhere(run: Any, tmp_path: Path, monke
 
 def test_identities_differ_where_runs_do_and_only_there() -> None:
     run = RunConfig()
-    assert run.identity() == RunConfig(lr=0.05, weight_decay=5e-4, log_dir=Path("x"), tag="y", threads=2).identity()
+    assert run.identity() == RunConfig(lr=OPTIMIZERS["sgd"].lr, weight_decay=5e-4, log_dir=Path("x"), tag="y", threads=2).identity()
     changes: dict[str, Any] = {"seed": 1, "normalize": "dataset", "plain_epochs": 2, "precision": "bf16-mixed"}
-    changes["random_corruption"] = 0.25
+    changes["random_corruption"] = 0.5
     for change in ({name: value} for name, value in changes.items()):
         assert RunConfig(**change).identity() != run.identity()
     corrupted = [RunConfig(random_corruption=0.25, corruption_versions=count).identity() for count in (1, 2)]

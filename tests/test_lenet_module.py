@@ -91,7 +91,7 @@ def test_a_mean_loss_is_that_of_all_images_not_of_the_batches() -> None:
 
 
 def test_in_training_validation_and_test_a_small_last_batch_counts_as_its_images_do() -> None:
-    module = LeNetModule(width=1, lr=1e-30, schedule="constant")
+    module = LeNetModule(network="lenet5", width=1, lr=1e-30, schedule="constant")
     with torch.no_grad():
         module.model.fc3.bias[0] = 4.0
     images, labels = torch.randn(36, 3, 32, 32), (torch.arange(36) >= 32).long()  # of the last batch, all are 1

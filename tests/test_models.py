@@ -355,5 +355,5 @@ def test_released_weights_load_though_they_lack_folders_and_tags() -> None:
     checkpoint = load_checkpoint(ROOT / "checkpoints" / "lenet5-cifar10.ckpt")
     assert "data_dir" not in checkpoint.flags and checkpoint.data == Data(val_size=2500)
     assert checkpoint.preprocessing == Preprocessing(normalize="zca-half")
-    assert checkpoint.network == Network() and checkpoint.epoch == 247
+    assert checkpoint.network == Network(network="lenet5") and checkpoint.epoch == 247
     assert load_classifier(checkpoint.path)(IMAGES).shape == (5, 10)
