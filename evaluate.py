@@ -2,8 +2,8 @@
 
 python evaluate.py checkpoints/adam-lr0.002-bs128-seed0/version_0
 python evaluate.py checkpoints/lenet5-cifar10.ckpt --tta
-python evaluate.py checkpoints/sgd-lr0.05-bs128-seed0/version_0 --corrupt gaussian --denoise gaussian
-python evaluate.py checkpoints/sgd-lr0.05-bs128-seed0/version_0 --on val --out evaluated
+python evaluate.py checkpoints/sgd-lr0.1-bs128-seed0/version_0 --corrupt gaussian --denoise gaussian
+python evaluate.py checkpoints/sgd-lr0.1-bs128-seed0/version_0 --on val --out evaluated
 python evaluate.py checkpoints/lenet5-cifar10.ckpt --on CIFAR-10-C --out evaluated
 """
 

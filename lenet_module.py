@@ -19,12 +19,12 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from models.checkpoint import TEMPERATURE
-from models.config import ModelConfig
+from models.checkpoint import FLAGS, FORMAT, TEMPERATURE
+from models.config import ModelConfig, Network
 from models.distillation import distillation
 from models.networks import LeNet5
 from models.optimizers import make_optimizer, make_schedule
-from models.registry import make_network
+from models.registry import NETWORKS, make_network
 
 __all__ = ["LeNet5", "LeNetModule"]
 
@@ -38,8 +38,8 @@ class LeNetModule(pl.LightningModule):
     Label smoothing and distillation are in the training loss alone, so that the others compare across runs; for the
     same reason the Trainer's `precision` is that of training steps, and evaluation and prediction are in float32.
 
-    `load_from_checkpoint` takes what train.py wrote. A network of someone's own is in a file that is named there: it
-    is run.
+    A checkpoint that train.py wrote brings its network: one of the project, in whatever way it is loaded, one of someone's
+    own by `load_from_checkpoint` alone, which runs the file that is named there.
 
     Args:
         config: What learns and how, such as a run's configuration; None takes the defaults.
@@ -118,7 +118,13 @@ class LeNetModule(pl.LightningModule):
         return (logits / self.temperature).softmax(1)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """What train.py wrote decides the network, as it decides the preprocessing; code is in none of it."""
         self.temperature = float(checkpoint.get(TEMPERATURE, 1))
+        if FLAGS in checkpoint:
+            network = Network.read(checkpoint[FLAGS], checkpoint.get(FORMAT, 1))
+            if network.network in NETWORKS and network != self.config.group(Network):
+                self.config = replace(self.config, **network.plain())
+                self.model = make_network(network.network, network.width)
 
     def configure_optimizers(self) -> Any:
         optimizer = make_optimizer(self.parameters(), self.config)

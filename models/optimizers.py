@@ -28,7 +28,7 @@ class Defaults:
 # sgd, adam and adamw are customary; the others were best on a grid of factors of two: validation accuracy after three
 # epochs without whitening, one run each.
 OPTIMIZERS = {
-    "sgd": Defaults("SGD", lr=0.05, weight_decay=5e-4),
+    "sgd": Defaults("SGD", lr=0.1, weight_decay=5e-4),
     "adam": Defaults("Adam", lr=0.002),
     "adamw": Defaults("AdamW", lr=0.002, weight_decay=0.01),
     "nadam": Defaults("NAdam", lr=0.004),

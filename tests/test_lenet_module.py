@@ -65,7 +65,7 @@ def fit(module: LeNetModule, epochs: int, **options: object) -> pl.Trainer:
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_optimizer_lowers_the_loss_of_someone_elses_loader(optimizer: str) -> None:
     pl.seed_everything(0, verbose=False)
-    module = LeNetModule(width=1, optimizer=optimizer, schedule="constant")
+    module = LeNetModule(network="lenet5", width=1, optimizer=optimizer, schedule="constant")
     images, labels = next(iter(loader(batch_size=64)))
     with torch.no_grad():
         before = F.cross_entropy(module(images), labels).item()

@@ -65,7 +65,8 @@ def test_a_run_and_what_is_released_of_it_load_as_lightning_loads(
         assert (datamodule.config.crop, datamodule.config.split_seed) == (3, 4)
         (tested,) = trainer().test(module, datamodule, verbose=False)
         (validated,) = trainer().validate(module, datamodule, verbose=False)
-        assert (tested["test/acc"], tested["test/loss"]) == (result["test_acc"], result["test_loss"])
+        assert tested["test/acc"] == result["test_acc"]
+        assert tested["test/loss"] == pytest.approx(result["test_loss"], rel=1e-4)  # folding rounds
         assert validated["val/acc"] == pytest.approx(result["val_acc"])
 
 
@@ -75,9 +76,10 @@ def test_a_checkpoint_given_to_the_trainer_decides_how_images_are_treated(
 ) -> None:
     result = run(normalize="dataset")
     for path in (result["checkpoint"], released(result, tmp_path / "released.ckpt")):
-        halves = LeNetModule(width=1), CIFAR10DataModule(data_dir=data_dir, val_size=100)  # of which zca is the default
+        halves = LeNetModule(width=1), CIFAR10DataModule(data_dir=data_dir, val_size=100)  # of which zca-half is the default
         (tested,) = trainer().test(*halves, ckpt_path=path, weights_only=weights_only, verbose=False)
-        assert (tested["test/acc"], tested["test/loss"]) == (result["test_acc"], result["test_loss"])
+        assert tested["test/acc"] == result["test_acc"]
+        assert tested["test/loss"] == pytest.approx(result["test_loss"], rel=1e-4)  # folding rounds
         (validated,) = trainer().validate(*halves, ckpt_path=path, weights_only=weights_only, verbose=False)
         assert validated["val/acc"] == pytest.approx(result["val_acc"])
 
@@ -130,7 +132,7 @@ def test_predictions_are_probabilities_of_the_test_images_in_their_order(run: An
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_loaders_with_labels_without_and_of_bare_tensors_are_predicted_alike(precision: Any) -> None:
-    module, images = LeNetModule(width=1), torch.randn(20, 3, 32, 32)
+    module, images = LeNetModule(width=1).eval(), torch.randn(20, 3, 32, 32)
     loaders: list[Any] = [
         DataLoader(TensorDataset(images, torch.zeros(20, dtype=torch.int64)), 8),
         DataLoader(TensorDataset(images), 8),
@@ -246,7 +248,7 @@ def test_in_a_notebook_train_takes_texts_as_paths_and_prints_a_line_an_epoch(
         "epoch 1/2",
         "epoch 2/2",
     ] * 2 and "\r" not in out.getvalue()
-    assert Path(first["log_dir"]).parent == Path(second["log_dir"]).parent == Path("x/sgd-lr0.05-bs50-seed0")
+    assert Path(first["log_dir"]).parent == Path(second["log_dir"]).parent == Path("x/sgd-lr0.1-bs50-seed0")
     assert (first["test_loss"], first["val_acc"]) == (second["test_loss"], second["val_acc"])
     assert load_classifier(first["checkpoint"]).class_names  # a text, too
 

@@ -202,15 +202,15 @@ def test_a_diverging_run_keeps_the_last_good_checkpoint(run: Any, tmp_path: Path
 
 def test_batch_normalization_of_one_image_is_refused_before_anything_is_written(run: Any, tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="batch_size 1: batch normalization needs two images in each process"):
-        run(network="lenet5-bn", batch_size=1)
+        run(batch_size=1)
     assert not (tmp_path / "logs").exists() and not (tmp_path / "checkpoints").exists()
 
 
 def test_two_processes_train_as_one_does_and_evaluate_exactly(
     run: Any, command: list[str], data_dir: Path, tmp_path: Path
 ) -> None:
-    alone = run(optimizer="sgd", lr=0.01, precision="32-true")
-    flags = "--devices 2 --threads 1 --precision 32-true --optimizer sgd --lr 0.01"
+    alone = run(network="lenet5", optimizer="sgd", lr=0.01, precision="32-true")
+    flags = "--network lenet5 --devices 2 --threads 1 --precision 32-true --optimizer sgd --lr 0.01"
     flags += " --epochs 2 --batch_size 50 --val_size 100 --width 1"
     folders = ["--log_dir", str(tmp_path / "l"), "--checkpoint_dir", str(tmp_path / "c")]
     done = subprocess.run([*command, *flags.split(), *folders], capture_output=True, text=True, timeout=300)
