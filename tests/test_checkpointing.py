@@ -210,7 +210,7 @@ def test_a_run_with_plain_epochs_at_its_end_cannot_be_made_longer(run: Any) -> N
 
 
 @pytest.mark.parametrize(
-    "change", [{"epochs": 5}, {"lr": 0.1}, {"batch_size": 10}, {"seed": 1}, {"optimizer": "adam"}, {"val_size": 0}]
+    "change", [{"epochs": 5}, {"lr": 0.02}, {"batch_size": 10}, {"seed": 1}, {"optimizer": "adam"}, {"val_size": 0}]
 )
 def test_a_flag_that_would_make_another_run_is_refused(crash: Any, change: dict[str, Any]) -> None:
     folder = crash(STEPS + 1)
