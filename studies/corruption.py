@@ -1,12 +1,12 @@
-"""Accuracy of the sweep `corruption` on its validation images, clean and corrupted: for choosing without the test set.
+"""Accuracy of a sweep, such as `corruption`, on its validation images, clean and corrupted, without the test set.
 
     python sweep.py --config recipes/sweeps/corruption.yaml
     python report.py logs/corruption
     python -m studies.corruption logs/corruption
 
-Writes into results/corruption/: corrupted.csv, a row a run and kind of image; corrupted.md, the means over seeds. The
-kinds are clean images, JPEG files of quality 75, a common one, and each severity of each corruption of CIFAR-10-C that
-`--corrupt` knows. Runs that corrupted.csv has are not evaluated again.
+Writes into results/corruption/, or another folder: corrupted.csv, a row a run and kind of image; corrupted.md, the
+means over seeds. The kinds are clean images, JPEG files of quality 75, a common one, and each severity of each
+corruption of CIFAR-10-C that `--corrupt` knows. Runs that corrupted.csv has are not evaluated again.
 """
 
 import argparse

@@ -523,7 +523,7 @@ def test_predictions_keep_the_order_and_the_features_lead_to_the_logits() -> Non
     found = best_model.predict(module, batches)
     assert module.training and found.labels.tolist() == [0, 1, 2, 3, 0, 1]
     torch.testing.assert_close(module.model.fc3(found.features), found.logits)
-    torch.testing.assert_close(module(found.images), found.logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(module.eval()(found.images), found.logits, rtol=1e-4, atol=1e-5)
     assert found.confusion_matrix().sum() == 6
     shapes = {name: tuple(value.shape) for name, value in best_model.layer_outputs(module, found.images[:1]).items()}
     assert shapes == {"conv1": (6, 28, 28), "conv2": (16, 10, 10), "fc1": (120,), "fc2": (84,)}

@@ -276,7 +276,8 @@ def test_the_command_line_imports_none_of_the_heavy_libraries() -> None:
 
 
 def ready(data_dir: Path, **settings: Any) -> CIFAR10DataModule:
-    small: dict[str, Any] = {"batch_size": 50, "val_size": 100, "crop": 0, "flip": False, "normalize": "dataset"}
+    small: dict[str, Any] = {"batch_size": 50, "val_size": 100, "normalize": "dataset"}
+    small |= {"crop": 0, "flip": False, "random_corruption": 0}
     datamodule = CIFAR10DataModule(data_dir=data_dir, **small | settings)
     datamodule.prepare_data()
     datamodule.setup()
@@ -458,7 +459,7 @@ def test_what_is_kept_lies_in_the_folder_that_is_named(run: Any, data_dir: Path,
     evaluated(Path(result["checkpoint"]), data_dir, denoise="median", cache_dir=tmp_path / "kept")
     assert not (data_dir / "preprocessed").exists()
     kinds = {path.name.partition("-")[0] for path in (tmp_path / "kept").glob("*.bin")}
-    assert kinds == {"denoise", "fit", "normalize"}
+    assert kinds == {"corrupt", "denoise", "fit", "normalize"}
 
 
 def test_a_run_with_zca_can_be_tested_again_from_its_checkpoint(run: Any, data_dir: Path) -> None:

@@ -210,7 +210,7 @@ def test_two_runs_of_one_name_in_different_folders_are_two(logs: Logs, tmp_path:
 
 
 def test_a_seed_more_beside_runs_of_an_earlier_format_is_the_same_setting(logs: Logs) -> None:
-    logs.add([0.70], test=0.7, seed=0, normalize="dataset", denoise="none")
+    logs.add([0.70], test=0.7, seed=0, normalize="dataset", denoise="none", network="lenet5")
     logs.report()
     table = logs.results / "tried" / "cells.csv"
     then = pd.read_csv(table, dtype=str, keep_default_na=False)
@@ -219,7 +219,7 @@ def test_a_seed_more_beside_runs_of_an_earlier_format_is_the_same_setting(logs: 
     )
     elsewhere = Logs(logs.folder.parent.parent / "elsewhere")
     elsewhere.results = logs.results
-    elsewhere.add([0.72], test=0.72, seed=1, normalize="dataset")
+    elsewhere.add([0.72], test=0.72, seed=1, normalize="dataset", network="lenet5")
     (row,) = rows(elsewhere.report())
     assert row["test accuracy, %, epoch chosen on validation"].startswith("71.00 ± 1.41")
 

@@ -7,13 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-import yaml
 
 import report as door
 from conftest import ROOT
-from experiments.grid import Plan
-from experiments.runs import read_cells
-from models import distillation
 
 RESULTS = ROOT / "results"
 
@@ -57,20 +53,6 @@ def test_every_page_is_what_report_makes_of_its_csv_files(
             assert (tmp_path / "results" / folder.name / path.name).read_text(encoding="utf-8") == path.read_text(
                 encoding="utf-8"
             ), path.name
-
-
-@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes" / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
-def test_a_sweeps_recipe_still_means_the_runs_of_its_page(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    table = [config for _, config in read_cells(RESULTS / recipe.stem / "cells.csv")]
-    teachers = {config.teacher: config.teacher_sha256 for config in table}
-    monkeypatch.setattr(distillation, "teacher_sha256", teachers.get)
-    flags = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-    plan = Plan(flags.get("recipe"), flags.get("base", ""), recipe.stem, *[Path()] * 3)
-    grids = [flags["grid"]] if isinstance(flags["grid"], str) else flags["grid"]
-    cells = {cell.key for text in grids for cell in plan.grid(text)}
-    runs = {config.identity() for config in table}
-    assert cells <= runs if "repeat" in flags else cells == runs
 
 
 @pytest.mark.parametrize("path", PROSE, ids=lambda path: path.relative_to(ROOT).as_posix())

@@ -148,7 +148,7 @@ def test_the_best_cell_is_repeated_with_fresh_seeds(sweeps: Sweeps) -> None:
     grid = ("--grid", "optimizer=sgd lr=1e-9,0.05", "optimizer=adam lr=0.002,1e-9")
     assert sweeps.run(*grid, "--best_per", "optimizer", "--repeat", "seed=1,2")[0] == 0
     repeated = sorted(run.name for run in sweeps.runs() if run.config.seed)
-    assert repeated == [f"{name}-bs50-seed{seed}" for name in ("adam-lr0.002", "sgd-lr0.1") for seed in (1, 2)]
+    assert repeated == [f"{name}-bs50-seed{seed}" for name in ("adam-lr0.002", "sgd-lr0.05") for seed in (1, 2)]
 
 
 def test_a_search_tries_as_many_cells_as_asked_within_its_space(sweeps: Sweeps) -> None:
