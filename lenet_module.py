@@ -38,8 +38,8 @@ class LeNetModule(pl.LightningModule):
     Label smoothing and distillation are in the training loss alone, so that the others compare across runs; for the
     same reason the Trainer's `precision` is that of training steps, and evaluation and prediction are in float32.
 
-    A checkpoint that train.py wrote brings its network: one of the project, in whatever way it is loaded, one of someone's
-    own by `load_from_checkpoint` alone, which runs the file that is named there.
+    A checkpoint that train.py wrote brings its network: one of the project, in whatever way it is loaded; one of
+    someone's own by `load_from_checkpoint` alone, which runs the file that is named there.
 
     Args:
         config: What learns and how, such as a run's configuration; None takes the defaults.
@@ -118,7 +118,7 @@ class LeNetModule(pl.LightningModule):
         return (logits / self.temperature).softmax(1)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """What train.py wrote decides the network, as it decides the preprocessing; code is in none of it."""
+        """What train.py wrote decides the network, as it decides the preprocessing of the data module."""
         self.temperature = float(checkpoint.get(TEMPERATURE, 1))
         if FLAGS in checkpoint:
             network = Network.read(checkpoint[FLAGS], checkpoint.get(FORMAT, 1))

@@ -76,7 +76,7 @@ def test_a_checkpoint_given_to_the_trainer_decides_how_images_are_treated(
 ) -> None:
     result = run(normalize="dataset")
     for path in (result["checkpoint"], released(result, tmp_path / "released.ckpt")):
-        halves = LeNetModule(width=1), CIFAR10DataModule(data_dir=data_dir, val_size=100)  # of which zca-half is the default
+        halves = LeNetModule(width=1), CIFAR10DataModule(data_dir=data_dir, val_size=100)  # whose default is zca-half
         (tested,) = trainer().test(*halves, ckpt_path=path, weights_only=weights_only, verbose=False)
         assert tested["test/acc"] == result["test_acc"]
         assert tested["test/loss"] == pytest.approx(result["test_loss"], rel=1e-4)  # folding rounds
