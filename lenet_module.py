@@ -1,7 +1,7 @@
 """How LeNet-5 learns to classify 32 x 32 colour images.
 
 `LeNetModule` adds loss, metrics, optimizer and schedule to a network of `networks.py`. It trains on any loader that
-gives (float images [B, 3, 32, 32], int64 labels [B]):
+gives (float images [B, 3, 32, 32], int64 labels [B]); batch normalization, the default, needs two images in a batch:
 
     pl.Trainer(max_epochs=10).fit(LeNetModule(optimizer="adam"), train_dataloaders=loader)
 
@@ -30,7 +30,7 @@ __all__ = ["LeNet5", "LeNetModule"]
 
 
 class LeNetModule(pl.LightningModule):
-    """Cross-entropy training of `LeNet5`, or of another network.
+    """Cross-entropy training of LeNet-5 with batch normalization, or of another network.
 
     Logged once an epoch, over the epoch's number (counted from 1): `train/loss`, `train/acc`, `val/loss`, `val/acc`,
     and in a test `test/loss`, `test/acc`; while training, over steps: `train/loss_step`. `Trainer.test` and
@@ -38,8 +38,8 @@ class LeNetModule(pl.LightningModule):
     Label smoothing and distillation are in the training loss alone, so that the others compare across runs; for the
     same reason the Trainer's `precision` is that of training steps, and evaluation and prediction are in float32.
 
-    A checkpoint that train.py wrote brings its network: one of the project, in whatever way it is loaded; one of
-    someone's own by `load_from_checkpoint` alone, which runs the file that is named there.
+    A checkpoint brings its network: one of the project, in whatever way it is loaded; one of someone's own by
+    `load_from_checkpoint` alone, which runs the file that is named there.
 
     Args:
         config: What learns and how, such as a run's configuration; None takes the defaults.
@@ -118,13 +118,16 @@ class LeNetModule(pl.LightningModule):
         return (logits / self.temperature).softmax(1)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """What train.py wrote decides the network, as it decides the preprocessing of the data module."""
+        """A checkpoint decides the network, as it decides the preprocessing of the data module."""
         self.temperature = float(checkpoint.get(TEMPERATURE, 1))
-        if FLAGS in checkpoint:
-            network = Network.read(checkpoint[FLAGS], checkpoint.get(FORMAT, 1))
-            if network.network in NETWORKS and network != self.config.group(Network):
-                self.config = replace(self.config, **network.plain())
-                self.model = make_network(network.network, network.width)
+        known = checkpoint.get(FLAGS) or checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})  # without train.py
+        if "width" not in known:
+            return
+        network = Network.read(known, checkpoint.get(FORMAT, 1))  # where none is named, it was lenet5
+        if network.network in NETWORKS and network != self.config.group(Network):
+            self.config = replace(self.config, **network.plain())
+            self.hparams.update(network.plain())
+            self.model = make_network(network.network, network.width).train(self.training)
 
     def configure_optimizers(self) -> Any:
         optimizer = make_optimizer(self.parameters(), self.config)

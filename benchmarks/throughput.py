@@ -4,7 +4,7 @@
 
 A  the report's pipeline: image by image, a plain loop (report_way.py)
 B  the usual Lightning way: the same data and network under a plain Trainer (lightning_way.py)
-C  this project: `train()`, epochs with validation, logging and checkpoint; "steady" leaves the first one out
+C  this project: `train()`, with batch normalization and corruption; "steady" leaves the first of its epochs out
 D  a bare PyTorch loop that does the work of C, with the network and on the batches of C, in the same number format
 E  the limit: a step's floating-point operations at the rate at which this machine multiplies float32 matrices
 

@@ -12,7 +12,7 @@ from models.registry import NETWORKS
 
 
 def _by_optimizer(field: str) -> str:
-    """A default of all optimizers, such as "sgd 0.05, adam and adamw 0.002"."""
+    """A default of all optimizers, such as "sgd 0.1, adam and adamw 0.002"."""
     names: dict[float, list[str]] = {}
     for name, defaults in OPTIMIZERS.items():
         names.setdefault(getattr(defaults, field), []).append(name)

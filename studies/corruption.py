@@ -52,7 +52,7 @@ class Kind(NamedTuple):
 
 CLEAN = Kind("none", 0)
 SEVERITIES = [Kind(method, level) for method, levels in CORRUPT.items() for level in levels]
-GROUP = ["optimizer", "normalize", "random_corruption"]  # what tells the runs of the sweep apart, but for the seed
+GROUP = ["network", "optimizer", "normalize", "random_corruption"]  # what tells runs apart, but for the seed
 
 
 def logits_by_kind(
@@ -88,7 +88,7 @@ def summary(rows: pd.DataFrame) -> str:
     wide.loc["mean of all severities"] = wide.loc[list(map(str, SEVERITIES))].mean()
     columns = wide.T.groupby(level=GROUP, sort=False)
     mean, deviation = columns.mean().T, columns.std().T
-    heads = [f"{optimizer}, {normalize}, {share:g}" for optimizer, normalize, share in mean]
+    heads = [f"{', '.join(names)}, {share:g}" for *names, share in mean]
     lines = [
         [image, *(spread(*each) for each in zip(mean.loc[image], deviation.loc[image], strict=True))]
         for image in mean.index
@@ -124,8 +124,8 @@ def main(arguments: Sequence[str]) -> None:
         parser.error(f"{options.folder}: no finished run with validation images")
     count = len(rows[[*GROUP, "seed"]].drop_duplicates())
     text = header("Corrupted validation images", "studies.corruption", arguments, count, "runs")
-    text += "\n\nAccuracy in percent, mean ± standard deviation over seeds, by optimizer, normalization and share of\n"
-    text += f"corrupted training images.\n\n{summary(rows)}\n"
+    text += "\n\nAccuracy in percent, mean ± standard deviation over seeds, by network, optimizer, normalization and\n"
+    text += f"share of corrupted training images.\n\n{summary(rows)}\n"
     write(options.out / "corrupted.md", text)
 
 

@@ -77,7 +77,7 @@ def draw(data_dir: Path) -> Figure:
     """A picture of an image of each class before and after each method."""
     rows: dict[str, np.ndarray] = {}
     for method in METHODS:
-        datamodule = CIFAR10DataModule(data_dir=data_dir, **method)
+        datamodule = CIFAR10DataModule(data_dir=data_dir, random_corruption=0, **method)
         datamodule.setup()
         stages = datamodule.examples()
         rows |= {"as it is": stages["as it is"], name(method): stages["preprocessed"]}

@@ -54,7 +54,7 @@ def test_throughput_writes_every_figure_and_ratio(data_dir: Path, tmp_path: Path
     ]:
         median = float(written[way][0].replace(",", ""))
         assert median > 0
-    for kind in ("crop", "flip", "crop and flip", "cutout 8"):
+    for kind in ("crop", "flip", "crop and flip", "cutout 8", "random corruption", "all that is default"):
         assert math.isfinite(float(written[f"augmentation, {kind}, % of a step"][0].replace(",", "")))
     goals = [rest[1] for rest in written.values() if len(rest) == 2 and rest[1][:2] in (">=", "<=")]
     assert len(goals) == (8 if fastest_precision() == "bf16-mixed" else 7)

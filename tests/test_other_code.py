@@ -84,6 +84,18 @@ def test_a_checkpoint_given_to_the_trainer_decides_how_images_are_treated(
         assert validated["val/acc"] == pytest.approx(result["val_acc"])
 
 
+def test_a_module_that_took_the_network_of_a_checkpoint_is_saved_and_loaded_as_that_network(
+    run: Any, data_dir: Path, tmp_path: Path
+) -> None:
+    tester, module = trainer(), LeNetModule()
+    datamodule = CIFAR10DataModule(data_dir=data_dir, val_size=100)
+    tested = tester.test(module, datamodule, ckpt_path=run(network="lenet5")["checkpoint"], verbose=False)
+    tester.save_checkpoint(tmp_path / "again.ckpt")
+    again = LeNetModule.load_from_checkpoint(tmp_path / "again.ckpt")
+    assert (again.config.network, again.config.width) == ("lenet5", 1)
+    assert trainer().test(again, datamodule, verbose=False) == [tested[0] | {"step": 0.0}]
+
+
 def test_what_a_loaded_data_module_trains_on_is_whitened_as_the_images_of_its_run_were(
     run: Any, data_dir: Path
 ) -> None:
