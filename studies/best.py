@@ -104,13 +104,13 @@ def summary(values: Sequence[float]) -> str:
 
 
 def draw(runs: Sequence[Run]) -> Figure:
-    """Accuracy over epochs, and where the crop ends."""
+    """Accuracy over epochs, and where crop and cutout end."""
     shown = {"training": "train/acc", "validation": f"{runs[0].config.select_on}/acc"}
     groups = {name: [run.curves()[key] for run in runs if key in run.curves()] for name, key in shown.items()}
     figure = figures.comparison({"": {name: group for name, group in groups.items() if group}}, "accuracy, %")
     end = runs[0].config.epochs - runs[0].config.plain_epochs
     figure.axes[0].axvline(end, color="black", ls=":")
-    figure.axes[0].annotate("crop ends", (end, 0.02), xycoords=("data", "axes fraction"), ha="right")
+    figure.axes[0].annotate("crop and cutout end", (end, 0.02), xycoords=("data", "axes fraction"), ha="right")
     return figure
 
 

@@ -126,7 +126,7 @@ def test_a_recipe_is_found_by_its_name_and_an_empty_one_is_no_flags(
     assert sweep.parser().parse_args(["--config", str(tmp_path / "sweep.yaml")]).grid == ["optimizer=sgd lr=0.05"]
     (tmp_path / "best").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert given("--config", "best")["epochs"] == 180
+    assert given("--config", "best")["epochs"] == 260
     (tmp_path / "empty.yaml").write_text("# nothing\n")
     assert given("--config", str(tmp_path / "empty.yaml")) == {}
 
