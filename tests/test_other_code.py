@@ -93,7 +93,7 @@ def test_a_module_that_took_the_network_of_a_checkpoint_is_saved_and_loaded_as_t
     tester.save_checkpoint(tmp_path / "again.ckpt")
     again = LeNetModule.load_from_checkpoint(tmp_path / "again.ckpt")
     assert (again.config.network, again.config.width) == ("lenet5", 1)
-    assert trainer().test(again, datamodule, verbose=False) == [tested[0] | {"step": 0.0}]
+    assert trainer().test(again, datamodule, verbose=False) == [{**tested[0], "step": 0.0}]
 
 
 def test_what_a_loaded_data_module_trains_on_is_whitened_as_the_images_of_its_run_were(
