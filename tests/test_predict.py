@@ -601,11 +601,12 @@ def test_a_file_is_classified_as_the_network_classifies_its_pixels(call: Any, ch
     [
         {},
         {"normalize": "none"},
+        {"normalize": "zca"},
         {"normalize": "zca-half"},
         {"denoise": "bilateral", "segment": "otsu", "normalize": "contrast"},
         {"denoise": "median", "corrupt": "blur", "corrupt_on": "both"},
     ],
-    ids=["dataset", "none", "zca-half", "several", "corrupted"],
+    ids=["dataset", "none", "zca", "zca-half", "several", "corrupted"],
 )
 def test_a_picture_is_preprocessed_as_the_checkpoints_test_images_but_not_corrupted(
     settings: dict[str, Any], call: Any, checkpoint: Path, data_dir: Path, tmp_path: Path
