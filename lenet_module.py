@@ -120,10 +120,11 @@ class LeNetModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint decides the network, as it decides the preprocessing of the data module."""
         self.temperature = float(checkpoint.get(TEMPERATURE, 1))
-        known = checkpoint.get(FLAGS) or checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})  # without train.py
+        # Someone's own script leaves hyperparameters alone. Where they name no network, it was the one of format 1.
+        known = checkpoint.get(FLAGS) or checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
         if "width" not in known:
             return
-        network = Network.read(known, checkpoint.get(FORMAT, 1))  # where none is named, it was lenet5
+        network = Network.read(known, checkpoint.get(FORMAT, 1))
         if network.network in NETWORKS and network != self.config.group(Network):
             self.config = replace(self.config, **network.plain())
             self.hparams.update(network.plain())

@@ -39,7 +39,6 @@ from benchmarks import lightning_way, report_way
 from benchmarks.page import header, processor, spread, table
 from benchmarks.processes import peak_memory, plain_process, start_up
 from cifar10 import download
-from cifar10.config import Augmentation
 from cifar_datamodule import AugmentedBatches, CIFAR10DataModule
 from lenet_module import LeNet5
 from models.config import Network, Optimization
@@ -176,8 +175,8 @@ def augmentation(data_dir: Path, step_seconds: float, repeats: int) -> Figures:
     datamodule.setup()
     assert datamodule._train is not None and datamodule.mean is not None and datamodule.std is not None
     data = (*datamodule._train, datamodule.mean, datamodule.std)
-    default = Augmentation()
-    share, versions = default.random_corruption, datamodule._corrupted
+    default, versions = datamodule.config, datamodule._corrupted
+    share = default.random_corruption
     kinds: dict[str, tuple[Any, ...]] = {  # crop, flip, cutout; when they end, teacher, random corruption
         "none": (0, False, 0),
         "crop": (2, False, 0),
