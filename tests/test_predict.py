@@ -532,6 +532,13 @@ def test_hidden_files_and_those_with_only_the_suffix_of_an_image_are_counted_in_
         (folder / "notes.jpg").unlink(missing_ok=True)
 
 
+def without(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Pillow, for one test, without the decoder of this name, and forgetting those that the test registers."""
+    Image.init()  # all register themselves once, as they are imported: later, it would be in what the test puts back
+    monkeypatch.setattr(Image, "OPEN", {other: each for other, each in Image.OPEN.items() if other != name})
+    monkeypatch.setattr(Image, "ID", [other for other in Image.ID if other != name])
+
+
 HEIC = struct.pack(">I4s4sI4s4s", 24, b"ftyp", b"heic", 0, b"mif1", b"heic") + bytes(100)
 
 
@@ -540,8 +547,7 @@ def test_a_heic_file_is_named_with_what_reads_it(
     call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, brand: bytes
 ) -> None:
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    monkeypatch.setattr(Image, "OPEN", {name: each for name, each in Image.OPEN.items() if name != "HEIF"})
-    monkeypatch.setattr(Image, "ID", [name for name in Image.ID if name != "HEIF"])
+    without(monkeypatch, "HEIF")
     monkeypatch.setattr(pictures, "register_heif", pictures.register_heif.__wrapped__)
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.HEIC").write_bytes(HEIC.replace(b"heic", brand, 1))
@@ -558,8 +564,7 @@ def test_a_heic_file_is_named_with_what_reads_it(
 
 def test_an_avif_file_is_named_with_what_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.avif").write_bytes(HEIC.replace(b"heic", b"avif"))
-    monkeypatch.setattr(Image, "OPEN", {name: each for name, each in Image.OPEN.items() if name != "AVIF"})
-    monkeypatch.setattr(Image, "ID", [name for name in Image.ID if name != "AVIF"])
+    without(monkeypatch, "AVIF")
     assert pictures.read_or_reason(tmp_path / "a.avif", "crop") == "AVIF: to read it, pip install --upgrade pillow"
 
 
@@ -571,8 +576,7 @@ def test_heic_is_read_where_pillow_heif_is_installed(
         def register_heif_opener() -> None:
             Image.register_open("HEIF", lambda *_: PICTURE.copy(), lambda prefix: prefix[8:12] == b"heic")  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Image, "OPEN", dict(Image.OPEN))
-    monkeypatch.setattr(Image, "ID", list(Image.ID))
+    without(monkeypatch, "HEIF")
     monkeypatch.setitem(sys.modules, "pillow_heif", Plugin)
     monkeypatch.setattr(pictures, "register_heif", pictures.register_heif.__wrapped__)
     (tmp_path / "a.heic").write_bytes(HEIC)
