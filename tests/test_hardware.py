@@ -94,7 +94,7 @@ def test_a_run_says_once_that_its_threads_waited_for_other_programs(
     cores: float, threads: int, lines: int, run: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.setattr(time, "process_time", lambda: cores * time.perf_counter())
-    run(epochs=3, threads=threads)
+    run(epochs=2, threads=threads)
     assert capsys.readouterr().out.count("--threads 1 may be faster") == lines
     run(epochs=1, threads=threads, quiet=True)
     assert "--threads 1" not in capsys.readouterr().out
