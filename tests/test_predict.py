@@ -534,7 +534,7 @@ def test_hidden_files_and_those_with_only_the_suffix_of_an_image_are_counted_in_
 
 def without(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Pillow, for one test, without the decoder of this name, and forgetting those that the test registers."""
-    Image.init()  # all register themselves once, as they are imported: later, it would be in what the test puts back
+    Image.init()  # a decoder registers itself when it is imported, once: within the test, it would be lost after it
     monkeypatch.setattr(Image, "OPEN", {other: each for other, each in Image.OPEN.items() if other != name})
     monkeypatch.setattr(Image, "ID", [other for other in Image.ID if other != name])
 

@@ -163,9 +163,9 @@ def table_of(sweeps: Sweeps, *cells: dict[str, Any]) -> Path:
     """A `cells.csv` as report.py writes it, with a run of each of these flags, on top of those of the sweeps; each
     reached a little less than the one before it.
     """
+    base = dict(word.split("=") for word in f"{BASE} epochs=2".split())
     rows = []
     for number, flags in enumerate(cells):
-        base = dict(word.split("=") for word in f"{BASE} epochs=2".split())
         texts = texts_of(with_contents(RunConfig(**base | flags)))
         score, test = 81.0 - number, 79.5
         results = {"best_epoch": 2, "best_val_acc": score, "test_acc_at_best_val": test, "seconds": 7.5}
@@ -182,8 +182,9 @@ def test_the_best_cell_is_repeated_with_fresh_seeds(sweeps: Sweeps) -> None:
     cells = [("sgd", 0.05), ("adam", 0.002), ("adam", 0.1), ("sgd", 0.01)]
     table = table_of(sweeps, *({"optimizer": optimizer, "lr": lr} for optimizer, lr in cells))
     flags = ("--grid", "optimizer=sgd lr=0.01,0.05", "optimizer=adam lr=0.002,0.1", "--reuse", str(table))
-    assert sweeps.run(*flags, "--best_per", "optimizer", "--repeat", "seed=1")[0] == 0
-    assert [run.name for run in sweeps.runs()] == ["adam-lr0.002-bs50-seed1", "sgd-lr0.05-bs50-seed1"]
+    assert sweeps.run(*flags, "--best_per", "optimizer", "--repeat", "seed=1,2")[0] == 0
+    repeated = sorted(run.name for run in sweeps.runs())
+    assert repeated == [f"{name}-bs50-seed{seed}" for name in ("adam-lr0.002", "sgd-lr0.05") for seed in (1, 2)]
 
 
 def test_results_from_elsewhere_count_only_where_they_are_asked_for(sweeps: Sweeps) -> None:
