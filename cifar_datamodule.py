@@ -20,7 +20,6 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cifar10 import download, records
 from cifar10.augmentation import Draws, crop_and_flip, cutout, draw_epoch
-from cifar10.cache import Lazy
 from cifar10.config import DataConfig, Preprocessing
 from cifar10.preprocessing import (
     WHITENING,
@@ -31,6 +30,7 @@ from cifar10.preprocessing import (
     normalize,
     preprocess_lazily,
 )
+from core.cache import Lazy
 
 EVAL_BATCH_SIZE = 250  # as fast as larger ones, in less memory
 _STREAM = 2  # keeps the order of the epoch apart from the augmentation's draws

@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from cifar10.config import Data, Preprocessing
-from cifar10.errors import SettingError, UsageError
-from training.cli import Parser, exit_status
+from core.cli import Parser, exit_status
+from core.errors import SettingError, UsageError
 from training.files import REPORT
 
 FOLDERS = ("data_dir", "cache_dir", "mirror")  # where the data set comes from, and what is made of it goes

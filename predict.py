@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cifar10.errors import UsageError
 from cifar10.pictures import FITS, UNKNOWN, find_images, label
+from core.cli import Parser, exit_status
+from core.errors import UsageError
 from models.answers import Answer, classify
-from training.cli import Parser, exit_status
 
 CHECKPOINT = Path(__file__).parent / "checkpoints" / "lenet5-cifar10.ckpt"
 

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cifar10.errors import UsageError
-from cifar10.settings import Settings, setting
-from training.cli import Parser, exit_status
+from core.cli import Parser, exit_status
+from core.errors import UsageError
+from core.settings import Settings, setting
 
 
 @dataclass(frozen=True, kw_only=True)

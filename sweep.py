@@ -19,14 +19,14 @@ from typing import Any
 from optuna.trial import TrialState
 
 from cifar10.download import prepare
-from cifar10.errors import UsageError
-from cifar10.settings import Settings, setting
+from core.cli import RECIPES, Parser, exit_status
+from core.errors import UsageError
+from core.settings import Settings, setting
+from core.shell import command_line, script
+from core.signals import StopSignals
 from experiments.grid import Cell, Plan
 from experiments.study import Engine, default_workers, open_study
-from training.cli import RECIPES, Parser, exit_status
 from training.config import SETTINGS
-from training.shell import command_line, script
-from training.signals import StopSignals
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,12 +12,12 @@ from typing import Any
 import psutil
 import yaml
 
-from cifar10.errors import UsageError
-from training.cli import Parser, exit_status
+from analysis.diagnosis import Trend, sentences
+from core.cli import Parser, exit_status
+from core.errors import UsageError
+from core.shell import command_line, script
 from training.config import GROUPS, RunConfig
-from training.diagnosis import Trend, sentences
 from training.files import REPORT
-from training.shell import command_line, script
 
 
 def train(config: RunConfig | None = None, **flags: Any) -> dict[str, Any]:

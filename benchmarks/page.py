@@ -14,8 +14,8 @@ import pytorch_lightning as pl
 import torch
 from tabulate import tabulate
 
-from cifar10.cores import cores
-from training.shell import command_line
+from core.cores import cores
+from core.shell import command_line
 
 
 def header(title: str, module: str, arguments: Sequence[str], count: int, counted: str = "rounds") -> str:

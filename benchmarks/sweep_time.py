@@ -24,7 +24,7 @@ from benchmarks import report_way
 from benchmarks.page import header, number, spread, table
 from benchmarks.processes import plain_process
 from benchmarks.throughput import FULL, TINY, WORKERS
-from cifar10.cores import cores
+from core.cores import cores
 from training.run import train
 
 OUT = Path("results/coursework/time.md")

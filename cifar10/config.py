@@ -4,9 +4,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias
 
-from cifar10.errors import SettingError
 from cifar10.filters import CORRUPT, DENOISE, NORMALIZE, SEGMENT
-from cifar10.settings import Settings, setting
+from core.errors import SettingError
+from core.settings import Settings, setting
 
 DenoiseName: TypeAlias = Literal[tuple(DENOISE)]  # type: ignore[valid-type]
 SegmentName: TypeAlias = Literal[SEGMENT]  # type: ignore[valid-type]

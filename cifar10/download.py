@@ -28,9 +28,9 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from tqdm import tqdm
 
-from cifar10.errors import DataError
 from cifar10.records import FILES, FOLDER
-from cifar10.storage import write_bytes
+from core.errors import DataError
+from core.files import write_bytes
 
 PICKLES = {  # MD5 of the python version's files, as torchvision lists them
     "data_batch_1": "c99cafc152244af753f735de768cd75f",

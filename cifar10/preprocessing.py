@@ -21,12 +21,12 @@ import numpy as np
 from tqdm import tqdm
 
 from cifar10 import filters
-from cifar10.cache import Lazy, digest, kept, key
 from cifar10.config import Preprocessing
-from cifar10.cores import cores
-from cifar10.errors import UsageError
 from cifar10.filters import CORRUPT, DEFAULT_SEVERITY, DENOISE, Step
-from cifar10.settings import settings as names
+from core.cache import Lazy, digest, kept, key
+from core.cores import cores
+from core.errors import UsageError
+from core.settings import settings as names
 
 if TYPE_CHECKING:
     from torch import Tensor

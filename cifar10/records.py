@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cifar10.errors import DataError
+from core.errors import DataError
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 RECORD_BYTES = 1 + 3 * 32 * 32  # label, then the red, the green and the blue plane, each row by row

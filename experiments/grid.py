@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cifar10.errors import SettingError, UsageError
+from core.cli import in_yaml, read_recipe, recipe_path
+from core.errors import SettingError, UsageError
 from experiments.runs import read_cells, read_runs, result_of_row
-from training.cli import in_yaml, read_recipe, recipe_path
 from training.config import SETTINGS, RunConfig, with_contents
 
 FOLDERS = ("data_dir", "log_dir", "checkpoint_dir")  # which the sweep sets

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from cifar10.errors import SettingError, UsageError
-from cifar10.settings import FORMAT, checked, types_of
+from core.errors import SettingError, UsageError
+from core.settings import FORMAT, checked, types_of
 from training.config import SETTINGS, UNKNOWN, RunConfig, read_config
 from training.files import CONFIG, OLD_CONFIG, read_result, read_run_config
 
@@ -39,7 +39,7 @@ class Run:
         return self.folder.name
 
     def curves(self) -> Curves:
-        from training.tensorboard import read_curves
+        from analysis.tensorboard import read_curves
 
         return read_curves(self.folder)
 

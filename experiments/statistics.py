@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from cifar10.errors import SettingError
+from core.errors import SettingError
 from experiments.runs import COLUMNS, canonical
 
 RESAMPLES = 9999

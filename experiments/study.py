@@ -29,10 +29,10 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 from tqdm import tqdm
 
-from cifar10.cores import cores
-from cifar10.errors import UsageError
-from cifar10.settings import kinds, types_of
-from cifar10.storage import write_bytes
+from core.cores import cores
+from core.errors import UsageError
+from core.files import write_bytes
+from core.settings import kinds, types_of
 from experiments.grid import Cell, Plan, ends
 from training.config import SETTINGS, RunConfig
 

@@ -16,8 +16,10 @@ from matplotlib.figure import Figure
 from optuna.study import Study
 from tabulate import tabulate
 
-from cifar10.errors import SettingError, UsageError
-from cifar10.storage import write_bytes
+from analysis import figures
+from core.errors import SettingError, UsageError
+from core.files import write_bytes
+from core.shell import command_line
 from experiments.runs import COLUMNS, RESULTS, Run, canonical, read_cells, read_runs, row_of_run, texts_of
 from experiments.statistics import (
     PLAIN,
@@ -31,8 +33,6 @@ from experiments.statistics import (
     scored,
 )
 from experiments.study import searches
-from training import figures
-from training.shell import command_line
 
 TITLES = {
     "batch_size": "batch size",

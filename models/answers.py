@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from cifar10.cores import cores
 from cifar10.pictures import read_or_reason
 from cifar10.preprocessing import preprocess
+from core.cores import cores
 
 if TYPE_CHECKING:
     from models.classifier import Classifier

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from cifar10.config import Data, Preprocessing
-from cifar10.errors import UsageError
 from cifar10.preprocessing import from_state
 from cifar10.records import CLASS_NAMES
-from cifar10.settings import refuse_newer
+from core.errors import UsageError
+from core.settings import refuse_newer
 from models import registry
 from models.config import Network
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Self, TypeAlias
 
-from cifar10.errors import SettingError
-from cifar10.settings import Settings, setting
+from core.errors import SettingError
+from core.settings import Settings, setting
 from models.optimizers import OPTIMIZERS, SCHEDULES
 from models.registry import NETWORKS
 

@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from cifar10.cache import digest, kept
 from cifar10.config import Data
-from cifar10.errors import SettingError, UsageError
 from cifar10.preprocessing import method_versions, preprocess
-from cifar10.settings import settings
+from core.cache import digest, kept
+from core.errors import SettingError, UsageError
+from core.settings import settings
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.classifier import Classifier, make_classifier
 from models.config import Teacher

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cifar10.errors import UsageError
 from cifar10.filters import BYTES_A_DEVIATION
 from cifar10.preprocessing import ZCA_SIDE, steps
-from cifar10.storage import write_bytes
+from core.errors import UsageError
+from core.files import write_bytes
 from models.classifier import Classifier
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from cifar10.errors import UsageError
 from cifar10.records import CLASS_NAMES
+from core.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import nn

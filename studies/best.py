@@ -18,16 +18,16 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
+from analysis import figures
 from benchmarks.page import header, table
 from cifar10 import records
 from cifar10.download import prepare
 from cifar10.filters import CORRUPT
+from core.cli import exit_status
 from experiments.runs import Run, read_runs
 from experiments.tables import save, write
 from models.checkpoint import load_checkpoint
 from studies.corruption import CLEAN, SEVERITIES, Kind, logits_by_kind
-from training import figures
-from training.cli import exit_status
 
 JPEG = [Kind("jpeg", quality) for quality in (95, 85, 75, 60, 40)]
 KINDS = [CLEAN, *JPEG, *(kind for kind in SEVERITIES if kind not in JPEG)]

@@ -27,11 +27,11 @@ from cifar10.download import prepare
 from cifar10.filters import CORRUPT, corrupt
 from cifar10.preprocessing import preprocess
 from cifar_datamodule import stratified_split
+from core.cli import exit_status
 from experiments.runs import read_runs
 from experiments.tables import write
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.classifier import make_classifier
-from training.cli import exit_status
 from training.evaluation import classify
 
 

@@ -19,17 +19,18 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from analysis import figures
 from benchmarks.page import header, table
 from cifar10 import records
 from cifar10.download import prepare
 from cifar10.filters import CORRUPT, DENOISE, NORMALIZE, SEGMENT
 from cifar10.preprocessing import WHITENING, Preprocessing, fit_whitening, preprocess, whiten
 from cifar_datamodule import CIFAR10DataModule
+from core.cli import exit_status
 from experiments.runs import Run, read_runs
 from experiments.tables import save, write
 from models.checkpoint import load_checkpoint
-from training import evaluation, figures
-from training.cli import exit_status
+from training import evaluation
 
 SEVERITIES = (1, 3, 5)
 METHODS: list[dict[str, Any]] = [

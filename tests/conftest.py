@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import train as door
 from cifar10 import records
-from cifar10.cores import cores
+from core.cores import cores
 
 # A busy machine may be slow.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import train as door
-from cifar10.errors import SettingError
 from cifar_datamodule import CIFAR10DataModule
 from conftest import ROOT, curves, weights
+from core.errors import SettingError
 from lenet_module import LeNetModule
 from made_up import OWN_NETWORKS, own_network
 from models.checkpoint import load_checkpoint

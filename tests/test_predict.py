@@ -23,11 +23,12 @@ import evaluate
 import predict as door
 import train
 from cifar10 import pictures, records
-from cifar10.errors import UsageError
 from cifar10.preprocessing import ZCA_SIDE, Preprocessing, fit_whitening, whiten
 from cifar10.records import CLASS_NAMES
 from cifar_datamodule import CIFAR10DataModule
 from conftest import ROOT, evaluated
+from core.cli import exit_status
+from core.errors import UsageError
 from lenet_module import LeNetModule
 from made_up import OWN_NETWORKS, WITH_TEACHERS, made_up_checkpoint, of_format_2, own_network, write_checkpoint
 from models import answers as engine
@@ -36,7 +37,6 @@ from models.classifier import load_classifier
 from models.networks import LeNet5
 from models.registry import make_network
 from training.checkpoints import release
-from training.cli import exit_status
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 4, 3)).repeat(8, 0).repeat(8, 1).astype(np.uint8)  # 16 colours
 PICTURE = Image.fromarray(PIXELS)

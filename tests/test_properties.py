@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 import train as door
 from cifar10.augmentation import crop_and_flip, draw_epoch
-from cifar10.errors import DataError, UsageError
 from cifar10.records import RECORD_BYTES, read_records
-from cifar10.settings import FORMAT
 from cifar_datamodule import ShuffledBatches, stratified_split
+from core.errors import DataError, UsageError
+from core.settings import FORMAT
 from training.config import SETTINGS, RunConfig, read_config
 
 seeds = st.integers(0, 2**32 - 1)

@@ -11,12 +11,12 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cifar10 import download
-from cifar10.errors import DataError, SettingError, UsageError
 from conftest import curves, evaluated, resume, weights
+from core.cli import read_recipe
+from core.errors import DataError, SettingError, UsageError
 from made_up import OWN_NETWORKS, own_network
 from models.checkpoint import load_checkpoint
 from training import run as run_again
-from training.cli import read_recipe
 from training.evaluation import evaluate
 
 

@@ -21,14 +21,15 @@ from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 from torchmetrics.utilities.distributed import gather_all_tensors
 
+from analysis import diagnosis, figures
+from analysis import reports as findings
+from analysis.tensorboard import add_figure, add_projector, read_curves, writer_of
 from cifar10.records import CLASS_NAMES
-from cifar10.storage import write_bytes
+from core.files import write_bytes
 from models.calibration import fit_temperature
-from training import diagnosis, figures, findings
 from training.callbacks import best_checkpoint
 from training.files import CURVES, TREND
 from training.hardware import give_back_freed_memory
-from training.tensorboard import add_figure, add_projector, read_curves, writer_of
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

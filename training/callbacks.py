@@ -25,12 +25,12 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 from tqdm import tqdm
 
+from analysis import figures
+from analysis.diagnosis import TRAINING, said_of
+from analysis.reports import write_csv
+from analysis.tensorboard import add_figure, writer_of
 from cifar10.records import CLASS_NAMES
-from training import figures
-from training.diagnosis import TRAINING, said_of
 from training.files import HISTORY
-from training.findings import write_csv
-from training.tensorboard import add_figure, writer_of
 
 _STAGES = ("train", "val", "test")
 _HISTORY = "history"  # its entry in a checkpoint

@@ -12,17 +12,17 @@ from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
 from cifar10.config import DataConfig
-from cifar10.errors import UsageError
-from cifar10.settings import FORMAT, settings
-from cifar10.storage import write_bytes
 from cifar_datamodule import CIFAR10DataModule
+from core.cli import in_yaml
+from core.errors import UsageError
+from core.files import write_bytes
+from core.settings import FORMAT, settings
+from core.shell import command_line
+from core.signals import Stopped, StopSignals
 from lenet_module import LeNetModule
 from models.checkpoint import LAST, TEMPERATURE, Checkpoint
 from models.config import ModelConfig
-from training.cli import in_yaml
 from training.config import SETTINGS, RunConfig, read_config
-from training.shell import command_line
-from training.signals import Stopped, StopSignals
 
 RELEASED = ("teacher", "threads")  # what a released file tells beside the run's identity: both change the weights' bits
 

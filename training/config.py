@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from cifar10.config import Augmentation, Data, DataConfig, Preprocessing
-from cifar10.errors import SettingError, UsageError
-from cifar10.settings import FORMAT, Settings, refuse_newer, setting, settings
+from core.errors import SettingError, UsageError
+from core.settings import FORMAT, Settings, refuse_newer, setting, settings
 from models.config import ModelConfig, Network, Optimization, Teacher
 from models.registry import network_sha256
 

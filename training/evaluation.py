@@ -16,20 +16,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from analysis import figures
+from analysis import reports as findings
 from cifar10 import download, records
-from cifar10.cache import Lazy
 from cifar10.config import Data, Preprocessing
-from cifar10.errors import UsageError
 from cifar10.pictures import find_images, label, read_or_reason
 from cifar10.preprocessing import preprocess, preprocess_lazily
 from cifar_datamodule import EVAL_BATCH_SIZE, stratified_split
+from core.cache import Lazy
+from core.errors import UsageError
+from core.shell import command_line
 from lenet_module import MeanLoss
 from models.checkpoint import Checkpoint
 from models.classifier import Classifier, make_classifier
-from training import figures, findings
 from training.checkpoints import config_of
 from training.files import CORRUPTED, CORRUPTIONS
-from training.shell import command_line
 
 LABELS = "labels.npy"  # in a folder of CIFAR-10-C's format
 SEVERITIES = 5  # one after the other in each of its files

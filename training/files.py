@@ -10,9 +10,9 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from cifar10.errors import UsageError
-from cifar10.settings import FORMAT
-from cifar10.storage import write_bytes
+from core.errors import UsageError
+from core.files import write_bytes
+from core.settings import FORMAT
 from training.config import RunConfig, read_config, written
 
 # In the log folder of a run, logs/<name>/version_N.

@@ -20,12 +20,12 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.tuner import Tuner
 from torch import Tensor
 
+from analysis import figures
+from analysis.tensorboard import add_figure
 from lenet_module import LeNetModule
-from training import figures
 from training.callbacks import on_terminal
 from training.config import RunConfig
 from training.run import make_halves, refuse_batch, resolved
-from training.tensorboard import add_figure
 from training.trainer import make_trainer
 
 STEPS = 300

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cifar10.errors import SettingError, UsageError
+from core.errors import SettingError, UsageError
 from models.checkpoint import load_checkpoint
 from training.checkpoints import config_of
 from training.config import SETTINGS, RunConfig

@@ -14,10 +14,12 @@ from pytorch_lightning.callbacks import LearningRateMonitor
 from torch import nn
 from torch.distributed import DistNetworkError, DistStoreError
 
+from analysis.reports import write_run_report
+from analysis.tensorboard import log_result
 from cifar10.config import Data
-from cifar10.cores import cores
-from cifar10.errors import SettingError, UsageError
 from cifar_datamodule import CIFAR10DataModule
+from core.cores import cores
+from core.errors import SettingError, UsageError
 from lenet_module import LeNetModule
 from models.checkpoint import LAST
 from models.config import Teacher
@@ -27,9 +29,7 @@ from training.best_model import BestModel
 from training.checkpoints import RunCheckpoint, StopOnSignal, calibrate
 from training.config import SETTINGS, RunConfig, with_contents
 from training.files import lock_run, reserve_version, write_config, write_result
-from training.findings import write_run_report
 from training.hardware import keep_freed_memory
-from training.tensorboard import log_result
 from training.trainer import RunLogger, make_trainer, refuse_hardware
 
 LOG_EVERY = 20  # steps between two points of a curve over steps, if an epoch has as many

@@ -13,7 +13,7 @@ from pytorch_lightning.strategies import StrategyRegistry
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from cifar10.errors import SettingError, UsageError
+from core.errors import SettingError, UsageError
 from training.checkpoints import AtomicCheckpointIO
 from training.config import Hardware
 

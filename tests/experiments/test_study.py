@@ -6,7 +6,7 @@ from typing import Any
 import optuna
 import pytest
 
-from cifar10.errors import UsageError
+from core.errors import UsageError
 from experiments import grid
 from experiments.study import Engine, Failed, open_study, suggest
 

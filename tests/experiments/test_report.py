@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from torch.utils.tensorboard import SummaryWriter
 
 import report as door
-from cifar10.errors import UsageError
 from conftest import ROOT
+from core.errors import UsageError
 from experiments.grid import Plan
 from experiments.runs import COLUMNS, RESULTS, texts_of
 from experiments.study import open_study

@@ -14,11 +14,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import train as door
 from cifar10 import filters, records
 from cifar10.config import Preprocessing
-from cifar10.errors import UsageError
 from cifar10.filters import CORRUPT, DENOISE, NORMALIZE, SEGMENT
 from cifar10.preprocessing import before_and_after, fit_whitening, normalize, preprocess, steps, whiten
 from cifar_datamodule import CIFAR10DataModule
 from conftest import ROOT, evaluated
+from core.errors import UsageError
 from training.config import SETTINGS, RunConfig
 
 METHODS = [

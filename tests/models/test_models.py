@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from cifar10.config import Data, Preprocessing
-from cifar10.errors import UsageError
 from cifar10.preprocessing import ZCA_SIDE
 from cifar10.records import CLASS_NAMES
-from cifar10.settings import FORMAT
 from conftest import ROOT
+from core.errors import UsageError
+from core.settings import FORMAT
 from made_up import (
     BEFORE_TEACHERS,
     FIRST,

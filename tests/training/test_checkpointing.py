@@ -12,14 +12,14 @@ import pytest
 import torch
 
 import train as door
-from cifar10.errors import SettingError, UsageError
 from conftest import curves, evaluated, history, resume, weights
+from core.errors import SettingError, UsageError
+from core.signals import Stopped
 from lenet_module import LeNetModule
 from made_up import own_network
 from models.checkpoint import load_checkpoint
 from models.optimizers import SCHEDULES
 from training.checkpoints import AtomicCheckpointIO
-from training.signals import Stopped
 
 STEPS = 18  # of an epoch of the made-up data
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from cifar10.config import Data
-from cifar10.errors import UsageError
 from cifar10.preprocessing import Preprocessing, preprocess
+from core.errors import UsageError
 from made_up import (
     PREPROCESSED,
     STATISTICS,

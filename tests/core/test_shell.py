@@ -13,10 +13,11 @@ import sweep
 import train
 from benchmarks import page
 from conftest import ROOT
+from core import shell
+from core.shell import command_line, script
+from core.signals import Stopped
 from experiments import tables
-from training import lr_finder, shell
-from training.shell import command_line, script
-from training.signals import Stopped
+from training import lr_finder
 
 SHOW = "import json, sys; print(json.dumps(sys.argv[1:]))"
 # Windows allows no double quote in a name, and has no form for $, % and the backtick that both its shells read.

@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from cifar10.errors import SettingError, UsageError
+from core.errors import SettingError, UsageError
 
 FORMAT = 4  # of what a run writes down; what has no number is of format 1
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from training.diagnosis import (
+from analysis.diagnosis import (
     LOWER_LR,
     MORE_EPOCHS,
     REGULARISE,

@@ -13,9 +13,10 @@ import cv2
 import numpy as np
 import pytest
 
-from cifar10 import cache, preprocessing
+from cifar10 import preprocessing
 from cifar10.preprocessing import Preprocessing, method_versions, preprocess
 from conftest import ROOT
+from core import cache
 
 MEDIAN = Preprocessing(denoise="median", normalize="dataset")
 
@@ -155,7 +156,7 @@ import os, sys, time
 from pathlib import Path
 import numpy as np
 sys.path.insert(0, {root!r})
-from cifar10 import cache
+from core import cache
 folder = Path(sys.argv[1])
 def compute():
     with open(folder / "computed", "a") as file:

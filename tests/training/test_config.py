@@ -10,12 +10,12 @@ import pytest
 import torch
 import yaml
 
-from cifar10 import settings
 from cifar10.config import Augmentation, DataConfig, Preprocessing
-from cifar10.errors import SettingError, UsageError
-from cifar10.settings import FORMAT
 from cifar_datamodule import CIFAR10DataModule
 from conftest import ROOT, resume, weights
+from core import settings
+from core.errors import SettingError, UsageError
+from core.settings import FORMAT
 from experiments.runs import read_runs
 from lenet_module import LeNetModule
 from models.config import ModelConfig
@@ -23,7 +23,7 @@ from models.optimizers import OPTIMIZERS
 from training.config import GROUPS, SETTINGS, RunConfig, read_config, written
 from training.files import CONFIG, read_run_config, write_config
 
-EARLIER = Path(__file__).parent / "earlier"
+EARLIER = Path(__file__).parent.parent / "earlier"
 NAME = Path("sgd-lr0.05-bs50-seed0/version_0")
 # What runs of each earlier version were like, where a setting did not exist yet.
 CLEAN = {"random_corruption": 0, "corruption_versions": 1}

@@ -27,16 +27,17 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import train as door
+from analysis import figures
+from analysis.diagnosis import Trend
 from cifar10 import records
-from cifar10.errors import SettingError
 from cifar10.records import CLASS_NAMES
 from cifar_datamodule import CIFAR10DataModule, stratified_split
 from conftest import curves, evaluated, history, resume, weights
+from core.errors import SettingError
 from lenet_module import LeNetModule
 from models.checkpoint import load_checkpoint
-from training import best_model, callbacks, figures, lr_finder
+from training import best_model, callbacks, lr_finder
 from training.config import RunConfig
-from training.diagnosis import Trend
 
 BEST_MODEL_PICTURES = {
     "what_it_learned/feature_maps",

@@ -13,9 +13,9 @@ from PIL import Image
 
 import evaluate as door
 from cifar10 import records
-from cifar10.errors import UsageError
 from cifar10.records import CLASS_NAMES
 from conftest import RECORDS, evaluated
+from core.errors import UsageError
 from made_up import of_format_2
 from models.classifier import load_classifier
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tabulate import tabulate
 
-from cifar10.storage import write_bytes
-from training import figures
-from training.diagnosis import said_of
+from analysis import figures
+from analysis.diagnosis import said_of
+from core.files import write_bytes
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl

@@ -11,7 +11,7 @@ import yaml
 import sweep
 import train as door
 from conftest import ROOT
-from training.cli import exit_status
+from core.cli import exit_status
 from training.config import SETTINGS, RunConfig
 from training.files import write_config
 
@@ -152,7 +152,7 @@ def test_a_recipe_is_utf8_whatever_the_locale(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
 def test_a_console_that_lacks_a_letter_shows_its_code(encoding: str) -> None:
-    code = "from training import cli; cli.exit_status(lambda: print('\u00fc \u65e5'))"
+    code = "from core import cli; cli.exit_status(lambda: print('\u00fc \u65e5'))"
     environment = os.environ | {"PYTHONIOENCODING": encoding}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, env=environment)
     assert done.stdout.decode(encoding).split() == ["\u00fc" if encoding == "cp1252" else "\\xfc", "\\u65e5"]

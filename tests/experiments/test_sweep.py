@@ -16,8 +16,8 @@ import torch
 from filelock import FileLock
 
 import sweep as door
-from cifar10.errors import UsageError
 from conftest import ROOT, weights
+from core.errors import UsageError
 from experiments import grid
 from experiments.runs import RESULTS, Run, read_runs, texts_of
 from experiments.study import Engine, journal, open_study, suggest

@@ -8,15 +8,15 @@ import pytest
 import torch
 
 import evaluate as door
-from cifar10.errors import SettingError
+from analysis.figures import calibration_error
 from cifar_datamodule import CIFAR10DataModule
 from conftest import evaluated
+from core.errors import SettingError
 from lenet_module import LeNetModule
 from models.calibration import fit_temperature
 from models.checkpoint import load_checkpoint
 from models.classifier import load_classifier
 from models.onnx import export
-from training.figures import calibration_error
 
 
 @pytest.mark.parametrize("factor", [0.3, 1.0, 5.0])

@@ -23,8 +23,8 @@ from PIL import Image
 
 from cifar10 import download, records
 from cifar10.download import BINARY, NPM, PYTHON, prepare
-from cifar10.errors import DataError
 from cifar10.records import load, load_labels, pick, read_records
+from core.errors import DataError
 
 OFFICIAL = {name: dict(getattr(download, name)) for name in ("FILES", "ARCHIVES", "PICKLES")}
 OFFICIAL_SOURCES = download.SOURCES

@@ -18,10 +18,10 @@ from typing import Any, NoReturn
 import shtab
 import yaml
 
-from cifar10.errors import DataError, SettingError, UsageError
-from cifar10.settings import Settings, checked, choices, kinds, settings, types_of
+from core.errors import DataError, SettingError, UsageError
+from core.settings import Settings, checked, choices, kinds, settings, types_of
+from core.signals import Stopped
 from training.config import read_config
-from training.signals import Stopped
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 UNUSABLE = (

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from cifar10.errors import UsageError
 from conftest import ROOT
-from training.cli import Parser
+from core.cli import Parser
+from core.errors import UsageError
 
 DOORS = {"train", "evaluate", "sweep", "report", "predict"}
 HALVES = {"lenet_module", "cifar_datamodule"}
-FLOORS = [{"cifar10"}, {"models"}, HALVES, {"training"}, {"experiments"}, DOORS, {"benchmarks"}, {"studies"}]
+FLOORS = [{"core"}, {"cifar10"}, {"models"}, HALVES, {"analysis"}, {"training"}, {"experiments"}, DOORS, {"benchmarks"}, {"studies"}]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 PACKAGES = FLOOR.keys() - DOORS - HALVES
 DOOR_LINES, TOP_FILES, README_LINES = 50, 8, 120
@@ -98,7 +98,7 @@ def test_cores_are_counted_in_one_place() -> None:
     assert counting == {"cores.py", "study.py"}  # a sweep asks how many are whole ones
 
 
-@pytest.mark.parametrize("line", ["import train", "def f():\n    from train import main", "from training.cli import x"])
+@pytest.mark.parametrize("line", ["import train", "def f():\n    from train import main", "from core.cli import x"])
 def test_an_import_that_runs_upwards_is_found_wherever_it_stands(line: str, tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "networks.py").write_text(f"from typing import TYPE_CHECKING\n{line}\n")

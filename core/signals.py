@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import psutil
 
-from training.shell import command_line, script
+from core.shell import command_line, script
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

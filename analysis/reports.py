@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tabulate import tabulate
 
-from cifar10.storage import write_bytes
-from training import figures
-from training.cli import in_yaml
+from analysis import figures
+from analysis.diagnosis import Trend, markdown, said_of
+from analysis.tensorboard import result_rows
+from core.cli import in_yaml
+from core.files import write_bytes
+from core.shell import command_line
 from training.config import RunConfig
-from training.diagnosis import Trend, markdown, said_of
 from training.files import CLASSES, CONFUSION, COUNTS, CURVES, HISTORY, MISTAKES, RELIABILITY, REPORT
-from training.shell import command_line
-from training.tensorboard import result_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

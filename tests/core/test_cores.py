@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cifar10 import cores
 from conftest import ROOT
+from core import cores
 from training.config import RunConfig
 from training.run import resolved
 
@@ -23,7 +23,7 @@ def no_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processes are not bound to cores here")
 def test_of_a_process_that_is_bound_to_one_core_there_is_one() -> None:
-    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); from cifar10.cores import cores"
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); from core.cores import cores"
     code += "; from experiments.study import default_workers; print(cores(), default_workers())"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1", "1"]

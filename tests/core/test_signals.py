@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from training.signals import Stopped, StopSignals
+from core.signals import Stopped, StopSignals
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

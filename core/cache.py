@@ -11,8 +11,8 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import DTypeLike
 
-from cifar10.errors import DataError
-from cifar10.storage import write_bytes
+from core.errors import DataError
+from core.files import write_bytes
 
 
 class Lazy:
