@@ -12,10 +12,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from analysis.reports import REPORT
 from cifar10.config import Data, Preprocessing
 from core.cli import Parser, exit_status
 from core.errors import SettingError, UsageError
-from training.files import REPORT
 
 FOLDERS = ("data_dir", "cache_dir", "mirror")  # where the data set comes from, and what is made of it goes
 

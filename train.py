@@ -13,11 +13,11 @@ import psutil
 import yaml
 
 from analysis.diagnosis import Trend, sentences
+from analysis.reports import REPORT
 from core.cli import Parser, exit_status
 from core.errors import UsageError
 from core.shell import command_line, script
 from training.config import GROUPS, RunConfig
-from training.files import REPORT
 
 
 def train(config: RunConfig | None = None, **flags: Any) -> dict[str, Any]:

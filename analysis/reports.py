@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,17 +16,21 @@ import numpy as np
 from tabulate import tabulate
 
 from analysis import figures
-from analysis.diagnosis import Trend, markdown, said_of
-from analysis.tensorboard import result_rows
-from core.cli import in_yaml
 from core.files import write_bytes
-from core.shell import command_line
-from training.config import RunConfig
-from training.files import CLASSES, CONFUSION, COUNTS, CURVES, HISTORY, MISTAKES, RELIABILITY, REPORT
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
+
+# Files in a run's log folder.
+TREND = "trend.md"
+HISTORY = "history.csv"  # a row an epoch
+CURVES = "curves.png"
+# Of the images that a network is judged on, here and where evaluate.py writes.
+COUNTS, CLASSES = "confusion.csv", "classes.csv"
+CONFUSION, MISTAKES, RELIABILITY = "confusion.png", "mistakes.png", "reliability.png"
+CORRUPTIONS, CORRUPTED = "corruptions.csv", "corruptions.png"  # of a folder of corrupted images
+REPORT = "report.md"  # ties them together
 
 SHOWN_MISTAKES = 30
 ARROW = "\N{RIGHTWARDS ARROW}"
@@ -142,17 +146,6 @@ def write_report(
     if trend:
         parts += ["## Trend", trend.strip()]
     write_page(folder, *parts)
-
-
-def write_run_report(config: RunConfig, result: Mapping[str, Any]) -> None:
-    """REPORT in the log folder of a finished run; `result` is what `train.train` returns."""
-    defaults = RunConfig(optimizer=config.optimizer).resolved().plain() | {"optimizer": RunConfig.optimizer}
-    words = [f"--{name}={in_yaml(value)}" for name, value in config.plain().items() if value != defaults[name]]
-    command = command_line("python", "train.py", *words)
-    trend = markdown(Trend(**result["trend"]), config.select_on) if result["trend"] else ""
-    folder = Path(result["log_dir"])
-    title, images = f"{folder.parent.name}, {folder.name}", said_of(config.select_on, "validation")
-    write_report(folder, title, command, result_rows(result), images, trend, config.pictures)
 
 
 def save(path: Path, figure: Figure) -> None:

@@ -35,6 +35,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from analysis.reports import HISTORY
 from benchmarks import lightning_way, report_way
 from benchmarks.page import header, processor, spread, table
 from benchmarks.processes import peak_memory, plain_process, start_up
@@ -44,7 +45,6 @@ from lenet_module import LeNet5
 from models.config import Network, Optimization
 from models.optimizers import make_optimizer, make_schedule
 from models.registry import make_network
-from training.files import HISTORY
 from training.hardware import fastest_precision, keep_freed_memory
 from training.run import train
 

@@ -19,9 +19,8 @@ import shtab
 import yaml
 
 from core.errors import DataError, SettingError, UsageError
-from core.settings import Settings, checked, choices, kinds, settings, types_of
+from core.settings import FORMAT, Settings, checked, choices, kinds, refuse_newer, settings, types_of
 from core.signals import Stopped
-from training.config import read_config
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 UNUSABLE = (
@@ -141,7 +140,8 @@ def read_recipe(name: str, folder: Path = RECIPES) -> dict[str, Any]:
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise UsageError(f"{path}: must have lines of the form flag: value")
     try:
-        return read_config(values, values.pop("format")).plain() if "format" in values else values
+        refuse_newer(values.pop("format", FORMAT))
+        return values
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
 

@@ -18,7 +18,18 @@ from core.errors import UsageError
 
 DOORS = {"train", "evaluate", "sweep", "report", "predict"}
 HALVES = {"lenet_module", "cifar_datamodule"}
-FLOORS = [{"core"}, {"cifar10"}, {"models"}, HALVES, {"analysis"}, {"training"}, {"experiments"}, DOORS, {"benchmarks"}, {"studies"}]
+FLOORS = [
+    {"core"},
+    {"cifar10"},
+    {"models"},
+    HALVES,
+    {"analysis"},
+    {"training"},
+    {"experiments"},
+    DOORS,
+    {"benchmarks"},
+    {"studies"},
+]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 PACKAGES = FLOOR.keys() - DOORS - HALVES
 DOOR_LINES, TOP_FILES, README_LINES = 50, 8, 120

@@ -23,12 +23,12 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 from analysis import diagnosis, figures
 from analysis import reports as findings
+from analysis.reports import CURVES, TREND
 from analysis.tensorboard import add_figure, add_projector, read_curves, writer_of
 from cifar10.records import CLASS_NAMES
 from core.files import write_bytes
 from models.calibration import fit_temperature
 from training.callbacks import best_checkpoint
-from training.files import CURVES, TREND
 from training.hardware import give_back_freed_memory
 
 if TYPE_CHECKING:

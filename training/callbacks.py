@@ -27,10 +27,9 @@ from tqdm import tqdm
 
 from analysis import figures
 from analysis.diagnosis import TRAINING, said_of
-from analysis.reports import write_csv
+from analysis.reports import HISTORY, write_csv
 from analysis.tensorboard import add_figure, writer_of
 from cifar10.records import CLASS_NAMES
-from training.files import HISTORY
 
 _STAGES = ("train", "val", "test")
 _HISTORY = "history"  # its entry in a checkpoint

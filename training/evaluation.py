@@ -18,6 +18,7 @@ from torch import Tensor
 
 from analysis import figures
 from analysis import reports as findings
+from analysis.reports import CORRUPTED, CORRUPTIONS
 from cifar10 import download, records
 from cifar10.config import Data, Preprocessing
 from cifar10.pictures import find_images, label, read_or_reason
@@ -30,7 +31,6 @@ from lenet_module import MeanLoss
 from models.checkpoint import Checkpoint
 from models.classifier import Classifier, make_classifier
 from training.checkpoints import config_of
-from training.files import CORRUPTED, CORRUPTIONS
 
 LABELS = "labels.npy"  # in a folder of CIFAR-10-C's format
 SEVERITIES = 5  # one after the other in each of its files

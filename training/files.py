@@ -18,14 +18,6 @@ from training.config import RunConfig, read_config, written
 # In the log folder of a run, logs/<name>/version_N.
 CONFIG = "config.yaml"  # what the run is; `--config` takes it back
 SUMMARY = "summary.json"  # its result, once it is finished
-TREND = "trend.md"
-HISTORY = "history.csv"  # a row an epoch
-CURVES = "curves.png"
-# Of the images that a network is judged on, here and where evaluate.py writes.
-COUNTS, CLASSES = "confusion.csv", "classes.csv"
-CONFUSION, MISTAKES, RELIABILITY = "confusion.png", "mistakes.png", "reliability.png"
-CORRUPTIONS, CORRUPTED = "corruptions.csv", "corruptions.png"  # of a folder of corrupted images
-REPORT = "report.md"  # ties them together
 OLD_CONFIG = "hparams.yaml"  # of runs before format 2
 LOCK = "run.lock"  # among the checkpoints, while a process is at the run
 

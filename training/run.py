@@ -3,6 +3,7 @@
 result = train(optimizer="adam", epochs=3)
 """
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,12 +15,15 @@ from pytorch_lightning.callbacks import LearningRateMonitor
 from torch import nn
 from torch.distributed import DistNetworkError, DistStoreError
 
-from analysis.reports import write_run_report
-from analysis.tensorboard import log_result
+from analysis.diagnosis import Trend, markdown, said_of
+from analysis.reports import write_report
+from analysis.tensorboard import log_result, result_rows
 from cifar10.config import Data
 from cifar_datamodule import CIFAR10DataModule
+from core.cli import in_yaml
 from core.cores import cores
 from core.errors import SettingError, UsageError
+from core.shell import command_line
 from lenet_module import LeNetModule
 from models.checkpoint import LAST
 from models.config import Teacher
@@ -239,3 +243,14 @@ def compared(config: RunConfig) -> tuple[dict[str, Any], list[str]]:
     values = config.plain()
     columns = {name: values[name] for name, each in SETTINGS.items() if each.metadata["identity"]}
     return columns, [name for name in columns if SETTINGS[name].metadata["compared"]]
+
+
+def write_run_report(config: RunConfig, result: Mapping[str, Any]) -> None:
+    """REPORT in the log folder of a finished run; `result` is what `train.train` returns."""
+    defaults = RunConfig(optimizer=config.optimizer).resolved().plain() | {"optimizer": RunConfig.optimizer}
+    words = [f"--{name}={in_yaml(value)}" for name, value in config.plain().items() if value != defaults[name]]
+    command = command_line("python", "train.py", *words)
+    trend = markdown(Trend(**result["trend"]), config.select_on) if result["trend"] else ""
+    folder = Path(result["log_dir"])
+    title, images = f"{folder.parent.name}, {folder.name}", said_of(config.select_on, "validation")
+    write_report(folder, title, command, result_rows(result), images, trend, config.pictures)
