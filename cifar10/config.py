@@ -77,7 +77,7 @@ class Augmentation(Settings):
     flip: bool = setting(True, "Horizontal flip of half of the images.")
     cutout: int = setting(0, "Cutout: side of the square that is erased, in pixels; 0 is off.", at_least=0, at_most=32)
     random_corruption: float = setting(
-        0.25,
+        0.0,
         "Share of the training images that are corrupted before all else, by JPEG, Gaussian noise, salt and pepper or "
         "blur. Each epoch draws which images.",
         since=3,
@@ -122,7 +122,7 @@ class Preprocessing(Settings):
         before="none",
     )
     normalize: NormalizeName = setting(
-        "zca-half",
+        "dataset",
         "Normalization. dataset uses mean and standard deviation of the training split. Before that, zca whitens all "
         "images; zca-half whitens them by half, and loses less on corrupted ones; image standardizes each image by "
         "itself; contrast equalizes it locally (CLAHE). none only divides pixels by 255.",

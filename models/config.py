@@ -28,7 +28,7 @@ class Network(Settings):
     """Network: what is trained."""
 
     network: str = setting(
-        "lenet5-bn",
+        "lenet5",
         f"Network to train: {', '.join(NETWORKS)}, or a class of your own as file.py:Class, which is called with the "
         "number of classes. lenet5-bn is lenet5 with batch normalization, which is folded into the weights afterwards.",
         since=2,
