@@ -109,7 +109,7 @@ def test_cores_are_counted_in_one_place() -> None:
     assert counting == {"cores.py", "study.py"}  # a sweep asks how many are whole ones
 
 
-@pytest.mark.parametrize("line", ["import train", "def f():\n    from train import main", "from core.cli import x"])
+@pytest.mark.parametrize("line", ["import train", "def f():\n    from train import main", "from training.run import x"])
 def test_an_import_that_runs_upwards_is_found_wherever_it_stands(line: str, tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "networks.py").write_text(f"from typing import TYPE_CHECKING\n{line}\n")
