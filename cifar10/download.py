@@ -24,13 +24,13 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import requests
 import urllib3
-from filelock import FileLock, Timeout
 from PIL import Image
 from tqdm import tqdm
 
 from cifar10.records import FILES, FOLDER
 from core.errors import DataError
 from core.files import write_bytes
+from core.locks import hold_lock
 
 PICKLES = {  # MD5 of the python version's files, as torchvision lists them
     "data_batch_1": "c99cafc152244af753f735de768cd75f",
@@ -88,13 +88,7 @@ def prepare(data_dir: str | Path, mirror: str | None = None) -> Path:
         raise DataError(f"The mirror of CIFAR-10 must be an http or https URL, not {mirror!r}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(data_dir / ".cifar10.lock")
-        try:
-            held = lock.acquire(timeout=0)
-        except Timeout:
-            _say(f"waiting for another process that prepares {data_dir}")
-            held = lock.acquire()
-        with held:
+        with hold_lock(data_dir / ".cifar10.lock"):
             _mend(data_dir, folder, mirror)
     except OSError as error:
         raise DataError(f"{folder} lacks {', '.join(wrong)}, and writing failed: {error}") from error

@@ -8,11 +8,11 @@ from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import DTypeLike
 
 from core.errors import DataError
 from core.files import write_bytes
+from core.locks import hold_lock
 
 
 class Lazy:
@@ -49,7 +49,7 @@ def kept(
         return found
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock", is_singleton=True):  # `compute` may ask for what another step has kept
+        with hold_lock(folder / ".lock"):  # `compute` may ask for what another step has kept
             if (found := _read(path, shape, dtype)) is None:  # else another process has made it meanwhile
                 found = np.ascontiguousarray(compute())
                 write_bytes(path, found.data, bytes.fromhex(digest(found)))

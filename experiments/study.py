@@ -22,7 +22,6 @@ from typing import Any
 
 import optuna
 import psutil
-from filelock import FileLock, Timeout
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -32,6 +31,7 @@ from tqdm import tqdm
 from core.cores import cores
 from core.errors import UsageError
 from core.files import write_bytes
+from core.locks import hold_lock
 from core.settings import kinds, types_of
 from experiments.grid import Cell, Plan, ends
 from training.config import SETTINGS, RunConfig
@@ -258,21 +258,19 @@ def open_study(plan: Plan, storage: str | None) -> Iterator[Study]:
     """
     quieten()
     plan.log_dir.mkdir(parents=True, exist_ok=True)
-    try:
-        with nullcontext() if storage else FileLock(plan.log_dir / "sweep.lock", timeout=0):
-            study = optuna.create_study(
-                study_name=plan.name,
-                storage=database(storage) if storage else journal(plan.log_dir / JOURNAL),
-                sampler=SeededByTrial(),
-                direction="maximize",
-                load_if_exists=True,
-            )
-            if not storage:  # a journal has no heartbeat, but whoever ran these is gone
-                for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-                    again(study, study.tell(trial.number, state=TrialState.FAIL))
-            yield study
-    except Timeout as error:
-        raise UsageError(f"{plan.log_dir}: another sweep.py is at it") from error
+    lock = hold_lock(plan.log_dir / "sweep.lock", f"{plan.log_dir}: another sweep.py is at it")
+    with nullcontext() if storage else lock:
+        study = optuna.create_study(
+            study_name=plan.name,
+            storage=database(storage) if storage else journal(plan.log_dir / JOURNAL),
+            sampler=SeededByTrial(),
+            direction="maximize",
+            load_if_exists=True,
+        )
+        if not storage:  # a journal has no heartbeat, but whoever ran these is gone
+            for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                again(study, study.tell(trial.number, state=TrialState.FAIL))
+        yield study
 
 
 def journal(path: Path) -> optuna.storages.JournalStorage:

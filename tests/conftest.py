@@ -1,6 +1,7 @@
 """What several test files need: a small made-up data set in the official format, and the `slow` marker."""
 
 import csv
+import errno
 import hashlib
 import json
 import os
@@ -50,6 +51,18 @@ def start_alike() -> None:
     """Each test starts with the same random numbers and threads, whichever ran before it."""
     torch.manual_seed(0)
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+@pytest.fixture
+def no_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files whose flock fails, as on NFS without lockd; a parameter is the number of the error."""
+    fcntl = pytest.importorskip("fcntl")
+    number = getattr(request, "param", errno.ENOLCK)
+
+    def fail(descriptor: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", fail)
 
 
 def made_up_records(seed: int) -> np.ndarray:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 
 from core.errors import UsageError
 from core.files import write_bytes
+from core.locks import hold_lock
 from core.settings import FORMAT
 from training.config import RunConfig, read_config, written
 
@@ -47,12 +47,7 @@ def lock_run(folder: Path) -> ExitStack:
     process does, however it does; UsageError if another process has it.
     """
     held, path = ExitStack(), folder / LOCK
-    try:
-        held.enter_context(FileLock(path).acquire(timeout=0))
-    except Timeout as error:
-        raise UsageError(f"{folder}: another process is at this run") from error
-    except (NotImplementedError, OSError):  # a folder on a network may have no locks: it is used without
-        return held
+    held.enter_context(hold_lock(path, f"{folder}: another process is at this run"))
     if sys.platform != "win32":  # where the lock takes its file away itself
         held.callback(path.unlink, missing_ok=True)
     return held

@@ -247,7 +247,7 @@ def test_a_label_above_9_is_refused_and_9_is_not(tmp_path):
 def test_good_files_are_returned_without_a_word_a_lock_or_a_write(tmp_path, monkeypatch, capsys):
     folder = put_files(tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    monkeypatch.setattr(download, "FileLock", lambda path: pytest.fail("locked"))
+    monkeypatch.setattr(download, "hold_lock", lambda path: pytest.fail("locked"))
     tmp_path.chmod(0o555)
     assert prepare(tmp_path) == folder
     tmp_path.chmod(0o755)
@@ -260,6 +260,11 @@ def test_an_archive_in_the_folder_is_used_and_kept(tmp_path, name):
     (tmp_path / name).write_bytes(CONTENT[name])
     assert_complete(prepare(str(tmp_path)))
     assert (tmp_path / name).read_bytes() == CONTENT[name]
+
+
+def test_data_are_prepared_where_there_are_no_locks(tmp_path, no_locks):
+    (tmp_path / BINARY).write_bytes(CONTENT[BINARY])
+    assert_complete(prepare(tmp_path))
 
 
 def put_pickles(data_dir):

@@ -146,9 +146,14 @@ def test_where_nothing_may_be_written_a_line_says_so_and_all_is_computed_in_memo
     assert capsys.readouterr().err.count("\n") == 1
     monkeypatch.undo()
     (tmp_path / "kept").mkdir()
-    monkeypatch.setattr(cache, "FileLock", refuse)
+    monkeypatch.setattr(cache, "hold_lock", refuse)
     assert np.array_equal(preprocess(images, MEDIAN, folder=tmp_path / "kept"), expected)
     assert list((tmp_path / "kept").iterdir()) == []
+
+
+def test_a_fresh_folder_without_locks_is_filled(images: np.ndarray, tmp_path: Path, no_locks: None) -> None:
+    assert np.array_equal(preprocess(images, MEDIAN, folder=tmp_path), preprocess(images, MEDIAN))
+    assert the_file(tmp_path).stat().st_size
 
 
 SLOW_COMPUTATION = """

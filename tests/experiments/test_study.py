@@ -49,6 +49,13 @@ def test_a_search_that_was_stopped_proposes_what_one_that_was_not_does(
     assert found == whole.run(monkeypatch) and len(set(found.values())) == 8
 
 
+def test_a_sweep_on_a_file_system_without_locks_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_locks: None
+) -> None:
+    search = Search(tmp_path)
+    assert len(search.run(monkeypatch, count=3)) == 3 and len(search.run(monkeypatch)) == 8
+
+
 def test_a_cell_that_was_stopped_is_shown_when_it_is_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
