@@ -34,7 +34,7 @@ def start_holder(path: Path) -> subprocess.Popen[str]:
 
 def test_a_lock_ends_with_its_process_also_after_a_kill(tmp_path: Path, capsys: Any) -> None:
     process = start_holder(tmp_path / "lock")
-    with pytest.raises(UsageError, match="^busy$"), hold_lock(tmp_path / "lock", "busy"):
+    with pytest.raises(UsageError, match=r"^busy$"), hold_lock(tmp_path / "lock", "busy"):
         pass
     waiting = threading.Timer(0.5, process.kill)
     waiting.start()
