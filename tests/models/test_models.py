@@ -53,6 +53,23 @@ def test_a_network_is_made_by_its_name() -> None:
     assert isinstance(small, LeNet5) and sum(p.numel() for p in small.parameters()) == 62_006
 
 
+def test_lenet5_has_its_five_layers_alone() -> None:
+    layers = {name: type(layer) for name, layer in LeNet5().named_children()}
+    convolution, linear = torch.nn.Conv2d, torch.nn.Linear
+    assert layers == {"conv1": convolution, "conv2": convolution, "fc1": linear, "fc2": linear, "fc3": linear}
+
+
+def test_batch_normalisation_adds_layers_and_draws_the_same_weights() -> None:
+    torch.manual_seed(3)
+    plain = LeNet5(1).state_dict()
+    torch.manual_seed(3)
+    trained = BatchNormLeNet5(1).state_dict()
+    assert list(trained)[: len(plain)] == list(plain) and {name[:4] for name in trained.keys() - plain.keys()} == {
+        "norm"
+    }
+    assert all(torch.equal(value, trained[name]) for name, value in plain.items())
+
+
 def test_batch_normalisation_folds_into_the_weights_of_lenet5() -> None:
     trained = make_network("lenet5-bn", width=1)
     assert isinstance(trained, BatchNormLeNet5)
