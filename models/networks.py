@@ -74,7 +74,7 @@ class BatchNormLeNet5(LeNet5):
 
 
 class ResNet(nn.Module):
-    """A small residual network (He et al. 2015) with batch normalization and 784,632 parameters, the teacher of `LeNet5`.
+    """A small residual network (He et al. 2015) with batch normalization, the teacher of `LeNet5`; 784,632 parameters.
 
     It halves the resolution after the first convolution, so that a CPU can train it in minutes.
     """
