@@ -30,10 +30,10 @@ from cifar10.preprocessing import (
     normalize,
     preprocess_lazily,
 )
-from core.cache import Lazy
+from core.cache import LazyArray
+from core.streams import Stream
 
 EVAL_BATCH_SIZE = 250  # as fast as larger ones, in less memory
-_STREAM = 2  # keeps the order of the epoch apart from the augmentation's draws
 
 
 class CIFAR10DataModule(pl.LightningDataModule):
@@ -80,23 +80,21 @@ class CIFAR10DataModule(pl.LightningDataModule):
         if self._train is not None or (stage in ("test", "predict") and self.mean is not None):
             return
         images = originals = self._images(train=True)
-        labels, kept_in = self._labels(train=True), self.config.kept_in
+        labels, folder = self._labels(train=True), self.config.cache_folder
         if self.teacher is not None and self._teacher_logits is None:
             self._teacher_logits = self.teacher(originals.array)
         self.train_indices, self.val_indices = stratified_split(labels, self.config.val_size, self.config.split_seed)
         firsts = [int(self.train_indices[labels[self.train_indices] == label][0]) for label in labels.unique()]
         self._examples = records.pick(self._folder, train=True, indices=np.array(firsts))
         corrupted = self.preprocessing.corrupt_on == "both"
-        images = preprocess_lazily(images, self.preprocessing, corrupted=corrupted, folder=kept_in)
+        images = preprocess_lazily(images, self.preprocessing, corrupted=corrupted, folder=folder)
         if self.preprocessing.normalize in WHITENING:
             if self.whitening is None:
-                self.whitening = fit_whitening(
-                    images, self.train_indices.numpy(), kept_in, self.preprocessing.normalize
-                )
-            images = preprocess_lazily(images, Preprocessing(), self.whitening, folder=kept_in)
-        versions = (corrupt_lazily(originals, number, kept_in) for number in range(self.config.corruption_versions))
+                self.whitening = fit_whitening(images, self.train_indices.numpy(), folder, self.preprocessing.normalize)
+            images = preprocess_lazily(images, Preprocessing(), self.whitening, folder=folder)
+        versions = (corrupt_lazily(originals, number, folder) for number in range(self.config.corruption_versions))
         if self.config.random_corruption:  # made first, while there is less in memory
-            steps = self.preprocessing, self.whitening, corrupted, kept_in
+            steps = self.preprocessing, self.whitening, corrupted, folder
             self._corrupted = [_pixels_last(preprocess_lazily(version, *steps).array) for version in versions]
         self._train = _pixels_last(images.array), labels
         if self.mean is None:
@@ -128,7 +126,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
 
     def test_dataloader(self) -> DataLoader:
         images, labels = self._images(train=False), self._labels(train=False)
-        images = preprocess_lazily(images, self.preprocessing, self.whitening, True, self.config.kept_in)
+        images = preprocess_lazily(images, self.preprocessing, self.whitening, True, self.config.cache_folder)
         return self._evaluation_loader(_pixels_last(images.array), labels, torch.arange(len(labels)))
 
     def predict_dataloader(self) -> DataLoader:
@@ -163,10 +161,10 @@ class CIFAR10DataModule(pl.LightningDataModule):
     def _folder(self) -> Path:
         return self.config.data_dir / records.FOLDER
 
-    def _images(self, train: bool) -> Lazy:
+    def _images(self, train: bool) -> LazyArray:
         """uint8 [N, 3, 32, 32]; what is made of them may be found without them."""
         shape = (len(self._labels(train)), 3, 32, 32)
-        return Lazy(records.identity(train), shape, lambda: records.load(self._folder, train)[0])
+        return LazyArray(records.identity(train), shape, lambda: records.load(self._folder, train)[0])
 
     def _labels(self, train: bool) -> Tensor:
         """int64 [N]."""
@@ -253,7 +251,7 @@ class ShuffledBatches(Sampler):
         return len(self.indices) // self.batch_size
 
     def __iter__(self) -> Iterator[tuple[int, Tensor]]:
-        rng = np.random.default_rng([_STREAM, self.seed, self.epoch])
+        rng = np.random.default_rng([Stream.ORDER, self.seed, self.epoch])
         order = self.indices[torch.from_numpy(rng.permutation(len(self.indices)))]
         for batch in order.split(self.batch_size)[: len(self)]:
             yield self.epoch, batch[self.rank :: self.world_size]

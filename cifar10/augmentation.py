@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from core.streams import Stream
+
 SIDE = 32  # pixels, height and width of an image
-_STREAM = 1  # keeps these draws apart from the order of the epoch
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def draw_epoch(
         corrupted: Share of the images of which a corrupted version is taken.
         versions: How many there are of each.
     """
-    rng = np.random.default_rng([_STREAM, seed, epoch])
+    rng = np.random.default_rng([Stream.AUGMENTATION, seed, epoch])
     rows, columns = torch.from_numpy(rng.integers(-crop, crop, size=(2, count), endpoint=True))
     flipped = torch.from_numpy(rng.random(count) < 0.5) if flip else torch.zeros(count, dtype=torch.bool)
     hole_rows, hole_columns = torch.from_numpy(rng.integers(0, SIDE, size=(2, count)))

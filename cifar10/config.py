@@ -58,7 +58,7 @@ class Data(Settings):
     )
 
     @property
-    def kept_in(self) -> Path:
+    def cache_folder(self) -> Path:
         """The folder of what is computed from the data set; it may be deleted at any time."""
         return self.cache_dir or self.data_dir / "preprocessed"
 

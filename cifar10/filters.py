@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from core.streams import Stream
+
 DENOISE = {  # default and largest strength
     "none": (0.0, 0.0),
     "gaussian": (0.5, 16.0),  # standard deviation in pixels
@@ -35,7 +37,6 @@ RANDOM = (  # what training images are corrupted by, drawn from all alike, with 
 SUPERPIXELS, COMPACTNESS = 64, 10.0  # of about 4 x 4 pixels; scikit-image's default weight of distance against colour
 CLIP_LIMIT, TILES = 2.0, (2, 2)  # of CLAHE; a tile has as many pixels as there are grey levels
 BYTES_A_DEVIATION = 127.5 / 4  # so 0 and 255 stand for 4 standard deviations on either side of the middle
-_STREAM, _RANDOM_STREAM = 3, 4  # keep the noise of corruption, fixed or random, apart from other draws
 
 Step = Callable[[np.ndarray, int], np.ndarray]  # image uint8 [32, 32, 3] and its index, to the new image
 
@@ -47,12 +48,12 @@ def to_bytes(values: np.ndarray) -> np.ndarray:
 
 def corrupt(method: str, level: float, image: np.ndarray, index: int) -> np.ndarray:
     """Corrupt an image by a method and a level of CORRUPT. (CIFAR-10-C itself rounds down, here is rounded.)"""
-    return _corrupt(method, level, image, np.random.default_rng([_STREAM, index]))
+    return _corrupt(method, level, image, np.random.default_rng([Stream.CORRUPTION, index]))
 
 
 def corrupt_at_random(version: int, image: np.ndarray, index: int) -> np.ndarray:
     """Corrupt an image by a method and a level drawn from RANDOM, others for each version and index."""
-    rng = np.random.default_rng([_RANDOM_STREAM, version, index])
+    rng = np.random.default_rng([Stream.RANDOM_CORRUPTION, version, index])
     method, lowest, highest = RANDOM[rng.integers(len(RANDOM))]
     return _corrupt(method, rng.uniform(lowest, highest), image, rng)
 

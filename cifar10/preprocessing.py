@@ -23,7 +23,7 @@ from tqdm import tqdm
 from cifar10 import filters
 from cifar10.config import Preprocessing
 from cifar10.filters import CORRUPT, DEFAULT_SEVERITY, DENOISE, Step
-from core.cache import Lazy, digest, kept, key
+from core.cache import LazyArray, digest, key, load_or_compute
 from core.cores import cores
 from core.errors import UsageError
 from core.settings import settings as names
@@ -86,12 +86,12 @@ def preprocess(
 
 
 def preprocess_lazily(
-    images: Lazy,
+    images: LazyArray,
     settings: Preprocessing,
     whitening: np.ndarray | None = None,
     corrupted: bool = False,
     folder: Path | None = None,
-) -> Lazy:
+) -> LazyArray:
     """As `preprocess`; what is kept in `folder` is found by the identity of `images`, which need not be loaded then."""
     for name, step in steps(settings, corrupted).items():
         images = _mapped(images, name, step, folder)
@@ -102,7 +102,7 @@ def preprocess_lazily(
     return images
 
 
-def corrupt_lazily(images: Lazy, version: int, folder: Path | None = None) -> Lazy:
+def corrupt_lazily(images: LazyArray, version: int, folder: Path | None = None) -> LazyArray:
     """Images each corrupted by `corrupt_at_random`; `folder` as in `preprocess`."""
     return _mapped(images, f"corrupt-random-{version}", partial(filters.corrupt_at_random, version), folder)
 
@@ -151,7 +151,7 @@ def before_and_after(
 
 
 def fit_whitening(
-    images: np.ndarray | Lazy, indices: np.ndarray, folder: Path | None = None, method: str = "zca"
+    images: np.ndarray | LazyArray, indices: np.ndarray, folder: Path | None = None, method: str = "zca"
 ) -> np.ndarray:
     """Fit ZCA whitening (Bell and Sejnowski 1997), regularised by ZCA_EPSILON, on the images `indices` alone.
 
@@ -191,7 +191,7 @@ def fit_whitening(
     size = 3 * ZCA_SIDE**2
     source = _lazy(images, folder)
     inputs = (source.identity, digest(indices), *_versions("fit"))
-    return kept(folder, f"fit-{method}-{ZCA_SIDE}", inputs, (3, size + 1), np.float32, fit)
+    return load_or_compute(folder, f"fit-{method}-{ZCA_SIDE}", inputs, (3, size + 1), np.float32, fit)
 
 
 def method_versions(settings: Preprocessing) -> tuple[str, ...]:
@@ -205,14 +205,14 @@ def whiten(images: np.ndarray, whitening: np.ndarray) -> np.ndarray:
     return preprocess(images, Preprocessing(), whitening)
 
 
-def _lazy(images: np.ndarray | Lazy, folder: Path | None) -> Lazy:
+def _lazy(images: np.ndarray | LazyArray, folder: Path | None) -> LazyArray:
     """Images that are there; their identity costs reading them all, and only what is kept needs one."""
-    if isinstance(images, Lazy):
+    if isinstance(images, LazyArray):
         return images
-    return Lazy(digest(_pixels(images)) if folder else "", images.shape, lambda: images)
+    return LazyArray(digest(_pixels(images)) if folder else "", images.shape, lambda: images)
 
 
-def _mapped(images: Lazy, name: str, step: Step, folder: Path | None) -> Lazy:
+def _mapped(images: LazyArray, name: str, step: Step, folder: Path | None) -> LazyArray:
     """Images [N, 3, 32, 32], each after the step."""
 
     def compute() -> np.ndarray:
@@ -237,9 +237,9 @@ def _mapped(images: Lazy, name: str, step: Step, folder: Path | None) -> Lazy:
     inputs = (images.identity, *_versions(name.split("-")[1]))
 
     def make() -> np.ndarray:
-        return kept(folder, name, inputs, (count, *size, channels), np.uint8, compute).transpose(0, 3, 1, 2)
+        return load_or_compute(folder, name, inputs, (count, *size, channels), np.uint8, compute).transpose(0, 3, 1, 2)
 
-    return Lazy(key(name, inputs), images.shape, make)
+    return LazyArray(key(name, inputs), images.shape, make)
 
 
 def _each(step: Step, chunk: np.ndarray, start: int) -> np.ndarray:

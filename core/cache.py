@@ -15,7 +15,7 @@ from core.files import write_bytes
 from core.locks import hold_lock
 
 
-class Lazy:
+class LazyArray:
     """An array that is made when it is first asked for; its `identity` is equal for equal arrays alone."""
 
     def __init__(self, identity: str, shape: tuple[int, ...], make: Callable[[], np.ndarray]) -> None:
@@ -26,7 +26,7 @@ class Lazy:
         return self._make()
 
 
-def kept(
+def load_or_compute(
     folder: Path | None,
     name: str,
     inputs: tuple[str, ...],

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from cifar10.config import Data
 from cifar10.preprocessing import method_versions, preprocess
-from core.cache import digest, kept
+from core.cache import digest, load_or_compute
 from core.errors import SettingError, UsageError
 from core.settings import settings
 from models.checkpoint import Checkpoint, load_checkpoint
@@ -51,7 +51,10 @@ class TeacherLogits:
     folder: Path
 
     def __call__(self, images: np.ndarray) -> Tensor:
-        """Images of the data set, uint8 [N, 3, 32, 32], to logits, float32 [N, C]; DataError as of `kept`."""
+        """Images of the data set, uint8 [N, 3, 32, 32], to logits, float32 [N, C].
+
+        DataError as of `load_or_compute`.
+        """
         inputs = (digest(images), self.sha256, *method_versions(self.classifier.preprocessing), torch.__version__)
         shape = (len(images), len(self.classifier.class_names))
 
@@ -61,7 +64,7 @@ class TeacherLogits:
             batches = tqdm(pixels.split(BATCH_SIZE), "teacher", leave=False, disable=None)
             return torch.cat([self.classifier.logits(batch) for batch in batches]).numpy()
 
-        return torch.from_numpy(kept(self.folder, "teacher", inputs, shape, np.float32, compute))
+        return torch.from_numpy(load_or_compute(self.folder, "teacher", inputs, shape, np.float32, compute))
 
 
 def load_teacher(teacher: Teacher, data: Data, folder: Path) -> TeacherLogits:

@@ -30,12 +30,12 @@ from analysis.diagnosis import TRAINING, said_of
 from analysis.reports import HISTORY, write_csv
 from analysis.tensorboard import add_figure, writer_of
 from cifar10.records import CLASS_NAMES
+from core.streams import Stream
 
 _STAGES = ("train", "val", "test")
 _HISTORY = "history"  # its entry in a checkpoint
 
 SHOWN_IMAGES = 30  # of the first batch
-_STREAM = 5  # keeps the draws of networks apart from the others
 BUSY = 0.8  # share of the processor time that all threads asked for, below which they wait for each other
 
 
@@ -245,7 +245,7 @@ class SeededEpochs(Callback):
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, index: int) -> None:
         if index == 0:  # after all that Lightning itself draws
-            key = [_STREAM, self.seed, trainer.current_epoch, trainer.global_rank]
+            key = [Stream.NETWORK, self.seed, trainer.current_epoch, trainer.global_rank]
             torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
 
 

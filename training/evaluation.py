@@ -24,7 +24,7 @@ from cifar10.config import Data, Preprocessing
 from cifar10.pictures import find_images, label, read_or_reason
 from cifar10.preprocessing import preprocess, preprocess_lazily
 from cifar_datamodule import EVAL_BATCH_SIZE, stratified_split
-from core.cache import Lazy
+from core.cache import LazyArray
 from core.errors import UsageError
 from core.shell import command_line
 from lenet_module import MeanLoss
@@ -134,9 +134,9 @@ def _official(checkpoint: Checkpoint, settings: Preprocessing, data: Data, on: s
     folder = data.data_dir / records.FOLDER
     labels = torch.from_numpy(records.load_labels(folder, train))
     chosen = stratified_split(labels, data.val_size, data.split_seed)[1] if train else torch.arange(len(labels))
-    images = Lazy(records.identity(train), (len(labels), 3, 32, 32), lambda: records.load(folder, train)[0])
+    images = LazyArray(records.identity(train), (len(labels), 3, 32, 32), lambda: records.load(folder, train)[0])
     corrupted = corrupted or not train or settings.corrupt_on == "both"
-    pixels = preprocess_lazily(images, settings, checkpoint.whitening, corrupted, data.kept_in).array
+    pixels = preprocess_lazily(images, settings, checkpoint.whitening, corrupted, data.cache_folder).array
     if train:
         pixels = pixels.transpose(0, 2, 3, 1)[chosen.numpy()].transpose(0, 3, 1, 2)
     shown = records.pick(folder, train, chosen.numpy()).transpose(0, 2, 3, 1)

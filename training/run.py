@@ -208,7 +208,7 @@ def resolved(config: RunConfig) -> RunConfig:
 
 def make_halves(config: RunConfig) -> tuple[CIFAR10DataModule, LeNetModule]:
     """The two halves that Lightning puts together."""
-    teacher = load_teacher(config.group(Teacher), config.group(Data), config.kept_in) if config.teacher else None
+    teacher = load_teacher(config.group(Teacher), config.group(Data), config.cache_folder) if config.teacher else None
     return CIFAR10DataModule(config, teacher=teacher), LeNetModule(config, val_name=config.select_on)
 
 

@@ -170,7 +170,7 @@ def compute():
     return np.arange(2**20)
 if "die" in sys.argv:
     os.fsync = lambda number: os._exit(9)  # killed with the bytes written, but not yet the file in place
-found = cache.kept(folder, "a", ("b",), (2**20,), np.int64, compute)
+found = cache.load_or_compute(folder, "a", ("b",), (2**20,), np.int64, compute)
 assert np.array_equal(found, np.arange(2**20))
 """
 
