@@ -3,10 +3,11 @@
 python evaluate.py checkpoints/adam-lr0.002-bs128-seed0/version_0
 python evaluate.py checkpoints/lenet5-cifar10.ckpt --tta
 python evaluate.py checkpoints/sgd-lr0.1-bs128-seed0/version_0 --corrupt gaussian --denoise gaussian
-python evaluate.py checkpoints/sgd-lr0.1-bs128-seed0/version_0 --on val --out evaluated
+python evaluate.py checkpoints/sgd-lr0.1-bs128-seed0/version_0 --corrupt all --on val --out evaluated
 python evaluate.py checkpoints/lenet5-cifar10.ckpt --on CIFAR-10-C --out evaluated
 """
 
+import argparse
 import math
 import sys
 from dataclasses import replace
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from analysis.reports import REPORT
 from cifar10.config import Data, Preprocessing
+from cifar10.filters import CORRUPT
 from core.cli import Parser, exit_status
 from core.errors import SettingError, UsageError
 
@@ -52,7 +54,13 @@ def parser() -> Parser:
     )
     parser.add_argument("--network", metavar="FILE:CLASS", help="Python file and class of your own network.")
     parser.add_settings(Data, FOLDERS)
-    parser.add_settings(Preprocessing, ("corrupt", "severity", "denoise", "denoise_strength"))
+    parser.add_argument(
+        "--corrupt",
+        choices=[*CORRUPT, "all"],
+        default=argparse.SUPPRESS,
+        help="Corruption of the images before all else; all evaluates each corruption at each severity.",
+    )
+    parser.add_settings(Preprocessing, ("severity", "denoise", "denoise_strength"))
     return parser
 
 
@@ -68,23 +76,27 @@ def main() -> None:
         raise UsageError(f"--release: not with --{min(changes, default='tta' if tta else 'on')}")
 
     # These take seconds to import: a bad flag is refused before.
-    from models.checkpoint import load_checkpoint
-    from training.evaluation import evaluate
+    from models.checkpoint import load_checkpoint, refuse_overwriting
+    from training.evaluation import evaluate, in_percent
 
+    if target:
+        refuse_overwriting("release", target)
     checkpoint = load_checkpoint(path, network)
     if temperature:
         checkpoint = replace(checkpoint, temperature=temperature)
-    figures = evaluate(checkpoint, tta=tta, **flags)
-    width = max(15, *(len(name) + 2 for name in figures))
-    for name, value in figures.items():
-        print(f"{name:<{width}}{value:.4f}")
-    if flags["out"]:
-        print(f"{'report':<15}{flags['out'] / REPORT}")
+    found = evaluate(checkpoint, tta=tta, **flags)
+    for line in found.folders:
+        print(line)
+    lines = {"images": found.images} | in_percent(found.figures)
+    lines |= {"report": flags["out"] / REPORT} if flags["out"] else {}
     if target:
         from training.checkpoints import release
 
-        release(checkpoint, target, figures["test/acc"])
-        print(f"{'released':<15}{target}")
+        release(checkpoint, target, found.figures["accuracy"])
+        lines |= {"released": target}
+    width = max(map(len, lines)) + 2
+    for name, value in lines.items():
+        print(f"{name:<{width}}{value}")
 
 
 if __name__ == "__main__":

@@ -52,6 +52,7 @@ PICTURES = {
     DIFFERENCES: "Differences paired by seed, their mean and its 95% interval",
 }
 MINUS = "minus baseline, points"
+CORRUPTED = "corrupted.csv"  # of benchmarks.corruption
 KNOWN_RESULTS = Path(__file__).parent.parent / "results"
 SEVERAL = "Several seeds: mean ± standard deviation (95% interval of the mean, Student's t); seconds: median."
 SECONDS = "Seconds are wall time; those of runs side by side are no measure of speed."

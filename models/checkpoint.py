@@ -10,7 +10,7 @@ import math
 import pickle
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from cifar10.config import Data, Preprocessing
 from cifar10.preprocessing import from_state
 from cifar10.records import CLASS_NAMES
-from core.errors import UsageError
+from core.errors import SettingError, UsageError
 from core.settings import refuse_newer
 from models import registry
 from models.config import Network
@@ -33,6 +33,7 @@ LAST, BEST = "last.ckpt", "best-*=*.ckpt"
 # Entries of a file. Lightning chose the first three; the third is the name of the data module's class.
 STATE_DICT, EPOCH, DATA_STATE = "state_dict", "epoch", "CIFAR10DataModule"
 FLAGS, FORMAT, NAMES = "flags", "format", "class_names"  # without FORMAT it is of format 1
+OPTIMIZER_STATES = "optimizer_states"  # of a run, which can be resumed from there; not in released weights
 TEMPERATURE = "temperature"  # without it, 1
 MODEL = "model."  # before the names of the network's weights, which are an attribute of `LeNetModule`
 
@@ -116,6 +117,18 @@ def load_checkpoint(path: str | Path, network: str | None = None, last: bool = F
         raise UsageError(f"{path}: no checkpoint of train.py")
     checkpoint = _checkpoint(path, entries)
     return replace(checkpoint, **_named(checkpoint, network))
+
+
+def refuse_overwriting(option: str, path: Path) -> None:
+    """Raise SettingError, which names the option, if the file `path` is a checkpoint of a run, or would lie among
+    them: to resume the run, each has to stay as it is.
+    """
+    of_run = (path.parent / LAST).exists() or any(path.parent.glob(BEST))
+    if not of_run and path.is_file():
+        with suppress(Exception):  # a file of another kind
+            of_run = OPTIMIZER_STATES in torch.load(path, map_location="cpu", weights_only=True)
+    if of_run:
+        raise SettingError(option, path, "a run has its checkpoints there; name another file")
 
 
 def _checkpoint(path: Path, entries: Mapping[str, Any]) -> Checkpoint:

@@ -109,11 +109,15 @@ def resume(path: Path, **changes: Any) -> dict[str, Any]:
 
 
 def evaluated(path: Path, data_dir: Path | None = None, **changes: Any) -> dict[str, float]:
-    """What evaluate.py finds of a checkpoint."""
+    """The figures that evaluate.py finds of a checkpoint, by the names that they have in a run."""
     from models.checkpoint import load_checkpoint
-    from training.evaluation import evaluate
+    from training.evaluation import SPLITS, evaluate
 
-    return evaluate(load_checkpoint(path), data_dir, **changes)
+    on = changes.get("on", "test")
+    names = {"accuracy": "acc", "expected calibration error": "ece"}
+    found = evaluate(load_checkpoint(path), data_dir, **changes).figures
+    prefix = f"{on}/" if on in SPLITS else ""
+    return {prefix + names.get(name, name): value for name, value in found.items()}
 
 
 SCRIPT = """

@@ -5,21 +5,16 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from benchmarks import processes, report_way, sweep_time, throughput, time_to_accuracy
+from benchmarks import corruption, processes, report_way, throughput, time_to_accuracy
 from benchmarks.page import header
 from cifar10.config import Preprocessing
-from cifar10.filters import CORRUPT, DENOISE
-from cifar10.records import CLASS_NAMES
 from cifar_datamodule import CIFAR10DataModule
+from conftest import evaluated
 from lenet_module import LeNet5
-from models.checkpoint import load_checkpoint
-from studies import best, corruption, preprocessing
-from training.evaluation import evaluate
 from training.hardware import fastest_precision
 
 
@@ -117,63 +112,12 @@ def test_time_to_accuracy_goes_on_where_it_stood_and_stops_when_it_is_there(tmp_
     assert rows(page)["3"] == ["74.20", "74.00", "74.40", "60", "50 (50 to 50)"]
 
 
-@pytest.mark.slow
-def test_sweep_time_compares_each_batch_size(data_dir: Path, tmp_path: Path) -> None:
-    page = tmp_path / "time.md"
-    sweep_time.main(["--tiny", "--rounds", "1", "--data_dir", str(data_dir), "--out", str(page)])
-    written = rows(page)
-    for name in ("batch 128, an epoch, s", "batch 64, an epoch, s", "batch 32, an epoch, s", "all 630 epochs, minutes"):
-        theirs, ours, ratio = (float(cell.replace(",", "")) for cell in written[name][:3])
-        assert theirs > 0 and ours > 0 and ratio > 0
-
-
-def test_the_page_of_the_best_recipe_agrees_with_the_runs_own_tests(
-    run: Any, data_dir: Path, tmp_path: Path, capsys: Any
-) -> None:
-    results = [run(seed=seed, val_size=0) for seed in (1, 0)]
-    best.main([str(tmp_path / "logs"), "--data_dir", str(data_dir), "--out", str(tmp_path / "best")])
-    written = rows(tmp_path / "best" / "test.md")
-    accuracies = [float(cell) for cell in written["test accuracy, one forward pass, %"][:2]]
-    assert accuracies == [pytest.approx(result["test_acc"] * 100, abs=0.01) for result in reversed(results)]
-    shares = [float(written[name][0]) for name in CLASS_NAMES]
-    assert sum(shares) / 10 == pytest.approx(accuracies[0], abs=0.1)  # the test set has as many of each
-    assert sorted(path.name for path in (tmp_path / "best").glob("*.png")) == ["curve.png", "failures.png"]
-    found = evaluate(load_checkpoint(results[1]["checkpoint"]), data_dir, corrupt="jpeg", severity=5)
-    assert float(written["of JPEG files, quality 40, %"][0]) == pytest.approx(found["test/acc"] * 100, abs=0.01)
-    assert written["temperature"][:2] == ["1.00", "1.00"]  # without validation images none is fitted
-    assert written["the same without temperature"] == written["expected calibration error, clean images"]
-    with pytest.raises(SystemExit, match="2"):
-        best.main([str(tmp_path / "data")])
-    assert "no finished run" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("module", ["benchmarks.throughput", "studies.best"])
+@pytest.mark.parametrize("module", ["benchmarks.throughput"])
 def test_a_page_names_the_command_that_made_it(module: str) -> None:
     assert f'- command: `python -m {module} --out "a b"`' in header("Title", module, ["--out", "a b"], 1)
 
 
-def test_denoising_is_compared_by_pairs_of_seeds(tmp_path: Path) -> None:
-    lines = ["seed,trained_with,denoise,corrupt,severity,test_acc"]
-    damages = [("none", 0), *((name, severity) for name in CORRUPT if name != "none" for severity in (1, 3, 5))]
-    for corrupt, severity in damages:
-        for seed, accuracy in enumerate((70.0, 80.0)):
-            lines.append(f"{seed},none,none,{corrupt},{severity},{accuracy}")
-            for method in DENOISE:
-                if method != "none":
-                    lines.append(f"{seed},none,{method},{corrupt},{severity},{accuracy - 1}")
-                    lines.append(f"{seed},{method},{method},{corrupt},{severity},{accuracy + 1 + seed}")
-    path = tmp_path / "corrupted.csv"
-    path.write_text("\n".join(lines))
-    table = preprocessing.corrupted_table(path).splitlines()
-    assert len(table) == 2 + len(damages)
-    methods = [method for method in DENOISE if method != "none"]
-    ways = [f"{method}, in {where}" for where in ("the test only", "training too") for method in methods]
-    assert [cell.strip() for cell in table[0].split("|")[3:-1]] == ways
-    first = [cell.strip() for cell in table[2].strip("|").split("|")]
-    assert first == ["clean", "75.00 ± 7.07", *["-1.00 ± 0.00"] * 4, *["+1.50 ± 0.71"] * 4]
-
-
-@pytest.mark.parametrize("benchmark", [throughput, time_to_accuracy, sweep_time])
+@pytest.mark.parametrize("benchmark", [throughput, time_to_accuracy])
 def test_a_tiny_run_does_not_overwrite_results(benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit):
@@ -202,18 +146,19 @@ def test_a_cold_start_is_not_measured_where_the_system_does_not_let_us(
     assert all(math.isnan(value) for value in processes.start_up(tmp_path, [], cold=True).values())
 
 
-def test_the_corruption_study_has_each_corruption_and_goes_on_where_it_stood(
-    run: Any, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_run_of_a_sweep_is_evaluated_once_on_each_corruption(run: Any, data_dir: Path, tmp_path: Path) -> None:
     results = [run(seed=seed) for seed in (0, 1)]
-    study = [str(tmp_path / "logs"), "--data_dir", str(data_dir), "--out", str(tmp_path / "out")]
-    corruption.main(study)
-    rows = pd.read_csv(tmp_path / "out" / "corrupted.csv")
-    clean = rows[rows["image"] == "clean"]["accuracy"].tolist()
-    assert clean == pytest.approx([100 * result["val_acc"] for result in results])
-    monkeypatch.setattr(corruption, "accuracies", None)
-    corruption.main(study)
-    page = (tmp_path / "out" / "corrupted.md").read_text(encoding="utf-8")
-    first = [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("|")][2:]
-    assert first == [*dict.fromkeys(rows["image"]), "mean of all severities"]
-    assert f"{np.mean(clean):.1f} ± {np.std(clean, ddof=1):.1f}" in page
+    line = [str(tmp_path / "logs"), "--data_dir", str(data_dir), "--out", str(tmp_path / "out")]
+    corruption.main(line)
+    table = pd.read_csv(tmp_path / "out" / "corrupted.csv")
+    clean = table[table["corruption"] == "clean"]
+    assert [f"{path.parent.name}/{path.name}" for path in map(Path, (r["log_dir"] for r in results))] == list(
+        clean["run"]
+    )
+    assert clean["accuracy"].tolist() == pytest.approx([100 * result["val_acc"] for result in results])
+    noise = table[(table["corruption"] == "gaussian") & (table["severity"] == 5)]["accuracy"].iloc[0]
+    found = evaluated(Path(results[0]["checkpoint"]), data_dir, on="val", corrupt="gaussian", severity=5)
+    assert noise == pytest.approx(100 * found["val/acc"]) and len(table) == 2 * (2 + 4 * 5)
+    Path(results[0]["checkpoint"]).unlink()
+    corruption.main(line)
+    assert len(pd.read_csv(tmp_path / "out" / "corrupted.csv")) == len(table)

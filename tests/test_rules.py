@@ -28,7 +28,6 @@ FLOORS = [
     {"experiments"},
     DOORS,
     {"benchmarks"},
-    {"studies"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 PACKAGES = FLOOR.keys() - DOORS - HALVES
@@ -113,8 +112,8 @@ def test_cores_are_counted_in_one_place() -> None:
 def test_an_import_that_runs_upwards_is_found_wherever_it_stands(line: str, tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "networks.py").write_text(f"from typing import TYPE_CHECKING\n{line}\n")
-    (tmp_path / "studies").mkdir()
-    (tmp_path / "studies" / "best.py").write_text("import models.networks, benchmarks.page\n")
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "speed.py").write_text("import models.networks, experiments.runs\n")
     (found,) = upward_imports(tmp_path)
     assert found == f"models/networks.py imports {'training' if 'training' in line else 'train'}"
 

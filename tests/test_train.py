@@ -102,7 +102,7 @@ def test_a_network_in_a_file_of_ones_own_is_trained_evaluated_and_resumed(
     result = run(network=network, width=3, epochs=2, pictures=True)
     checkpoint = Path(result["checkpoint"])
     again = evaluate(load_checkpoint(checkpoint, network), data_dir)
-    assert again["test/loss"] == pytest.approx(result["test_loss"])
+    assert again.figures["loss"] == pytest.approx(result["test_loss"])
     with pytest.raises(UsageError, match="a checkpoint brings no code"):
         load_checkpoint(checkpoint)
     assert resume(checkpoint.parent, network=network)["test_loss"] == result["test_loss"]

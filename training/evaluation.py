@@ -1,15 +1,17 @@
-"""A checkpoint on labelled images: the test set, the images that validated its run, or a folder of someone's own.
+"""Evaluate a checkpoint on labelled images: the test set, the validation images of its run, or a folder.
 
-    values = evaluate(load_checkpoint(path), on="val", out=Path("out"))  # {"val/loss": ..., "val/acc": ...}
+    found = evaluate(load_checkpoint(path), on="val", out=Path("out"))
+    found.figures  # {"accuracy": 0.78, "loss": 0.65, "expected calibration error": 0.01}
 
 All images are preprocessed as in the run, and classified in float32.
 """
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -21,29 +23,54 @@ from analysis import reports as findings
 from analysis.reports import CORRUPTED, CORRUPTIONS
 from cifar10 import download, records
 from cifar10.config import Data, Preprocessing
+from cifar10.filters import CORRUPT, DEFAULT_SEVERITY, corrupt
 from cifar10.pictures import find_images, label, read_or_reason
 from cifar10.preprocessing import preprocess, preprocess_lazily
 from cifar_datamodule import EVAL_BATCH_SIZE, stratified_split
 from core.cache import LazyArray
-from core.errors import UsageError
+from core.errors import SettingError, UsageError
 from core.shell import command_line
-from lenet_module import MeanLoss
 from models.checkpoint import Checkpoint
 from models.classifier import Classifier, make_classifier
-from training.checkpoints import config_of
 
+ALL = "all"  # every corruption at every severity
+Kind: TypeAlias = tuple[str, int | None]  # corruption and severity
+Accuracies: TypeAlias = dict[Kind, float]  # fractions
+CLEAN: Kind = ("clean", None)
+JPEG_75: Kind = ("JPEG quality 75", None)  # a common quality, between two severities
 LABELS = "labels.npy"  # in a folder of CIFAR-10-C's format
 SEVERITIES = 5  # one after the other in each of its files
 SPLITS = {"val": "validation", "test": "test"}
 
 
 @dataclass(frozen=True)
+class Evaluation:
+    """What a network was evaluated on, and what it reached.
+
+    Attributes:
+        images: Their number and what they are, such as "10,000 test images".
+        figures: Fractions by name, and the loss.
+        folders: Of pictures: where how many of which class were found, a line each.
+    """
+
+    images: str
+    figures: dict[str, float]
+    folders: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Labelled:
     """N images to evaluate on."""
 
-    pixels: np.ndarray  # uint8 [N, 3, 32, 32], preprocessed
-    shown: np.ndarray  # uint8 [N, 32, 32, 3], as they were
+    name: str  # what they are
+    pixels: np.ndarray  # uint8 [N, 32, 32, 3]
     labels: Tensor  # int64 [N]
+    indices: np.ndarray  # int64 [N], by which a corruption draws its noise
+    folders: tuple[str, ...] = ()
+
+    @property
+    def images(self) -> str:
+        return f"{len(self.labels):,} {self.name} images"
 
 
 def evaluate(
@@ -55,25 +82,20 @@ def evaluate(
     out: Path | None = None,
     cache_dir: Path | None = None,
     **changes: Any,
-) -> dict[str, float]:
+) -> Evaluation:
     """Evaluate a checkpoint of `train` in float32, on images preprocessed as in its run.
 
-    The loss is that of the network's own logits; the calibration error is that of the probabilities, which the
-    checkpoint's temperature has a part in.
+    The loss is that of the network's logits; the calibration error (`figures.calibration_error`) is that of its
+    probabilities, after division of the logits by the checkpoint's temperature.
 
     Args:
         data_dir, mirror, cache_dir: As in `Data`; None takes the defaults.
-        tta: Test-time augmentation: whether each image is classified together with its horizontal flip.
+        tta: Test-time augmentation: average the logits of each image and of its horizontal flip.
         on: "test", the official test set; "val", the run's validation images; or a folder: of pictures in folders named
             by class, or of CIFAR-10-C's format, <corruption>.npy, uint8 [5 M, 32, 32, 3], five severities of M images
             each, and labels.npy [5 M].
         out: A folder without files, to which tables, pictures and a report are written.
-        changes: Settings of `Preprocessing`, instead of those of the run.
-
-    Returns:
-        The mean loss, the accuracy and the expected calibration error, fractions: `test/loss`, `test/acc` and
-        `test/ece`, or `val/...`; of a folder `loss`, `acc` and `ece`, or the accuracy of each corruption and severity,
-        and their mean.
+        changes: Settings of `Preprocessing`, instead of those of the run; `corrupt` may be "all".
 
     Raises:
         UsageError: The checkpoint's weights are of another network, the changes contradict its run, the run had no
@@ -82,41 +104,39 @@ def evaluate(
     """
     if out and out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UsageError(f"{out}: is there already; name a new folder")
-    config = config_of(checkpoint)
-    classifier, settings = make_classifier(checkpoint, tta), checkpoint.preprocessing.changed(changes)
-    corrupted = "corrupt" in changes  # a folder of images is corrupted only if that is asked for
+    corrupted = "corrupt" in changes  # a folder of images is corrupted only on demand
+    if every := changes.get("corrupt") == ALL:
+        if "severity" in changes:
+            raise SettingError("severity", changes["severity"], f"not with --corrupt {ALL}, which has each")
+        changes |= {"corrupt": "none"}
+    settings = checkpoint.preprocessing.changed(changes)
+    data = replace(checkpoint.data, data_dir=data_dir or Data.data_dir, mirror=mirror, cache_dir=cache_dir)
+    classifier = make_classifier(checkpoint, tta)
+    if on not in SPLITS and (Path(on) / LABELS).exists():
+        if every:
+            raise SettingError("corrupt", ALL, f"the images of {on} are corrupted already")
+        images = f"the images of {Path(on).resolve().name}"
+        return _summarize(checkpoint, images, evaluate_archive(classifier, Path(on), settings, corrupted), out)
+    labelled = load_split(checkpoint, data, on) if on in SPLITS else _load_pictures(Path(on), checkpoint.class_names)
+    if every:
+        found = evaluate_corruptions(classifier, labelled, settings)
+        return _summarize(checkpoint, labelled.images, found, out, labelled.folders)
     if on in SPLITS:
-        data = replace(config, data_dir=data_dir or Data.data_dir, mirror=mirror, cache_dir=cache_dir)
-        images = _official(checkpoint, settings, data, on, corrupted)
-    elif (Path(on) / LABELS).exists():
-        found = dict(_corruptions(classifier, Path(on), settings, corrupted))
-        if out:
-            _write_corruptions(out, checkpoint, Path(on), found)
-        named = {f"{name} {severity}": value for (name, severity), value in found.items()}
-        return named | {"mean": float(np.mean(list(found.values())))}
+        corrupted = settings.corrupt != "none" and (corrupted or on == "test" or settings.corrupt_on == "both")
+        pixels = _preprocess_split(checkpoint, settings, data, on, labelled.indices, corrupted)
     else:
-        images = _pictures(Path(on), checkpoint, settings, corrupted)
-    logits = classify(classifier, images.pixels)
-    loss = MeanLoss()
-    for some, labels in zip(logits.split(EVAL_BATCH_SIZE), images.labels.split(EVAL_BATCH_SIZE), strict=True):
-        loss.update(F.cross_entropy(some, labels), len(labels))
-    acc = (logits.argmax(1) == images.labels).float().mean()
-    temperature = checkpoint.temperature
-    ece = figures.calibration_error((logits / temperature).softmax(1), images.labels)
+        pixels = preprocess(labelled.pixels.transpose(0, 3, 1, 2), settings, checkpoint.whitening, corrupted)
+    logits, labels = classify(classifier, pixels), labelled.labels
+    probabilities = (logits / checkpoint.temperature).softmax(1)
+    result = {
+        "accuracy": measure_accuracy(logits, labels),
+        "loss": F.cross_entropy(logits, labels).item(),
+        "expected calibration error": figures.calibration_error(probabilities, labels),
+    }
+    severity = f", {settings.corrupt} of severity {settings.severity or DEFAULT_SEVERITY}" if corrupted else ""
     if out:
-        name = SPLITS.get(on, f'"{Path(on).resolve().name}"')
-        out.mkdir(parents=True, exist_ok=True)
-        findings.write_tables(out, logits, images.labels, checkpoint.class_names)
-        names = checkpoint.class_names
-        for file, figure in findings.draw(logits, images.labels, images.shown, names, name, temperature).items():
-            findings.save(out / file, figure)
-        result = [("accuracy", f"{acc:.2%}"), ("loss", f"{loss.compute():.4f}")]
-        result += [("expected calibration error", f"{ece:.2%}"), ("temperature", f"{temperature:.3f}")]
-        findings.write_report(
-            out, f"{checkpoint.path.name} on {name} images", command_line("python", *sys.argv), result, name
-        )
-    prefix = f"{on}/" if on in SPLITS else ""
-    return {f"{prefix}loss": loss.compute().item(), f"{prefix}acc": acc.item(), f"{prefix}ece": ece}
+        _write_report(out, checkpoint, labelled, logits, result)
+    return Evaluation(labelled.images + severity, result, labelled.folders)
 
 
 @torch.inference_mode()
@@ -125,50 +145,40 @@ def classify(classifier: Classifier, pixels: np.ndarray) -> Tensor:
     return torch.cat([classifier.logits(batch) for batch in torch.from_numpy(pixels).split(EVAL_BATCH_SIZE)])
 
 
-def _official(checkpoint: Checkpoint, settings: Preprocessing, data: Data, on: str, corrupted: bool) -> Labelled:
-    """The test set, or the run's validation images: corrupted if its training images were, or if `corrupted`."""
-    train = on == "val"
-    if train and not data.val_size:
-        raise UsageError(f"{checkpoint.path}: its run had no validation images")
-    download.prepare(data.data_dir, data.mirror)
-    folder = data.data_dir / records.FOLDER
-    labels = torch.from_numpy(records.load_labels(folder, train))
-    chosen = stratified_split(labels, data.val_size, data.split_seed)[1] if train else torch.arange(len(labels))
-    images = LazyArray(records.identity(train), (len(labels), 3, 32, 32), lambda: records.load(folder, train)[0])
-    corrupted = corrupted or not train or settings.corrupt_on == "both"
-    pixels = preprocess_lazily(images, settings, checkpoint.whitening, corrupted, data.cache_folder).array
-    if train:
-        pixels = pixels.transpose(0, 2, 3, 1)[chosen.numpy()].transpose(0, 3, 1, 2)
-    shown = records.pick(folder, train, chosen.numpy()).transpose(0, 2, 3, 1)
-    return Labelled(pixels, shown, labels[chosen])
+def measure_accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Return the share of `logits`, float [N, C], whose highest is that of the label, int64 [N]."""
+    return (logits.argmax(1) == labels).float().mean().item()
 
 
-def _pictures(folder: Path, checkpoint: Checkpoint, settings: Preprocessing, corrupted: bool) -> Labelled:
-    """The image files in and below a folder; each lies in a folder that is named by its class."""
-    names, files = checkpoint.class_names, find_images([folder])[0] if folder.is_dir() else []
-    if not files:
-        raise UsageError(f"{folder}: neither val, test nor a folder of images")
-    for file in files:
-        if label(file) not in names:
-            raise UsageError(f"{file}: its folder is not named by a class, which are {', '.join(names)}")
-    read = []
-    for file in files:
-        if isinstance(found := read_or_reason(file, "crop"), str):
-            raise UsageError(f"{file}: {found}")
-        read.append(found)
-    shown = np.stack(read)
-    pixels = preprocess(shown.transpose(0, 3, 1, 2), settings, checkpoint.whitening, corrupted)
-    return Labelled(pixels, shown, torch.tensor([names.index(label(file)) for file in files]))
+def evaluate_corruptions(classifier: Classifier, images: Labelled, settings: Preprocessing) -> Accuracies:
+    """Measure the accuracy on clean images, on JPEG files of quality 75, and on each corruption and severity."""
+    levels: dict[Kind, tuple[str, float]] = {CLEAN: ("none", 0), JPEG_75: ("jpeg", 75)}
+    for method, of_method in CORRUPT.items():
+        levels |= {(method, severity): (method, level) for severity, level in enumerate(of_method, 1)}
+    found = {}
+    for kind, (method, level) in levels.items():
+        pixels = images.pixels
+        if kind != CLEAN:
+            pairs = zip(pixels, images.indices, strict=True)
+            pixels = np.stack([corrupt(method, level, image, index) for image, index in pairs])
+        logits = classify(classifier, preprocess(pixels.transpose(0, 3, 1, 2), settings, classifier.whitening))
+        found[kind] = measure_accuracy(logits, images.labels)
+    return found
 
 
-def _corruptions(
-    classifier: Classifier, folder: Path, settings: Preprocessing, corrupted: bool
-) -> Iterator[tuple[tuple[str, int], float]]:
-    """Accuracy by corruption and severity of a folder in CIFAR-10-C's format."""
+def evaluate_archive(classifier: Classifier, folder: Path, settings: Preprocessing, corrupted: bool) -> Accuracies:
+    """Measure the accuracy on each corruption and severity of a folder in CIFAR-10-C's format; UsageError if it has
+    another form.
+    """
     labels = _read(folder / LABELS, 1)
     count = len(labels) // SEVERITIES
     if not labels.size or len(labels) % SEVERITIES or labels.min() < 0 or labels.max() >= len(classifier.class_names):
         raise UsageError(f"{folder / LABELS}: no labels of {SEVERITIES} severities")
+    if (labels.reshape(SEVERITIES, count) != labels[:count]).any():
+        raise UsageError(
+            f"{folder / LABELS}: must hold the labels of the same images {SEVERITIES} times, once for each severity; "
+            f"its {len(labels):,} labels do not repeat, so they are of one severity or of another data set"
+        )
     files = [file for file in sorted(folder.glob("*.npy")) if file.name != LABELS]
     arrays = {file: _read(file, 4) for file in files}
     for file, images in arrays.items():
@@ -176,13 +186,63 @@ def _corruptions(
             raise UsageError(f"{file}: is {images.dtype} {list(images.shape)}, not uint8 {[len(labels), 32, 32, 3]}")
     if not files:
         raise UsageError(f"{folder}: has no <corruption>.npy beside {LABELS}")
+    found: Accuracies = {}
     for file, images in arrays.items():
         for severity in range(SEVERITIES):
             part = slice(severity * count, (severity + 1) * count)
-            pixels = np.ascontiguousarray(images[part]).transpose(0, 3, 1, 2)
-            pixels = preprocess(pixels, settings, classifier.whitening, corrupted)
-            right = classify(classifier, pixels).argmax(1).numpy() == labels[part]
-            yield (file.stem, severity + 1), float(right.mean())
+            pixels = np.array(images[part]).transpose(0, 3, 1, 2)
+            logits = classify(classifier, preprocess(pixels, settings, classifier.whitening, corrupted))
+            found[file.stem, severity + 1] = measure_accuracy(logits, torch.from_numpy(labels[part].astype(np.int64)))
+    return found
+
+
+def load_split(checkpoint: Checkpoint, data: Data, on: str) -> Labelled:
+    """Read the test set, or the run's validation images; UsageError if it had none, DataError as of `evaluate`."""
+    train = on == "val"
+    if train and not data.val_size:
+        raise UsageError(f"{checkpoint.path}: its run had no validation images")
+    download.prepare(data.data_dir, data.mirror)
+    folder = data.data_dir / records.FOLDER
+    labels = torch.from_numpy(records.load_labels(folder, train))
+    chosen = stratified_split(labels, data.val_size, data.split_seed)[1] if train else torch.arange(len(labels))
+    pixels = records.pick(folder, train, chosen.numpy()).transpose(0, 2, 3, 1)
+    return Labelled(SPLITS[on], pixels, labels[chosen], chosen.numpy())
+
+
+def _preprocess_split(
+    checkpoint: Checkpoint, settings: Preprocessing, data: Data, on: str, indices: np.ndarray, corrupted: bool
+) -> np.ndarray:
+    """The images of `load_split` as the network takes them, by way of the cache."""
+    train, folder = on == "val", data.data_dir / records.FOLDER
+    shape = (len(records.load_labels(folder, train)), 3, 32, 32)
+    images = LazyArray(records.identity(train), shape, lambda: records.load(folder, train)[0])
+    pixels = preprocess_lazily(images, settings, checkpoint.whitening, corrupted, data.cache_folder).array
+    return pixels.transpose(0, 2, 3, 1)[indices].transpose(0, 3, 1, 2) if train else pixels
+
+
+def _load_pictures(folder: Path, class_names: Sequence[str]) -> Labelled:
+    """The image files in and below a folder; each lies in a folder that is named by its class, in any case."""
+    files = find_images([folder])[0] if folder.is_dir() else []
+    if not files:
+        raise UsageError(f"{folder}: neither val, test nor a folder of images")
+    numbers = {name.lower(): number for number, name in enumerate(class_names)}
+    read, counts = [], dict[Path, Counter[str]]()
+    for file in files:
+        name = label(file).lower()
+        if name not in numbers:
+            raise UsageError(f"{file}: its folder is not named by a class, which are {', '.join(class_names)}")
+        counts.setdefault(file.parent.parent, Counter())[class_names[numbers[name]]] += 1
+        if isinstance(found := read_or_reason(file, "crop"), str):
+            raise UsageError(f"{file}: {found}")
+        read.append(found)
+    labels = torch.tensor([numbers[label(file).lower()] for file in files])
+    folders = [
+        f"{root}: {sum(of_class.values()):,} images ({', '.join(f'{name} {n:,}' for name, n in of_class.items())})"
+        for root, of_class in counts.items()
+    ]
+    if len(folders) > 1:
+        folders.append("these folders are evaluated together; name one of them to evaluate it alone")
+    return Labelled(f'"{folder.resolve().name}"', np.stack(read), labels, np.arange(len(files)), tuple(folders))
 
 
 def _read(path: Path, dimensions: int) -> np.ndarray:
@@ -195,27 +255,57 @@ def _read(path: Path, dimensions: int) -> np.ndarray:
     return array
 
 
-def _write_corruptions(
-    out: Path, checkpoint: Checkpoint, folder: Path, accuracies: Mapping[tuple[str, int], float]
+def _write_report(
+    out: Path, checkpoint: Checkpoint, images: Labelled, logits: Tensor, result: Mapping[str, float]
 ) -> None:
-    """CORRUPTIONS, a row a corruption and severity; CORRUPTED, the same as a picture; and a report."""
+    """Tables, pictures and a report of one set of images."""
     out.mkdir(parents=True, exist_ok=True)
-    names = list(dict.fromkeys(name for name, _ in accuracies))
-    table = np.array(list(accuracies.values())).reshape(len(names), SEVERITIES)
-    rows: list[tuple[Any, ...]] = [(*key, value) for key, value in accuracies.items()]
-    rows.append(("mean", None, float(table.mean())))
-    findings.write_csv(out / CORRUPTIONS, ["corruption", "severity", "accuracy"], rows)
+    names, labels = checkpoint.class_names, images.labels
+    findings.write_tables(out, logits, labels, names)
+    drawn = findings.draw(logits, labels, images.pixels, names, images.name, checkpoint.temperature)
+    for file, figure in drawn.items():
+        findings.save(out / file, figure)
+    rows = [*in_percent(result).items(), ("temperature", f"{checkpoint.temperature:.3f}")]
+    title = f"{checkpoint.path.name} on {images.name} images"
+    findings.write_report(out, title, command_line("python", *sys.argv), rows, images.name)
+
+
+def _summarize(
+    checkpoint: Checkpoint, images: str, found: Accuracies, out: Path | None, folders: tuple[str, ...] = ()
+) -> Evaluation:
+    """The accuracy of each corruption and severity, and their mean; with `out`, also CORRUPTIONS, a row each,
+    CORRUPTED, the same as a picture, and a report.
+    """
+    by_severity = {kind: value for kind, value in found.items() if kind[1]}
+    mean = float(np.mean(list(by_severity.values())))
+    named = {f"{method} {severity or ''}".strip(): value for (method, severity), value in found.items()}
+    evaluation = Evaluation(images, named | {"mean of corruptions": mean}, folders)
+    if not out:
+        return evaluation
+    out.mkdir(parents=True, exist_ok=True)
+    rows: list[tuple[Any, ...]] = [(*kind, value) for kind, value in found.items()]
+    findings.write_csv(out / CORRUPTIONS, ["corruption", "severity", "accuracy"], [*rows, ("mean", None, mean)])
+    methods = list(dict.fromkeys(method for method, _ in by_severity))
+    table = np.array(list(by_severity.values())).reshape(len(methods), SEVERITIES)
     table = np.column_stack([table, table.mean(1)])
     table = np.vstack([table, table.mean(0)])
     columns = [*(f"severity {severity}" for severity in range(1, SEVERITIES + 1)), "mean"]
-    figure = figures.accuracies(table, [*names, "mean"], columns, f"Accuracy on the images of {folder.name}")
-    findings.save(out / CORRUPTED, figure)
-    lines = [[name, *(f"{value:.1%}" for value in row)] for name, row in zip([*names, "mean"], table, strict=True)]
+    title = f"Accuracy of {checkpoint.path.name} on {images}"
+    findings.save(out / CORRUPTED, figures.accuracies(table, [*methods, "mean"], columns, title))
+    lines = [[name, *(f"{value:.1%}" for value in row)] for name, row in zip([*methods, "mean"], table, strict=True)]
+    plain = [(method, f"{value:.1%}") for (method, severity), value in found.items() if not severity]
     findings.write_page(
         out,
-        f"# {checkpoint.path.name} on {folder.name}",
+        f"# {checkpoint.path.name} on {images}, corrupted",
         f"```sh\n{command_line('python', *sys.argv)}\n```",
+        *([findings.in_markdown(["images", "accuracy"], plain)] if plain else []),
         findings.in_markdown(["accuracy", *columns], lines),
         f"![Accuracy by corruption and severity]({CORRUPTED})",
         f"As a file: [{CORRUPTIONS}]({CORRUPTIONS}).",
     )
+    return evaluation
+
+
+def in_percent(figures: Mapping[str, float]) -> dict[str, str]:
+    """Fractions as percent; the loss is none."""
+    return {name: f"{value:.4f}" if name == "loss" else f"{value:.2%}" for name, value in figures.items()}

@@ -367,7 +367,7 @@ def test_the_sweeps_in_the_repository_are_the_reports_cells_and_the_study(
         known = {key for key, config in configs.items() if not config.teacher}
         assert known and known <= plan.finished().keys() and (configs.keys() - known).isdisjoint(plan.finished())
         sizes[name] = len(configs)
-    assert sizes["coursework"] == 27 and sizes["sgd_vs_adam"] == 12 and sizes["ablation"] == 27
+    assert sizes["coursework"] == 27 and sizes["sgd_vs_adam"] == 12
 
 
 def test_a_sweep_whose_teacher_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import pickle
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,14 @@ from PIL import Image
 
 import evaluate as door
 from cifar10 import records
+from cifar10.filters import CORRUPT
 from cifar10.records import CLASS_NAMES
 from conftest import RECORDS, evaluated
-from core.errors import UsageError
+from core.errors import SettingError, UsageError
 from made_up import of_format_2
+from models.checkpoint import load_checkpoint
 from models.classifier import load_classifier
+from training.evaluation import evaluate
 
 FILES = {"confusion.csv", "classes.csv", "confusion.png", "mistakes.png", "reliability.png", "report.md"}
 
@@ -78,7 +82,10 @@ def test_a_folder_of_pictures_is_evaluated_as_the_same_images_of_the_data_set(
     (tmp_path / "mine" / "cat" / "damaged.png").write_bytes(b"no picture")
     with pytest.raises(UsageError, match=r"damaged\.png: "):
         evaluated(checkpoint, on=str(tmp_path / "mine"))
-    (tmp_path / "mine" / "cat").rename(tmp_path / "mine" / "cats")
+    (tmp_path / "mine" / "cat" / "damaged.png").unlink()
+    (tmp_path / "mine" / "cat").rename(tmp_path / "mine" / "Cat")
+    assert evaluated(checkpoint, on=str(tmp_path / "mine")) == mine
+    (tmp_path / "mine" / "Cat").rename(tmp_path / "mine" / "cats")
     with pytest.raises(UsageError, match=r"its folder is not named by a class"):
         evaluated(checkpoint, on=str(tmp_path / "mine"))
 
@@ -102,15 +109,9 @@ def test_of_damaged_images_there_is_a_row_for_each_corruption_and_severity_and_t
     assert {path.name for path in out.iterdir()} == {"corruptions.csv", "corruptions.png", "report.md"}
     assert f"{accuracies[-1]:.1%}" in (out / "report.md").read_text()
     printed = capsys.readouterr().out.splitlines()
-    assert (
-        len(printed) == 12
-        and printed[-1].endswith("report.md")
-        and printed[-2].split()
-        == [
-            "mean",
-            f"{accuracies[-1]:.4f}",
-        ]
-    )
+    assert len(printed) == 13 and printed[0].split(maxsplit=1) == ["images", "the images of damaged"]
+    assert printed[-1].endswith("report.md")
+    assert printed[-2].split("  ")[0] == "mean of corruptions" and printed[-2].endswith(f" {accuracies[-1]:.2%}")
 
 
 class Harmful:
@@ -126,6 +127,7 @@ class Harmful:
         ("fog.npy", np.zeros((40, 3, 32, 32), np.uint8), r"not uint8 \[40, 32, 32, 3\]"),
         ("labels.npy", np.arange(38) % 10, "no labels of 5 severities"),
         ("labels.npy", np.arange(40), "no labels of 5 severities"),
+        ("labels.npy", np.arange(40) % 10, "its 40 labels do not repeat, so they are of one severity or of another"),
         ("labels.npy", np.empty(0, int), "no labels of 5 severities"),
         ("fog.npy", pickle.dumps(Harmful()), "fog.npy: "),
         ("labels.npy", np.array([Harmful()], object), "labels.npy: "),
@@ -149,6 +151,65 @@ def test_damaged_images_of_another_form_are_refused_and_no_pickle_is_opened(
     with pytest.raises(UsageError, match=reason) as raised:
         evaluated(checkpoint, on=str(damaged), out=tmp_path / "out")
     assert "\n" not in str(raised.value) and not (tmp_path / "harmed").exists() and not (tmp_path / "out").exists()
+
+
+def test_every_corruption_and_severity_of_a_split_is_a_row_of_a_table_and_a_report(
+    run: Any, data_dir: Path, tmp_path: Path
+) -> None:
+    path, out = Path(run(denoise="median")["checkpoint"]), tmp_path / "out"
+    found = evaluated(path, data_dir, on="val", corrupt="all", out=out)
+    kinds = [f"{name} {severity}" for name in CORRUPT if name != "none" for severity in range(1, 6)]
+    assert list(found) == [f"val/{name}" for name in ("clean", "JPEG quality 75", *kinds, "mean of corruptions")]
+    assert found["val/clean"] == evaluated(path, data_dir, on="val")["val/acc"]
+    for kind in ("gaussian 5", "blur 1"):  # with the noise that each image has when it is corrupted alone
+        method, severity = kind.split()
+        alone = evaluated(path, data_dir, on="val", corrupt=method, severity=int(severity))
+        assert found[f"val/{kind}"] == pytest.approx(alone["val/acc"])
+    assert found["val/mean of corruptions"] == pytest.approx(np.mean([found[f"val/{kind}"] for kind in kinds]))
+    with (out / "corruptions.csv").open(newline="") as file:
+        rows = {(row["corruption"], row["severity"]): float(row["accuracy"]) for row in csv.DictReader(file)}
+    assert rows["clean", ""] == pytest.approx(found["val/clean"])
+    assert rows["gaussian", "5"] == pytest.approx(found["val/gaussian 5"])
+    page = (out / "report.md").read_text()
+    assert "100 validation images" in page and f"{found['val/mean of corruptions']:.1%}" in page
+    with pytest.raises(UsageError, match="severity 3: not with --corrupt all"):
+        evaluated(path, data_dir, corrupt="all", severity=3)
+
+
+def test_the_folders_in_which_pictures_were_found_are_named_and_counted(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    for split, classes in {"train": ("cat", "Dog", "cat"), "test": ("SHIP",)}.items():
+        for number, name in enumerate(classes):
+            (tmp_path / "mine" / split / name).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (40, 40)).save(tmp_path / "mine" / split / name / f"{number}.png")
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", str(checkpoint), "--on", str(tmp_path / "mine")])
+    door.main()
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == f"{tmp_path / 'mine' / 'test'}: 1 images (ship 1)"
+    assert printed[1] == f"{tmp_path / 'mine' / 'train'}: 3 images (dog 1, cat 2)"
+    assert printed[2].startswith("these folders are evaluated together")
+    assert printed[3].split(maxsplit=1) == ["images", '4 "mine" images']
+
+
+def test_a_corrupted_split_says_by_what(checkpoint: Path, data_dir: Path) -> None:
+    found = evaluate(load_checkpoint(checkpoint), data_dir, corrupt="blur")
+    assert found.images == f"{RECORDS} test images, blur of severity 3"
+    assert evaluate(load_checkpoint(checkpoint), data_dir).images == f"{RECORDS} test images"
+
+
+@pytest.mark.parametrize("target", ["last.ckpt", "best-epoch=01-val_acc=0.5.ckpt", "new.ckpt", "../../../kept.ckpt"])
+def test_weights_are_not_released_over_a_checkpoint_of_a_run(
+    run: Any, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    folder = Path(run()["checkpoint"]).parent
+    shutil.copy(folder / "last.ckpt", folder / "../../../kept.ckpt")
+    line = ["evaluate.py", str(folder), "--data_dir", str(data_dir), "--release", str(folder / target)]
+    monkeypatch.setattr(sys, "argv", line)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.ckpt")}
+    with pytest.raises(SettingError, match="a run has its checkpoints there"):
+        door.main()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.ckpt")} == before
 
 
 def test_a_folder_that_has_files_is_not_written_to(checkpoint: Path, damaged: Path) -> None:
