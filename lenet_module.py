@@ -1,72 +1,103 @@
-"""How LeNet-5 learns to classify 32 x 32 colour images.
+"""Training of LeNet-5 on 32 x 32 colour images, as a LightningModule.
 
-`LeNetModule` adds loss, metrics, optimizer and schedule to a network of `networks.py`. It trains on any loader that
-gives (float images [B, 3, 32, 32], int64 labels [B]); batch normalization, the default, needs two images in a batch:
+`LeNetModule` adds loss, metrics, optimizer and schedule to a network of models/networks.py or of your own. It trains on
+any loader that gives (float images [B, 3, 32, 32], int64 labels [B]):
 
     pl.Trainer(max_epochs=10).fit(LeNetModule(optimizer="adam"), train_dataloaders=loader)
 
-With `CIFAR10DataModule` it is a program of one line, `LightningCLI(LeNetModule, CIFAR10DataModule)`.
+`LightningCLI(LeNetModule, CIFAR10DataModule)` is a whole program.
 """
 
+import math
+from contextvars import ContextVar
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from pytorch_lightning.trainer.states import TrainerFn
-from torch import Tensor
-from torchmetrics import Metric, MetricCollection
+from pytorch_lightning.utilities.model_helpers import _restricted_classmethod
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from models.checkpoint import FLAGS, FORMAT, TEMPERATURE
+from core.errors import UsageError
+from core.settings import FORMAT
+from models.checkpoint import TEMPERATURE, read_flags, remove_compiled_prefix
+from models.classifier import compute_logits
 from models.config import ModelConfig, Network
 from models.distillation import distillation
 from models.networks import LeNet5
 from models.optimizers import make_optimizer, make_schedule
-from models.registry import NETWORKS, make_network
+from models.registry import NETWORKS, check_network, make_network, missing_code, name_network
 
 __all__ = ["LeNet5", "LeNetModule"]
 
+_MAY_RUN_FILES = ContextVar("_MAY_RUN_FILES", default=True)  # whether the caller, not a checkpoint, names the network
+
 
 class LeNetModule(pl.LightningModule):
-    """Cross-entropy training of LeNet-5 with batch normalization, or of another network.
+    """Train LeNet-5, or another network, with cross-entropy.
 
-    Logged once an epoch, over the epoch's number (counted from 1): `train/loss`, `train/acc`, `val/loss`, `val/acc`,
-    and in a test `test/loss`, `test/acc`; while training, over steps: `train/loss_step`. `Trainer.test` and
-    `Trainer.validate` return theirs, and the number of epochs done as `step`. Accuracies are fractions in [0, 1].
-    Label smoothing and distillation are in the training loss alone, so that the others compare across runs; for the
-    same reason the Trainer's `precision` is that of training steps, and evaluation and prediction are in float32.
+    Metrics are logged once an epoch over the number of epochs done: `train/loss`, `train/acc`, `val/loss`, `val/acc`,
+    and in a test `test/loss`, `test/acc`. `train/loss_step` is logged over steps. `Trainer.test` and `Trainer.validate`
+    return theirs, and the number of epochs done as `step`. Accuracies are fractions in [0, 1]. Label smoothing and
+    distillation change the training loss only, so that the other losses compare across runs. For the same reason the
+    Trainer's `precision` is used in training steps only; evaluation and prediction are in float32.
 
-    A checkpoint brings its network: one of the project, in whatever way it is loaded; one of someone's own by
-    `load_from_checkpoint` alone, which runs the file that is named there.
+    A checkpoint replaces the network by its own if that is one of the project. It holds no code: pass a network of your
+    own to `load_from_checkpoint` again.
 
     Args:
-        config: What learns and how, such as a run's configuration; None takes the defaults.
-        val_name: What the metrics of the validation loader are called; "test" where it holds the test set.
-        flags: Single settings of `ModelConfig`, such as `optimizer="adam"`, instead of those of `config`. In a batch
-            with a teacher's logits, [B, 10], as third part, `teacher_weight` is their share of the training loss.
+        config: Settings such as a run's configuration; None is the defaults.
+        val_name: Prefix of the metrics of the validation loader; "test" where that has the test set.
+        flags: Settings of `ModelConfig` that replace those of `config`, such as `optimizer="adam"`. `network` may also
+            be an object: `network=Net()`. `teacher_weight` is the share of distillation in the training loss of a batch
+            whose third part is a teacher's logits [B, 10].
 
     Raises:
         SettingError: A setting is out of its range.
-        FloatingPointError: While training, the loss is no longer finite.
+        UsageError: The network's file cannot be run, or its logits have a wrong shape.
+        FloatingPointError: The training loss is no longer finite.
     """
 
     def __init__(self, config: ModelConfig | None = None, *, val_name: str = "val", **flags: Any) -> None:
         super().__init__()
+        network = flags.get("network")
+        if isinstance(network, nn.Module):
+            check_network(network)
+            flags = flags | {"network": name_network(network), "network_sha256": None}
         # LightningCLI finds its arguments by the call that takes the flags.
         config = ModelConfig(**flags) if config is None else replace(config, **flags)
         self.config = config.group(ModelConfig).resolved()
         self.save_hyperparameters(self.config.plain() | {"val_name": val_name}, logger=False)
-        self.model: Any = make_network(self.config.network, self.config.width, self.config.network_sha256)
-        self.train_metrics = _metrics("train/")
-        self.val_metrics = _metrics(f"{val_name}/")
-        self.test_metrics = _metrics("test/")
-        self.temperature = 1.0  # of `predict_step`, as a checkpoint says
+        if not isinstance(network, nn.Module):
+            if self.config.network not in NETWORKS and not _MAY_RUN_FILES.get():
+                raise UsageError(missing_code(self.config.network))
+            network = make_network(self.config.network, self.config.width, self.config.network_sha256)
+        self.model: Any = network
+        self.train_metrics = _make_metrics("train/")
+        self.val_metrics = _make_metrics(f"{val_name}/")
+        self.test_metrics = _make_metrics("test/")
+        self.temperature = 1.0  # of `predict_step`; a checkpoint may have another
         self._trained: list[tuple[Tensor, Tensor, Tensor]] = []  # each batch's mean loss, predictions and labels
 
+    @_restricted_classmethod
+    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Self:
+        """Load a module as Lightning does, but run no Python file that only the checkpoint names.
+
+        If the checkpoint's network is one of your own, pass it as `network`, an object or "file.py:Class"; UsageError
+        without it.
+        """
+        token = _MAY_RUN_FILES.set("network" in kwargs)
+        try:
+            return super().load_from_checkpoint(*args, **kwargs)
+        finally:
+            _MAY_RUN_FILES.reset(token)
+
     def forward(self, images: Tensor) -> Tensor:
-        """Float images [B, 3, 32, 32] to logits, float32 [B, 10], in lower precision too: losses need them all."""
+        """Compute logits, float32 [B, 10], of float images [B, 3, 32, 32], whose precision may be lower."""
         return self.model(images).float()
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> dict[str, Tensor]:
@@ -96,7 +127,7 @@ class LeNetModule(pl.LightningModule):
         losses, predictions, labels = zip(*self._trained, strict=True)
         sizes = torch.tensor([len(each) for each in labels], device=self.device)
         counted = {"preds": torch.cat(predictions), "target": torch.cat(labels)}
-        self.train_metrics.update(loss=torch.stack(losses), images=sizes, **counted)
+        self.train_metrics.update(value=torch.stack(losses), weight=sizes, **counted)
         # Lightning would write training metrics after the checkpoint, where a kill in between loses them.
         self._log_epoch(self.train_metrics)
 
@@ -113,18 +144,24 @@ class LeNetModule(pl.LightningModule):
         self._log_epoch(self.test_metrics)
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Probabilities, float32 [B, 10], of a batch of images or of (images, anything else)."""
-        logits = self._exact_logits(batch if isinstance(batch, Tensor) else batch[0])
+        """Compute probabilities, float32 [B, 10], of a batch of images or of (images, anything else)."""
+        logits = compute_logits(self, batch if isinstance(batch, Tensor) else batch[0])
         return (logits / self.temperature).softmax(1)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["format"] = FORMAT
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint decides the network, as it decides the preprocessing of the data module."""
+        """Take the checkpoint's network, as the data module takes its preprocessing."""
         self.temperature = float(checkpoint.get(TEMPERATURE, 1))
-        # Someone's own script leaves hyperparameters alone. Where they name no network, it was the one of format 1.
-        known = checkpoint.get(FLAGS) or checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
-        if "width" not in known:
+        if not hasattr(self.model, "_orig_mod"):
+            checkpoint["state_dict"] = remove_compiled_prefix(checkpoint["state_dict"])
+        flags = read_flags(checkpoint)
+        if "width" not in flags or isinstance(flags.get("network"), nn.Module):  # the latter was passed with the call
             return
-        network = Network.read(known, checkpoint.get(FORMAT, 1))
+        network = Network.read(flags, checkpoint.get("format", 1))
+        if network.network not in NETWORKS and self.config.network in NETWORKS:
+            raise UsageError(missing_code(network.network))
         if network.network in NETWORKS and network != self.config.group(Network):
             self.config = replace(self.config, **network.plain())
             self.hparams.update(network.plain())
@@ -132,24 +169,15 @@ class LeNetModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = make_optimizer(self.parameters(), self.config)
-        schedule = make_schedule(optimizer, self.config.schedule, int(self.trainer.estimated_stepping_batches))
+        schedule = make_schedule(optimizer, self.config.schedule, self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "train/lr"}}
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], metrics: MetricCollection) -> Tensor:
         """Update `metrics` and return the logits [B, 10]."""
         images, labels = batch
-        logits = self._exact_logits(images)
-        loss = F.cross_entropy(logits, labels)
-        metrics.update(loss=loss, images=len(labels), preds=logits, target=labels)
+        logits = compute_logits(self, images)
+        metrics.update(value=F.cross_entropy(logits, labels), weight=len(labels), preds=logits, target=labels)
         return logits
-
-    def _exact_logits(self, images: Tensor) -> Tensor:
-        """Float32 logits, computed in float32 under mixed precision too.
-
-        Weights that the Trainer keeps in another format ("bf16-true") stay in it.
-        """
-        with torch.autocast(self.device.type, enabled=False):
-            return self(images.to(next(self.parameters()).dtype))
 
     def _log_epoch(self, metrics: MetricCollection) -> None:
         """Log an epoch's metrics over the number of epochs done, which compares batch sizes as steps cannot."""
@@ -165,34 +193,9 @@ class LeNetModule(pl.LightningModule):
             logger.save()
 
 
-class MeanLoss(Metric):
-    """The mean loss of all images, from the mean of each batch, whatever the sizes of the batches.
-
-    torchmetrics' MeanMetric takes no weights unless it looks for NaN in each step, which takes as long as the rest.
-    """
-
-    full_state_update = False
-    total: Tensor
-    images: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
-        self.add_state("images", torch.tensor(0), dist_reduce_fx="sum")
-
-    def update(self, loss: Tensor, images: Tensor | int) -> None:
-        """`loss` is the mean of a batch of `images`, or of several batches, float [N], int64 [N]."""
-        self.total += torch.sum(loss * images)
-        self.images += torch.sum(torch.as_tensor(images))
-
-    def compute(self) -> Tensor:
-        return self.total / self.images
-
-
-def _metrics(prefix: str) -> MetricCollection:
-    """Mean loss and accuracy of a stage, fed with loss and images, preds and target."""
-    return MetricCollection(
-        {"loss": MeanLoss(), "acc": MulticlassAccuracy(10, average="micro", validate_args=False)},
-        prefix=prefix,
-        compute_groups=False,
-    )
+def _make_metrics(prefix: str) -> MetricCollection:
+    """Make the mean loss and the accuracy of a stage; `update` takes value, weight (its images), preds and target."""
+    # A loss that is NaN stays so; "disable" would weigh all batches alike.
+    loss = MeanMetric(nan_strategy=math.nan)
+    accuracy = MulticlassAccuracy(10, average="micro", validate_args=False)
+    return MetricCollection({"loss": loss, "acc": accuracy}, prefix=prefix, compute_groups=False)

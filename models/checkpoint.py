@@ -113,8 +113,10 @@ def load_checkpoint(path: str | Path, network: str | None = None, last: bool = F
         raise UsageError(f"{path}: refused, it holds more than tensors and plain values, or is damaged") from error
     except Exception as error:  # PyTorch's reader raises whatever it trips over
         raise UsageError(f"{path}: damaged, or no PyTorch checkpoint") from error
-    if not isinstance(entries, dict) or not entries.keys() >= {STATE_DICT, EPOCH, DATA_STATE, FLAGS}:
-        raise UsageError(f"{path}: no checkpoint of train.py")
+    if not isinstance(entries, dict) or not entries.keys() >= {STATE_DICT, EPOCH} or not read_flags(entries):
+        raise UsageError(f"{path}: no checkpoint of this project")
+    if DATA_STATE not in entries:
+        raise UsageError(f"{path}: was trained without CIFAR10DataModule, so its preprocessing is unknown")
     checkpoint = _checkpoint(path, entries)
     return replace(checkpoint, **_named(checkpoint, network))
 
@@ -131,6 +133,19 @@ def refuse_overwriting(option: str, path: Path) -> None:
         raise SettingError(option, path, "a run has its checkpoints there; name another file")
 
 
+def read_flags(entries: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the settings in a checkpoint by name: all of a run, or those of the two Lightning classes."""
+    return entries.get(FLAGS) or {
+        **entries.get("datamodule_hyper_parameters", {}),
+        **entries.get("hyper_parameters", {}),
+    }
+
+
+def remove_compiled_prefix(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights by the names that they have in a network without `torch.compile`."""
+    return {name.replace(f"{MODEL}_orig_mod.", MODEL, 1): value for name, value in state_dict.items()}
+
+
 def _checkpoint(path: Path, entries: Mapping[str, Any]) -> Checkpoint:
     format = entries.get(FORMAT, 1)
     try:
@@ -138,7 +153,7 @@ def _checkpoint(path: Path, entries: Mapping[str, Any]) -> Checkpoint:
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
     with _fitting(path):
-        flags, state = dict(entries[FLAGS]), entries[DATA_STATE]
+        flags, state = dict(read_flags(entries)), entries[DATA_STATE]
         flags.pop(FORMAT, None)
         preprocessing, whitening = from_state(state, format)
         temperature = float(entries.get(TEMPERATURE, 1))
@@ -159,7 +174,7 @@ def _checkpoint(path: Path, entries: Mapping[str, Any]) -> Checkpoint:
             mean=state["mean"].view(3),
             std=state["std"].view(3),
             class_names=names,
-            state_dict=dict(entries[STATE_DICT]),
+            state_dict=remove_compiled_prefix(entries[STATE_DICT]),
             temperature=temperature,
         )
 
@@ -169,10 +184,7 @@ def _named(checkpoint: Checkpoint, name: str | None) -> dict[str, Any]:
     network, flags = checkpoint.network, checkpoint.flags
     own = network.network not in registry.NETWORKS
     if own and name is None:
-        raise UsageError(
-            f"{checkpoint.path}: its network is {network.network}, and a checkpoint brings no code: "
-            "name the class again, as network file.py:Class"
-        )
+        raise UsageError(f"{checkpoint.path}: {registry.missing_code(network.network)}")
     if name is None or name == network.network:
         return {}
     if not own or name in registry.NETWORKS or name.rpartition(":")[2] != network.network.rpartition(":")[2]:

@@ -1,21 +1,43 @@
-"""What training leaves, ready for use: from a checkpoint alone to a network that classifies pixels.
+"""From a checkpoint alone to a network that classifies pixels.
 
-Imports no Lightning, which takes longer than all the rest of an answer.
+    classifier = load_classifier("checkpoints/lenet5-cifar10.ckpt")
+
+Imports no Lightning, which takes longer to import than a prediction.
 """
 
 from pathlib import Path
 
+import numpy as np
+import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from cifar10.preprocessing import normalize
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.networks import HorizontalFlipAverage
 
+BATCH_SIZE = 250  # as fast as larger ones, in less memory
+
+
+@torch.no_grad()
+def compute_logits(network: nn.Module, images: Tensor) -> Tensor:
+    """Compute a network's logits, float32 [B, C], in evaluation mode and outside of autocast.
+
+    Float images [B, 3, H, W] are converted to the device and the number format of the weights.
+    """
+    weight, training = next(network.parameters()), network.training
+    network.eval()
+    try:
+        with torch.autocast(weight.device.type, enabled=False):
+            return network(images.to(weight.device, weight.dtype)).float()
+    finally:
+        network.train(training)
+
 
 class Classifier(nn.Module):
-    """The network of a checkpoint with its normalisation before it, its temperature and the softmax after it.
+    """A checkpoint's network between its mean/std normalization and its temperature and softmax.
 
-    Before it, images must go through `preprocessing.preprocess` with its `preprocessing` and `whitening`.
+    Images must first go through `preprocessing.preprocess` with its `preprocessing` and `whitening`.
     """
 
     def __init__(self, checkpoint: Checkpoint, tta: bool = False) -> None:
@@ -28,21 +50,35 @@ class Classifier(nn.Module):
         self.temperature = checkpoint.temperature
 
     def forward(self, images: Tensor) -> Tensor:
-        """Preprocessed images, uint8 [N, 3, 32, 32], to probabilities, float32 [N, C]."""
-        return (self.logits(images) / self.temperature).softmax(1)
+        """Compute probabilities, float32 [N, C], of preprocessed images, uint8 [N, 3, 32, 32]."""
+        return (self.network(self._normalize(images)) / self.temperature).softmax(1)
 
-    def logits(self, images: Tensor) -> Tensor:
-        """What `forward` takes, to logits, float32 [N, C], as the network gives them."""
-        return self.network(normalize(images.permute(0, 2, 3, 1), self.mean, self.std))
+    def logits(self, images: np.ndarray, progress: str | None = None) -> Tensor:
+        """Compute logits, float32 [N, C], of preprocessed images, uint8 [N, 3, 32, 32], in batches.
+
+        `progress` names a progress bar, which a terminal shows.
+        """
+        batches = torch.from_numpy(images).split(BATCH_SIZE)
+        batches = tqdm(batches, progress, leave=False, disable=None if progress else True)
+        return torch.cat([compute_logits(self.network, self._normalize(batch)) for batch in batches])
+
+    def _normalize(self, images: Tensor) -> Tensor:
+        return normalize(images.permute(0, 2, 3, 1), self.mean, self.std)
 
 
 def load_classifier(path: str | Path, tta: bool = False, network: str | None = None) -> Classifier:
-    """The classifier of a checkpoint, in evaluation mode; with `tta` it averages the logits of each image and of its
-    horizontal flip. UsageError as of `load_checkpoint`, or if the weights are of another network.
+    """Load the classifier of a checkpoint, in evaluation mode.
+
+    Args:
+        path, network: As in `load_checkpoint`.
+        tta: Test-time augmentation: average the logits of each image and of its horizontal flip.
+
+    Raises:
+        UsageError: As in `load_checkpoint`, or the weights are of another network.
     """
     return make_classifier(load_checkpoint(path, network), tta)
 
 
 def make_classifier(checkpoint: Checkpoint, tta: bool = False) -> Classifier:
-    """As `load_classifier`, of a checkpoint that is read already."""
+    """Make the classifier of a checkpoint that is loaded already, as `load_classifier` does."""
     return Classifier(checkpoint, tta).eval()

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from cifar10.config import Data
 from cifar10.preprocessing import method_versions, preprocess
@@ -25,7 +24,6 @@ from models.classifier import Classifier, make_classifier
 from models.config import Teacher
 
 TEMPERATURE = 4.0  # Hinton et al. report 2.5 to 4 as best for a small network
-BATCH_SIZE = 500  # images that the teacher is asked at once, which bounds the memory
 
 
 def distillation(logits: Tensor, teacher_logits: Tensor) -> Tensor:
@@ -58,11 +56,9 @@ class TeacherLogits:
         inputs = (digest(images), self.sha256, *method_versions(self.classifier.preprocessing), torch.__version__)
         shape = (len(images), len(self.classifier.class_names))
 
-        @torch.no_grad()
         def compute() -> np.ndarray:
-            pixels = torch.from_numpy(preprocess(images, self.classifier.preprocessing, self.classifier.whitening))
-            batches = tqdm(pixels.split(BATCH_SIZE), "teacher", leave=False, disable=None)
-            return torch.cat([self.classifier.logits(batch) for batch in batches]).numpy()
+            pixels = preprocess(images, self.classifier.preprocessing, self.classifier.whitening)
+            return self.classifier.logits(pixels, "teacher").numpy()
 
         return torch.from_numpy(load_or_compute(self.folder, "teacher", inputs, shape, np.float32, compute))
 

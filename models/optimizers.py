@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from core.errors import SettingError
+
 if TYPE_CHECKING:
     import torch
 
@@ -79,9 +81,16 @@ def make_optimizer(parameters: Iterable[torch.nn.Parameter], settings: Optimizat
     return optimizer_class(parameters, **options)
 
 
-def make_schedule(optimizer: torch.optim.Optimizer, name: str, total_steps: int) -> torch.optim.lr_scheduler.LambdaLR:
-    """The schedule `name` over `total_steps` optimizer steps; `scheduler.step()` is due after each of them."""
+def make_schedule(optimizer: torch.optim.Optimizer, name: str, total_steps: float) -> torch.optim.lr_scheduler.LambdaLR:
+    """Make the schedule `name` over `total_steps` optimizer steps; call `scheduler.step()` after each of them.
+
+    Only "constant" takes infinitely many steps; SettingError if another does.
+    """
     from torch.optim.lr_scheduler import LambdaLR
 
+    if math.isinf(total_steps) and name != "constant":
+        raise SettingError(
+            "schedule", name, "needs a last step: give the Trainer max_epochs or max_steps, or use constant"
+        )
     factor = SCHEDULES[name]
     return LambdaLR(optimizer, lambda step: factor(min(step / total_steps, 1.0)))

@@ -1,8 +1,7 @@
-"""The networks by name: one list that the command line shows and the training uses.
+"""Networks by name, for the command line and for training.
 
-Adding a network is a class in models/networks.py and a line here. One in a file of your own needs neither:
-`network: file.py:Class`. PyTorch is imported only when a network is built, so that the command line can read the list
-at once.
+To add a network, write a class in models/networks.py and one line here. A network in a file of your own needs neither:
+its name is "file.py:Class". PyTorch is imported only when a network is made: the command line reads the list at once.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Known:
-    """A class of `models.networks`, whether its layers have a `width`, and the network that its `folded` gives."""
+class NetworkClass:
+    """A class of models/networks.py, whether it takes a `width`, and the network that its `folded` makes."""
 
     class_name: str
     has_width: bool = False
@@ -32,82 +31,108 @@ class Known:
 
 
 NETWORKS = {
-    "lenet5": Known("LeNet5", has_width=True),
-    "lenet5-bn": Known("BatchNormLeNet5", has_width=True, folded="lenet5"),
-    "resnet": Known("ResNet"),
+    "lenet5": NetworkClass("LeNet5", has_width=True),
+    "lenet5-bn": NetworkClass("BatchNormLeNet5", has_width=True, folded="lenet5"),
+    "resnet": NetworkClass("ResNet"),
 }
 
 
 def make_network(name: str, width: int = 3, sha256: str | None = None) -> nn.Module:
-    """A new network: float images [B, 3, 32, 32] to logits [B, classes].
+    """Make a new network that maps float images [B, 3, 32, 32] to logits [B, classes].
 
     Args:
-        name: Of NETWORKS, or "file.py:Class", which is called with the number of classes. The file is run.
-        width: Of a network that has one.
-        sha256: What `network_sha256` of this name has to be; None takes the file as it is.
+        name: A key of NETWORKS, or "file.py:Class". The file is run, unless it is the program that runs already. The
+            class is called with the number of classes, or without arguments if it takes none.
+        width: For a network that takes one.
+        sha256: Required SHA-256 of the file; None accepts any.
 
     Raises:
-        UsageError: The file is not there, is another one, cannot be run, or has no such network.
+        UsageError: The file is missing, is another one, cannot be run, or has no such network.
     """
     if known := NETWORKS.get(name):
         from models import networks
 
         network_class = getattr(networks, known.class_name)
         return network_class(num_classes=len(CLASS_NAMES), **({"width": width} if known.has_width else {}))
-    path, class_name = _split(name)
-    source = _read(path)
+    path, source = read_source(name)
     found = hashlib.sha256(source).hexdigest()
     if sha256 not in (None, found):
-        raise UsageError(f"{path}: is not the file that the run had: its SHA-256 is {found}, not {sha256}")
+        raise UsageError(f"{path}: is not the file that the run used: its SHA-256 is {found}, not {sha256}")
     try:
-        return _tried(_class_in(path, source, class_name)(len(CLASS_NAMES)))
+        network_class = find_class(path, source, name.rpartition(":")[2])
+        arguments = (len(CLASS_NAMES),) if inspect.signature(network_class).parameters else ()
+        network = network_class(*arguments)
+        check_network(network)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
     except (Exception, SystemExit) as error:  # the file is someone's program
         raise UsageError(f"{path}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+    return network
 
 
 def network_sha256(name: str) -> str | None:
-    """The SHA-256 of the file of a "file.py:Class", not of what it imports; None for a name of NETWORKS.
+    """Return the SHA-256 of the file in "file.py:Class", not of what it imports; None for a key of NETWORKS.
 
-    UsageError if the file cannot be read."""
-    return None if name in NETWORKS else hashlib.sha256(_read(_split(name)[0])).hexdigest()
-
-
-def _split(name: str) -> tuple[Path, str]:
-    path, _, class_name = name.rpartition(":")
-    return Path(path).expanduser(), class_name
+    UsageError if the file cannot be read.
+    """
+    return None if name in NETWORKS else hashlib.sha256(read_source(name)[1]).hexdigest()
 
 
-def _read(path: Path) -> bytes:
+def name_network(network: nn.Module) -> str:
+    """Return "file.py:Class" for a network object, without the file's folder."""
+    network_class = type(getattr(network, "_orig_mod", network))  # of a network that is compiled
+    module = sys.modules.get(network_class.__module__)
+    file = getattr(module, "__file__", None) or f"{network_class.__module__}.py"  # a notebook has no file
+    return f"{Path(file).name}:{network_class.__name__}"
+
+
+def missing_code(name: str) -> str:
+    """Return what to say where a checkpoint names a network whose code the user has to pass again."""
+    return f"its network is {name}, and a checkpoint holds no code: pass the network again (--network {name})"
+
+
+def read_source(name: str) -> tuple[Path, bytes]:
+    """Return the path in "file.py:Class" and the content of that file; UsageError if it cannot be read."""
+    path = Path(name.rpartition(":")[0]).expanduser()
     try:
-        return path.read_bytes()
+        return path, path.read_bytes()
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from error
 
 
-def _class_in(path: Path, source: bytes, name: str) -> type[nn.Module]:
-    """Run a file whose content is `source`, so that what was hashed is what runs, and return its class `name`."""
+def find_class(path: Path, source: bytes, class_name: str) -> type[nn.Module]:
+    """Return a class of a Python file, which is run if it is not running; `source` is its content."""
     from torch import nn
 
-    module = ModuleType(f"network_{hashlib.sha256(source).hexdigest()[:16]}")  # no name that shadows another module
-    module.__file__ = str(path)
-    sys.modules[module.__name__] = module  # dataclasses and pickle look classes up there
-    # An import would take Python's kept bytecode for the file, which an edit within the same second does not renew.
-    exec(compile(source, str(path), "exec", dont_inherit=True), vars(module))
-    found = getattr(module, name, None)
+    name = f"network_{hashlib.sha256(source).hexdigest()[:16]}"  # hides no other module
+    main = sys.modules["__main__"]
+    if Path(getattr(main, "__file__", None) or "").resolve() == path.resolve():
+        module = main
+    elif name in sys.modules:  # the file itself may make its network while it runs
+        module = sys.modules[name]
+    else:
+        module = sys.modules[name] = ModuleType(name)  # dataclasses and pickle look classes up there
+        module.__file__ = str(path)
+        try:
+            # An import would use Python's cached bytecode, which misses an edit within the same second.
+            exec(compile(source, str(path), "exec", dont_inherit=True), vars(module))
+        except BaseException:
+            del sys.modules[name]
+            raise
+    found = getattr(module, class_name, None)
     if not (inspect.isclass(found) and issubclass(found, nn.Module)):
-        raise UsageError(f"has no torch.nn.Module called {name}")
+        raise UsageError(f"has no torch.nn.Module called {class_name}")
     return found
 
 
-def _tried(network: nn.Module) -> nn.Module:
-    """The network, which has answered once: so lazy layers know their sizes, and others do not fail in an epoch."""
+def check_network(network: nn.Module) -> None:
+    """Classify two blank images, so that lazy layers get their sizes; UsageError if the logits have a wrong shape."""
     import torch
 
+    parameter = next(network.parameters(), torch.empty(0))
     with torch.no_grad():
-        logits = network.eval()(torch.zeros(2, 3, 32, 32))
-    shape = list(logits.shape)
-    if shape != [2, len(CLASS_NAMES)]:
-        raise UsageError(f"its network makes {shape} of images [2, 3, 32, 32], not logits [2, {len(CLASS_NAMES)}]")
-    return network.train()
+        logits = network.eval()(torch.zeros(2, 3, 32, 32, device=parameter.device, dtype=parameter.dtype))
+    network.train()
+    if list(logits.shape) != [2, len(CLASS_NAMES)]:
+        shapes = f"{list(logits.shape)} of images [2, 3, 32, 32], not logits [2, {len(CLASS_NAMES)}]"
+        raise UsageError(f"the network makes {shapes}")

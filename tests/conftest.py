@@ -108,14 +108,14 @@ def resume(path: Path, **changes: Any) -> dict[str, Any]:
     return train(config, resume=checkpoint)
 
 
-def evaluated(path: Path, data_dir: Path | None = None, **changes: Any) -> dict[str, float]:
+def evaluated(path: Path, data_dir: Path | None = None, network: str | None = None, **changes: Any) -> dict[str, float]:
     """The figures that evaluate.py finds of a checkpoint, by the names that they have in a run."""
     from models.checkpoint import load_checkpoint
     from training.evaluation import SPLITS, evaluate
 
     on = changes.get("on", "test")
     names = {"accuracy": "acc", "expected calibration error": "ece"}
-    found = evaluate(load_checkpoint(path), data_dir, **changes).figures
+    found = evaluate(load_checkpoint(path, network), data_dir, **changes).figures
     prefix = f"{on}/" if on in SPLITS else ""
     return {prefix + names.get(name, name): value for name, value in found.items()}
 

@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from lenet_module import LeNet5, LeNetModule, MeanLoss
+from core.errors import SettingError, UsageError
+from lenet_module import LeNet5, LeNetModule
+from made_up import own_network
 from models.distillation import TEMPERATURE, distillation
 from models.networks import ResNet
 from models.optimizers import OPTIMIZERS, SCHEDULES
@@ -84,10 +87,12 @@ def test_metrics_are_those_of_the_whole_set() -> None:
 
 
 def test_a_mean_loss_is_that_of_all_images_not_of_the_batches() -> None:
-    metric = MeanLoss()
+    metric = LeNetModule(width=1).val_metrics["loss"]
     metric.update(torch.tensor(1.0), 250)
     metric.update(torch.tensor(3.0), 5)
     assert metric.compute().item() == pytest.approx((250 * 1 + 5 * 3) / 255)
+    metric.update(torch.tensor(math.nan), 5)
+    assert math.isnan(metric.compute().item())
 
 
 def test_in_training_validation_and_test_a_small_last_batch_counts_as_its_images_do() -> None:
@@ -109,7 +114,7 @@ def test_in_training_validation_and_test_a_small_last_batch_counts_as_its_images
 def mean_loss_of_two(rank: int, folder: Path) -> None:
     """One of two processes: the first has two batches, the second one."""
     torch.distributed.init_process_group("gloo", init_method=(folder / "rendezvous").as_uri(), rank=rank, world_size=2)
-    metric = MeanLoss()
+    metric = LeNetModule(width=1).val_metrics["loss"]
     for loss, images in (((1.0, 250), (3.0, 5)), ((2.0, 45),))[rank]:
         metric.update(torch.tensor(loss), images)
     (folder / f"{rank}.txt").write_text(str(metric.compute().item()))
@@ -199,3 +204,79 @@ def test_in_lower_precision_logits_and_losses_are_float32() -> None:
         logits = module(torch.randn(4, 3, 32, 32))
         loss = distillation(logits, torch.randn(4, 10))
     assert logits.dtype == loss.dtype == torch.float32
+
+
+class Net(torch.nn.Module):
+    """As many a script has it: nothing is passed to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = torch.nn.LazyLinear(10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.fc(images.flatten(1))
+
+
+def saved(module: LeNetModule, path: Path) -> Path:
+    fit(module, epochs=1).save_checkpoint(path)
+    return path
+
+
+def test_a_network_that_is_passed_as_an_object_is_trained_and_has_to_be_passed_again(tmp_path: Path) -> None:
+    network = Net()
+    module = LeNetModule(network=network, optimizer="adam")
+    before = network.fc.weight.detach().clone()
+    path = saved(module, tmp_path / "own.ckpt")
+    assert module.model is network and not torch.equal(network.fc.weight, before)
+    with pytest.raises(
+        UsageError, match=r"its network is test_lenet_module\.py:Net, and .* pass the network"
+    ) as raised:
+        LeNetModule.load_from_checkpoint(path, weights_only=True)
+    assert "\n" not in str(raised.value)
+    for again in (Net(), f"{__file__}:Net"):
+        loaded = LeNetModule.load_from_checkpoint(path, network=again, weights_only=True)
+        assert torch.equal(loaded.model.fc.weight, network.fc.weight)
+        assert (loaded.config.optimizer, loaded.config.network.split("/")[-1]) == ("adam", "test_lenet_module.py:Net")
+    with pytest.raises(UsageError, match="pass the network"):
+        pl.Trainer(logger=False).test(LeNetModule(), loader(), ckpt_path=path, weights_only=True)
+
+
+def test_a_network_that_is_passed_must_give_logits_of_ten_classes() -> None:
+    with pytest.raises(UsageError, match=r"makes \[2, 3072\] of images .* not logits \[2, 10\]"):
+        LeNetModule(network=torch.nn.Flatten())
+
+
+@pytest.mark.parametrize("weights_only", [None, True])
+def test_no_file_that_only_the_checkpoint_names_is_run(tmp_path: Path, weights_only: bool | None) -> None:
+    name = own_network(tmp_path, "Perceptron")
+    path = saved(LeNetModule(network=name), tmp_path / "own.ckpt")
+    trap = tmp_path / "ran"
+    (tmp_path / "own.py").write_text(f"open({str(trap)!r}, 'w')\n{(tmp_path / 'own.py').read_text()}")
+    with pytest.raises(UsageError, match="pass the network"):
+        LeNetModule.load_from_checkpoint(path, weights_only=weights_only)
+    assert not trap.exists()
+    assert LeNetModule.load_from_checkpoint(path, network=name, weights_only=weights_only) and trap.exists()
+    with pytest.raises(TypeError, match="cannot be called on an instance"):
+        LeNetModule().load_from_checkpoint(path)
+    assert LeNetModule(network=name)  # elsewhere, whoever calls is trusted
+
+
+def test_weights_of_a_compiled_network_load_into_one_that_is_not(tmp_path: Path) -> None:
+    module = LeNetModule(width=1)
+    plain = module.model
+    module.model = torch.compile(plain, backend="eager")
+    path = saved(module, tmp_path / "compiled.ckpt")
+    assert any("_orig_mod" in name for name in torch.load(path, weights_only=True)["state_dict"])
+    loaded = LeNetModule.load_from_checkpoint(path, weights_only=True)
+    assert all(torch.equal(value, plain.state_dict()[name]) for name, value in loaded.model.state_dict().items())
+    again = LeNetModule(width=1)
+    again.model = torch.compile(again.model, backend="eager")
+    pl.Trainer(logger=False).test(again, loader(), ckpt_path=path, weights_only=True, verbose=False)
+    assert torch.equal(again.model.fc1.weight, plain.fc1.weight)
+
+
+def test_without_a_last_step_the_rate_is_constant_or_a_line_says_what_is_missing() -> None:
+    endless = fit(LeNetModule(width=1, lr=0.01, schedule="constant"), epochs=-1, max_time="00:00:00:01")
+    assert endless.global_step and endless.optimizers[0].param_groups[0]["lr"] == 0.01
+    with pytest.raises(SettingError, match="schedule onecycle: needs a last step"):
+        fit(LeNetModule(width=1), epochs=-1, max_time="00:00:00:01")

@@ -1,7 +1,9 @@
 """The two halves in other people's hands: Lightning's own ways of loading, testing and predicting, and notebooks."""
 
 import io
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import train as door
+from cifar10 import records
 from cifar_datamodule import CIFAR10DataModule
-from conftest import ROOT, curves, weights
-from core.errors import SettingError
+from conftest import ROOT, curves, evaluated, weights
+from core.errors import SettingError, UsageError
 from lenet_module import LeNetModule
 from made_up import OWN_NETWORKS, own_network
 from models.checkpoint import load_checkpoint
@@ -61,7 +64,7 @@ def test_a_run_and_what_is_released_of_it_load_as_lightning_loads(
     for path in (Path(result["checkpoint"]), released(result, tmp_path / "released.ckpt")):
         module = LeNetModule.load_from_checkpoint(path, weights_only=weights_only)
         datamodule = CIFAR10DataModule.load_from_checkpoint(path, weights_only=weights_only, data_dir=data_dir)
-        assert (module.config.optimizer, module.config.lr) == ("adam", 0.002)
+        assert (module.config.optimizer, module.config.lr) == ("adam", 0.004)
         assert (datamodule.config.crop, datamodule.config.split_seed) == (3, 4)
         (tested,) = trainer().test(module, datamodule, verbose=False)
         (validated,) = trainer().validate(module, datamodule, verbose=False)
@@ -75,7 +78,7 @@ def test_a_checkpoint_given_to_the_trainer_decides_how_images_are_treated(
 ) -> None:
     result = run(network="lenet5", normalize="dataset")
     for path in (result["checkpoint"], released(result, tmp_path / "released.ckpt")):
-        halves = LeNetModule(width=1), CIFAR10DataModule(data_dir=data_dir, val_size=100)  # whose default is zca-half
+        halves = LeNetModule(width=1), CIFAR10DataModule(data_dir=data_dir, val_size=100, normalize="zca")
         (tested,) = trainer().test(*halves, ckpt_path=path, weights_only=weights_only, verbose=False)
         assert (tested["test/acc"], tested["test/loss"]) == (result["test_acc"], result["test_loss"])
         (validated,) = trainer().validate(*halves, ckpt_path=path, weights_only=weights_only, verbose=False)
@@ -97,10 +100,10 @@ def test_a_module_that_took_the_network_of_a_checkpoint_is_saved_and_loaded_as_t
 def test_what_a_loaded_data_module_trains_on_is_whitened_as_the_images_of_its_run_were(
     run: Any, data_dir: Path
 ) -> None:
-    path = run()["checkpoint"]
+    path = run(normalize="zca-half")["checkpoint"]
     here: dict[str, Any] = {"data_dir": data_dir, "split_seed": 1}
     loaded = CIFAR10DataModule.load_from_checkpoint(path, **here)
-    own = CIFAR10DataModule(val_size=100, **here)
+    own = CIFAR10DataModule(val_size=100, normalize="zca-half", **here)
     for datamodule in (loaded, own):
         datamodule.setup()
     state = load_checkpoint(Path(path)).data_state()
@@ -184,7 +187,7 @@ def test_lightnings_command_line_fits_validates_tests_and_predicts(
     flags = ["--model.optimizer=adam", "--model.lr=null", "--model.width=1", "--trainer.max_epochs=1"]
     fitted = cli(monkeypatch, "fit", *common, *flags, "--data.batch_size=50", "--data.denoise=median")
     path = fitted.trainer.checkpoint_callback.best_model_path  # type: ignore[union-attr]
-    assert (fitted.model.config.optimizer, fitted.model.config.lr) == ("adam", 0.002)
+    assert (fitted.model.config.optimizer, fitted.model.config.lr) == ("adam", 0.004)
     assert fitted.datamodule.config.denoise == "median" and fitted.trainer.global_step == 900 // 50
     again = cli(monkeypatch, "fit", "--config", Path(path).parent.parent / "config.yaml")
     assert all(torch.equal(value, weights(path)[name]) for name, value in again.model.state_dict().items())
@@ -229,10 +232,61 @@ def test_someones_own_network_is_trained_and_classifies_as_it_was_tested(
 ) -> None:
     name = own_network(tmp_path, class_name)
     result = run(network=name, width=3)
-    module = LeNetModule.load_from_checkpoint(result["checkpoint"])
+    module = LeNetModule.load_from_checkpoint(result["checkpoint"], network=name)
     datamodule = CIFAR10DataModule.load_from_checkpoint(result["checkpoint"], data_dir=data_dir)
     (tested,) = trainer().test(module, datamodule, verbose=False)
     assert tested["test/acc"] == result["test_acc"]
+
+
+SCRIPT = """
+import pytorch_lightning as pl
+import torch
+from cifar10 import records
+from cifar10 import records
+from cifar_datamodule import CIFAR10DataModule
+from lenet_module import LeNetModule
+
+records.FILES.update({hashes!r})
+
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = torch.nn.Linear(3072, 10)
+
+    def forward(self, images):
+        return self.fc(images.flatten(1))
+
+
+print("runs as", __name__)
+datamodule = CIFAR10DataModule(data_dir={data_dir!r}, val_size=100, batch_size=50)
+trainer = pl.Trainer(accelerator="cpu", max_epochs=1, use_distributed_sampler=False, enable_progress_bar=False)
+trainer.fit(LeNetModule(network={network}), datamodule=datamodule)
+print(trainer.validate(ckpt_path="best", datamodule=datamodule, verbose=False)[0]["val/acc"])
+print(trainer.checkpoint_callback.best_model_path)
+"""
+
+
+@pytest.mark.parametrize("network", ["Net()", "'my_script.py:Net'"])
+def test_a_script_trains_a_network_of_its_own_and_its_checkpoint_is_evaluated_and_predicts(
+    data_dir: Path, tmp_path: Path, network: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script, environment = tmp_path / "my_script.py", os.environ | {"PYTHONPATH": str(ROOT)}
+    script.write_text(SCRIPT.format(hashes=records.FILES, data_dir=str(data_dir), network=network))
+    line = [sys.executable, "my_script.py"]
+    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    runs, accuracy, path = done.stdout.splitlines()[:1] + done.stdout.splitlines()[-2:]
+    assert runs == "runs as __main__" and done.stdout.count("runs as") == 1
+    for load in (load_checkpoint, load_classifier, LeNetModule.load_from_checkpoint):
+        with pytest.raises(UsageError, match=r"is my_script\.py:Net, and .* \(--network my_script.py:Net\)$"):
+            load(Path(path))
+    text = script.read_text()
+    script.write_text(text[: text.index("print")])  # what trains would run again
+    named = f"{script}:Net"
+    assert evaluated(Path(path), data_dir, on="val", network=named)["val/acc"] == pytest.approx(
+        float(accuracy), abs=1e-6
+    )
+    assert load_classifier(Path(path), network=named)(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).shape == (1, 10)
 
 
 class Cell(io.StringIO):
@@ -258,7 +312,7 @@ def test_in_a_notebook_train_takes_texts_as_paths_and_prints_a_line_an_epoch(
         "epoch 1/2",
         "epoch 2/2",
     ] * 2 and "\r" not in out.getvalue()
-    assert Path(first["log_dir"]).parent == Path(second["log_dir"]).parent == Path("x/sgd-lr0.1-bs50-seed0")
+    assert Path(first["log_dir"]).parent == Path(second["log_dir"]).parent == Path("x/sgd-lr0.05-bs50-seed0")
     assert (first["test_loss"], first["val_acc"]) == (second["test_loss"], second["val_acc"])
     assert load_classifier(first["checkpoint"]).class_names  # a text, too
 

@@ -979,7 +979,7 @@ def test_a_network_of_ones_own_answers_where_it_is_named_and_not_without(
     name, picture = own_network(tmp_path, class_name), saved(tmp_path / "a.png")
     of_format_2(checkpoint, make_network(name), network=name, width=3)
     status, out, err = call(picture)
-    assert (status, out, err.count("\n")) == (2, "", 1) and "a checkpoint brings no code" in err
+    assert (status, out, err.count("\n")) == (2, "", 1) and "a checkpoint holds no code" in err
     status, out, err = call(picture, "--network", name, "--tta", "--export", tmp_path / "m.onnx")
     assert (status, err) == (0, "") and str(picture) in out and (tmp_path / "m.onnx").exists()
 

@@ -103,7 +103,7 @@ def test_a_network_in_a_file_of_ones_own_is_trained_evaluated_and_resumed(
     checkpoint = Path(result["checkpoint"])
     again = evaluate(load_checkpoint(checkpoint, network), data_dir)
     assert again.figures["loss"] == pytest.approx(result["test_loss"])
-    with pytest.raises(UsageError, match="a checkpoint brings no code"):
+    with pytest.raises(UsageError, match="a checkpoint holds no code"):
         load_checkpoint(checkpoint)
     assert resume(checkpoint.parent, network=network)["test_loss"] == result["test_loss"]
 

@@ -28,6 +28,7 @@ from analysis.tensorboard import add_figure, add_projector, read_curves, writer_
 from cifar10.records import CLASS_NAMES
 from core.files import write_bytes
 from models.calibration import fit_temperature
+from models.classifier import compute_logits
 from training.callbacks import best_checkpoint
 from training.hardware import give_back_freed_memory
 
@@ -205,26 +206,12 @@ def predict(module: pl.LightningModule, loader: Iterable[Any], keep: int | None 
             if keep is None or count < keep:
                 kept.append(images)
             count += len(images)
-            answers.append((labels, exactly(module, images)))
+            answers.append((labels, compute_logits(module, images).cpu()))
     finally:
         for handle in handles:
             handle.remove()
     labels, logits = (torch.cat(parts) for parts in zip(*answers, strict=True))
     return Predictions(torch.cat(kept), labels, logits, torch.cat(features) if features else None)
-
-
-def exactly(module: pl.LightningModule, images: Tensor) -> Tensor:
-    """The module's logits of images, float [N, 3, H, W]: float32 [N, C] on the CPU, in evaluation mode, without the
-    lower precision that its training may have had. Weights that the Trainer keeps in another format are taken as they
-    are.
-    """
-    training = module.training
-    module.eval()
-    try:
-        with torch.autocast(module.device.type, enabled=False):
-            return module(images.to(module.device, next(module.parameters()).dtype)).float().cpu()
-    finally:
-        module.train(training)
 
 
 def gather(predictions: Predictions, device: torch.device) -> Predictions:
@@ -249,7 +236,7 @@ def layer_outputs(module: pl.LightningModule, image: Tensor) -> dict[str, Tensor
     layers = [(name, layer) for name, layer in module.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     handles = [layer.register_forward_hook(partial(keep, name)) for name, layer in layers[:-1]]
     try:
-        exactly(module, image)
+        compute_logits(module, image)
     finally:
         for handle in handles:
             handle.remove()

@@ -26,7 +26,7 @@ from cifar10.config import Data, Preprocessing
 from cifar10.filters import CORRUPT, DEFAULT_SEVERITY, corrupt
 from cifar10.pictures import find_images, label, read_or_reason
 from cifar10.preprocessing import preprocess, preprocess_lazily
-from cifar_datamodule import EVAL_BATCH_SIZE, stratified_split
+from cifar_datamodule import stratified_split
 from core.cache import LazyArray
 from core.errors import SettingError, UsageError
 from core.shell import command_line
@@ -126,7 +126,7 @@ def evaluate(
         pixels = _preprocess_split(checkpoint, settings, data, on, labelled.indices, corrupted)
     else:
         pixels = preprocess(labelled.pixels.transpose(0, 3, 1, 2), settings, checkpoint.whitening, corrupted)
-    logits, labels = classify(classifier, pixels), labelled.labels
+    logits, labels = classifier.logits(pixels), labelled.labels
     probabilities = (logits / checkpoint.temperature).softmax(1)
     result = {
         "accuracy": measure_accuracy(logits, labels),
@@ -137,12 +137,6 @@ def evaluate(
     if out:
         _write_report(out, checkpoint, labelled, logits, result)
     return Evaluation(labelled.images + severity, result, labelled.folders)
-
-
-@torch.inference_mode()
-def classify(classifier: Classifier, pixels: np.ndarray) -> Tensor:
-    """Preprocessed images, uint8 [N, 3, 32, 32], to logits, float32 [N, C]."""
-    return torch.cat([classifier.logits(batch) for batch in torch.from_numpy(pixels).split(EVAL_BATCH_SIZE)])
 
 
 def measure_accuracy(logits: Tensor, labels: Tensor) -> float:
@@ -161,7 +155,7 @@ def evaluate_corruptions(classifier: Classifier, images: Labelled, settings: Pre
         if kind != CLEAN:
             pairs = zip(pixels, images.indices, strict=True)
             pixels = np.stack([corrupt(method, level, image, index) for image, index in pairs])
-        logits = classify(classifier, preprocess(pixels.transpose(0, 3, 1, 2), settings, classifier.whitening))
+        logits = classifier.logits(preprocess(pixels.transpose(0, 3, 1, 2), settings, classifier.whitening))
         found[kind] = measure_accuracy(logits, images.labels)
     return found
 
@@ -191,7 +185,7 @@ def evaluate_archive(classifier: Classifier, folder: Path, settings: Preprocessi
         for severity in range(SEVERITIES):
             part = slice(severity * count, (severity + 1) * count)
             pixels = np.array(images[part]).transpose(0, 3, 1, 2)
-            logits = classify(classifier, preprocess(pixels, settings, classifier.whitening, corrupted))
+            logits = classifier.logits(preprocess(pixels, settings, classifier.whitening, corrupted))
             found[file.stem, severity + 1] = measure_accuracy(logits, torch.from_numpy(labels[part].astype(np.int64)))
     return found
 

@@ -83,7 +83,7 @@ def test_a_teacher_that_cannot_be_loaded_is_one_line(tmp_path: Path, ask: Any) -
     with pytest.raises(UsageError, match=r"not there; python train\.py --config recipes/teacher\.yaml trains"):
         ask(tmp_path / "none")
     own = own_network(tmp_path, "Perceptron")
-    with pytest.raises(UsageError, match="a checkpoint brings no code"):
+    with pytest.raises(UsageError, match="a checkpoint holds no code"):
         ask(of_format_2(tmp_path / "own.ckpt", make_network(own), network=own, width=3))
     (tmp_path / "damaged.ckpt").write_bytes(b"PK")
     with pytest.raises(UsageError, match=r"damaged\.ckpt: "):
@@ -128,10 +128,9 @@ def test_its_logits_are_the_mean_over_an_image_and_its_horizontal_flip_after_its
     settings: dict[str, Any] = PREPROCESSED | {"denoise": "median"}
     path = write(tmp_path / "a.ckpt", state={"preprocessing": settings})
     found = load_teacher(Teacher(teacher=path), Data(), tmp_path / "kept")(IMAGES)
-    pixels = torch.from_numpy(preprocess(IMAGES, Preprocessing(**settings)))
+    pixels = preprocess(IMAGES, Preprocessing(**settings))
     classifier = load_classifier(path)
-    with torch.no_grad():
-        expected = (classifier.logits(pixels) + classifier.logits(pixels.flip(3))) / 2
+    expected = (classifier.logits(pixels) + classifier.logits(pixels[..., ::-1].copy())) / 2
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected)
 

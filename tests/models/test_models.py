@@ -36,7 +36,7 @@ from models.classifier import load_classifier
 from models.config import Network
 from models.networks import BatchNormLeNet5, HorizontalFlipAverage, LeNet5, ResNet
 from models.onnx import export
-from models.registry import NETWORKS, Known, make_network, network_sha256
+from models.registry import NETWORKS, NetworkClass, make_network, network_sha256
 from training.config import RunConfig, written
 
 IMAGES = torch.randint(256, (5, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -95,7 +95,7 @@ def test_adding_a_network_is_one_class_and_one_line(monkeypatch: pytest.MonkeyPa
             return self.layer(images.flatten(1))
 
     monkeypatch.setattr(networks, "Linear", Linear, raising=False)
-    monkeypatch.setitem(NETWORKS, "linear", Known("Linear"))
+    monkeypatch.setitem(NETWORKS, "linear", NetworkClass("Linear"))
     path = of_format_2(tmp_path / "a.ckpt", make_network("linear"), network="linear", width=3)
     assert load_classifier(path)(IMAGES).shape == (5, 10)
 
@@ -168,7 +168,7 @@ def test_the_file_of_a_network_is_known_by_its_content(tmp_path: Path) -> None:
     assert network_sha256(own_network(tmp_path / "b", "Perceptron")) == sha256
     assert network_sha256("lenet5") is None
     (tmp_path / "a" / "own.py").write_text(OWN_NETWORKS["Perceptron"].replace("Tanh", "ReLU"))  # of the same length
-    with pytest.raises(UsageError, match="not the file that the run had"):
+    with pytest.raises(UsageError, match="not the file that the run used"):
         make_network(name, sha256=sha256)
     assert "ReLU" in str(make_network(name, sha256=network_sha256(name)))
 
@@ -335,7 +335,7 @@ def test_a_checkpoint_brings_no_code(tmp_path: Path, class_name: str) -> None:
     path = of_format_2(tmp_path / "a.ckpt", make_network(name), network=name, width=3)
     trap = tmp_path / "ran"
     (tmp_path / "own.py").write_text(f"open({str(trap)!r}, 'w')\n" + OWN_NETWORKS[class_name])
-    with pytest.raises(UsageError, match=r"a\.ckpt: its network is .*a checkpoint brings no code") as raised:
+    with pytest.raises(UsageError, match=r"a\.ckpt: its network is .*a checkpoint holds no code") as raised:
         load_checkpoint(path)
     assert "\n" not in str(raised.value) and not trap.exists()
     load_classifier(path, network=name)
@@ -352,7 +352,7 @@ def test_the_code_of_a_network_may_have_moved_but_not_changed(tmp_path: Path) ->
     assert checkpoint.flags["network"] == there
     checkpoint.make_network()
     (tmp_path / "b" / "own.py").write_text(OWN_NETWORKS["Perceptron"].replace("Tanh", "ReLU"))
-    with pytest.raises(UsageError, match="not the file that the run had"):
+    with pytest.raises(UsageError, match="not the file that the run used"):
         load_classifier(path, network=there)
 
 
