@@ -12,32 +12,31 @@ from typing import Any
 import psutil
 import yaml
 
-from analysis.diagnosis import Trend, sentences
+from analysis.diagnosis import sentences
 from analysis.reports import REPORT
 from core.cli import Parser, exit_status
 from core.errors import UsageError
 from core.shell import command_line, script
 from training.config import GROUPS, RunConfig
+from training.files import RunResult
 
 
-def train(config: RunConfig | None = None, **flags: Any) -> dict[str, Any]:
+def train(config: RunConfig | None = None, **flags: Any) -> RunResult:
     """The whole command as a function: `training.run.train`, which imports PyTorch."""
     from training import run
 
     return run.train(config, **flags)
 
 
-def summary(result: dict[str, Any]) -> str:
-    """The lines that end a run."""
-    lines = {"test accuracy": f"{result['test_acc']:.2%}"}
-    lines["wall time"] = f"{result['seconds']:.1f} s, {result['images_per_second']:,.0f} images/s"
-    if result.get("trend"):
-        lines |= sentences(Trend(**result["trend"]), result.get("select_on", "val"))
-    if result["log_dir"]:
-        report = Path(result["log_dir"]) / REPORT
-        lines |= {"logs": result["log_dir"], **({"report": str(report)} if report.exists() else {})}
-        lines["checkpoint"] = result["checkpoint"]
-        lines["next"] = command_line("tensorboard", "--logdir", Path(result["log_dir"]).parent.parent)
+def summary(result: RunResult) -> str:
+    """Return the lines that end a run."""
+    lines: dict[str, object] = {"test accuracy": f"{result.test_acc:.2%}"}
+    lines["wall time"] = f"{result.seconds:.1f} s, {result.images_per_second:,.0f} images/s"
+    if result.trend:
+        lines |= sentences(result.trend, result.select_on)
+    if result.log_dir:
+        lines |= {"logs": result.log_dir, "report": result.log_dir / REPORT, "checkpoint": result.checkpoint}
+        lines["next"] = command_line("tensorboard", "--logdir", result.log_dir.parent.parent)
     return "\n".join(f"{name:<15}{value}" for name, value in lines.items())
 
 
@@ -77,9 +76,7 @@ def main() -> None:
     if resume:
         config, resume = to_resume(resume, flags)
         result = finished(config, resume)
-    result = result or train(config, resume=resume, started=started)
-    if result:
-        print(summary(result))
+    print(summary(result or train(config, resume=resume, started=started)))
 
 
 def find_lr(config: RunConfig) -> None:

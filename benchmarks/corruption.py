@@ -33,9 +33,9 @@ def main(arguments: Sequence[str]) -> None:
     table = read_csv(path)
     for name, run in find_runs([options.folder]).items():
         known = len(table) and (table[["run", "on"]] == [name, options.on]).all(axis=1).any()
-        if known or not run.result or (options.on == "val" and not run.config.val_size):
+        if known or not run.result or not run.result.checkpoint or (options.on == "val" and not run.config.val_size):
             continue
-        checkpoint = load_checkpoint(run.result["checkpoint"])
+        checkpoint = load_checkpoint(run.result.checkpoint)
         images = load_split(checkpoint, replace(checkpoint.data, data_dir=options.data_dir), options.on)
         found = evaluate_corruptions(make_classifier(checkpoint), images, checkpoint.preprocessing)
         rows = [(name, options.on, *kind, round(100 * value, 2)) for kind, value in found.items()]

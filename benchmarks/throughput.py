@@ -89,9 +89,9 @@ def ours(data_dir: Path, sizes: Sizes, **flags: Any) -> tuple[float, float]:
             fast_dev_run=sizes == TINY,
             **flags,
         )
-        if sizes == TINY:
-            return result["images_per_second"], result["images_per_second"]
-        first, *steady = pandas.read_csv(Path(result["log_dir"], HISTORY))["images_per_second"]
+        if not result.log_dir:
+            return result.images_per_second, result.images_per_second
+        first, *steady = pandas.read_csv(result.log_dir / HISTORY)["images_per_second"]
     return first, harmonic_mean(steady)
 
 

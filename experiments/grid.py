@@ -100,7 +100,9 @@ class Plan:
 
     def finished(self) -> dict[str, dict[str, Any]]:
         """Results by identity: of the runs in the log folder, and of those in the table to reuse."""
-        return self.reused | {run.config.identity(): run.result for run in read_runs(self.log_dir) if run.result}
+        return self.reused | {
+            run.config.identity(): run.result.plain() for run in read_runs(self.log_dir) if run.result
+        }
 
     def unfinished(self, config: RunConfig) -> Path | None:
         """The checkpoints of a run of this configuration that goes on from there; the latest."""

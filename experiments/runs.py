@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from core.errors import SettingError, UsageError
 from core.settings import FORMAT, checked, types_of
 from training.config import SETTINGS, UNKNOWN, RunConfig, read_config
-from training.files import CONFIG, OLD_CONFIG, read_result, read_run_config
+from training.files import CONFIG, OLD_CONFIG, RunResult, read_result, read_run_config
 
 Curves: TypeAlias = dict[str, dict[int, float]]  # by TensorBoard's tag, value by step or epoch
 
@@ -28,7 +28,7 @@ class Run:
 
     folder: Path  # its logs, `.../<name>/version_N`
     config: RunConfig
-    result: dict[str, Any] | None  # what `train` returned; None while the run is not finished
+    result: RunResult | None  # None while the run is not finished
 
     @property
     def name(self) -> str:
@@ -60,17 +60,17 @@ def read_runs(folder: Path) -> list[Run]:
 def row_of_run(run: Run, curves: Curves) -> dict[str, Any]:
     """A finished run as a row of `cells.csv`: its settings as texts, and the RESULTS it has, accuracies in percent."""
     assert run.result
-    score, test = run.result["val_acc"], run.result["test_acc"] * 100
-    row: dict[str, Any] = texts_of(run.config) | {"best_epoch": run.result["best_epoch"]}
-    if run.config.select_on == "test":
-        row["best_test_acc"] = score * 100
-        last = curves.get("test_acc", {}).get(run.result["epochs"], math.nan)  # of a run whose event files are gone
-        row["last_test_acc"] = last * 100
-    elif score is None:
+    score, test = run.result.val_acc, run.result.test_acc * 100
+    row: dict[str, Any] = texts_of(run.config) | {"best_epoch": run.result.best_epoch}
+    if score is None:
         row["last_test_acc"] = test
+    elif run.config.select_on == "test":
+        row["best_test_acc"] = score * 100
+        last = curves.get("test_acc", {}).get(run.result.epochs, math.nan)  # of a run whose event files are gone
+        row["last_test_acc"] = last * 100
     else:
         row |= {"best_val_acc": score * 100, "test_acc_at_best_val": test}
-    return row | {"seconds": run.result["seconds"]}
+    return row | {"seconds": run.result.seconds}
 
 
 def texts_of(config: RunConfig) -> dict[str, str]:

@@ -21,6 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import train as door
 from cifar10 import records
 from core.cores import cores
+from training.files import RunResult
 
 # A busy machine may be slow.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -91,7 +92,7 @@ def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def run(data_dir: Path, tmp_path: Path) -> Any:
     """Calls `train` for two short epochs on the made-up data."""
 
-    def call(**flags: Any) -> dict[str, Any]:
+    def call(**flags: Any) -> RunResult:
         folders = {"data_dir": data_dir, "log_dir": tmp_path / "logs", "checkpoint_dir": tmp_path / "checkpoints"}
         small = {"epochs": 2, "batch_size": 50, "val_size": 100, "width": 1, "pictures": False}
         return door.train(**(small | folders | flags))
@@ -99,7 +100,7 @@ def run(data_dir: Path, tmp_path: Path) -> Any:
     return call
 
 
-def resume(path: Path, **changes: Any) -> dict[str, Any]:
+def resume(path: Path, **changes: Any) -> Any:
     """Goes on with the run whose checkpoints are in a folder."""
     from training.resume import to_resume
     from training.run import train

@@ -152,13 +152,11 @@ def test_each_run_of_a_sweep_is_evaluated_once_on_each_corruption(run: Any, data
     corruption.main(line)
     table = pd.read_csv(tmp_path / "out" / "corrupted.csv")
     clean = table[table["corruption"] == "clean"]
-    assert [f"{path.parent.name}/{path.name}" for path in map(Path, (r["log_dir"] for r in results))] == list(
-        clean["run"]
-    )
-    assert clean["accuracy"].tolist() == pytest.approx([100 * result["val_acc"] for result in results])
+    assert [f"{path.parent.name}/{path.name}" for path in map(Path, (r.log_dir for r in results))] == list(clean["run"])
+    assert clean["accuracy"].tolist() == pytest.approx([100 * result.val_acc for result in results])
     noise = table[(table["corruption"] == "gaussian") & (table["severity"] == 5)]["accuracy"].iloc[0]
-    found = evaluated(Path(results[0]["checkpoint"]), data_dir, on="val", corrupt="gaussian", severity=5)
+    found = evaluated(results[0].checkpoint, data_dir, on="val", corrupt="gaussian", severity=5)
     assert noise == pytest.approx(100 * found["val/acc"]) and len(table) == 2 * (2 + 4 * 5)
-    Path(results[0]["checkpoint"]).unlink()
+    results[0].checkpoint.unlink()
     corruption.main(line)
     assert len(pd.read_csv(tmp_path / "out" / "corrupted.csv")) == len(table)

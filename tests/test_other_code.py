@@ -39,8 +39,8 @@ def trainer(**options: Any) -> pl.Trainer:
     return pl.Trainer(enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, **options)  # type: ignore[arg-type]
 
 
-def released(result: dict[str, Any], target: Path) -> Path:
-    release(load_checkpoint(Path(result["checkpoint"])), target, result["test_acc"])
+def released(result: Any, target: Path) -> Path:
+    release(load_checkpoint(result.checkpoint), target, result.test_acc)
     return target
 
 
@@ -61,15 +61,15 @@ def test_a_run_and_what_is_released_of_it_load_as_lightning_loads(
     run: Any, data_dir: Path, tmp_path: Path, weights_only: bool | None
 ) -> None:
     result = run(network="lenet5", optimizer="adam", crop=3, split_seed=4)
-    for path in (Path(result["checkpoint"]), released(result, tmp_path / "released.ckpt")):
+    for path in (result.checkpoint, released(result, tmp_path / "released.ckpt")):
         module = LeNetModule.load_from_checkpoint(path, weights_only=weights_only)
         datamodule = CIFAR10DataModule.load_from_checkpoint(path, weights_only=weights_only, data_dir=data_dir)
         assert (module.config.optimizer, module.config.lr) == ("adam", 0.004)
         assert (datamodule.config.crop, datamodule.config.split_seed) == (3, 4)
         (tested,) = trainer().test(module, datamodule, verbose=False)
         (validated,) = trainer().validate(module, datamodule, verbose=False)
-        assert (tested["test/acc"], tested["test/loss"]) == (result["test_acc"], result["test_loss"])
-        assert validated["val/acc"] == pytest.approx(result["val_acc"])
+        assert (tested["test/acc"], tested["test/loss"]) == (result.test_acc, result.test_loss)
+        assert validated["val/acc"] == pytest.approx(result.val_acc)
 
 
 @SAFE
@@ -77,12 +77,12 @@ def test_a_checkpoint_given_to_the_trainer_decides_how_images_are_treated(
     run: Any, data_dir: Path, tmp_path: Path, weights_only: bool | None
 ) -> None:
     result = run(network="lenet5", normalize="dataset")
-    for path in (result["checkpoint"], released(result, tmp_path / "released.ckpt")):
+    for path in (result.checkpoint, released(result, tmp_path / "released.ckpt")):
         halves = LeNetModule(width=1), CIFAR10DataModule(data_dir=data_dir, val_size=100, normalize="zca")
         (tested,) = trainer().test(*halves, ckpt_path=path, weights_only=weights_only, verbose=False)
-        assert (tested["test/acc"], tested["test/loss"]) == (result["test_acc"], result["test_loss"])
+        assert (tested["test/acc"], tested["test/loss"]) == (result.test_acc, result.test_loss)
         (validated,) = trainer().validate(*halves, ckpt_path=path, weights_only=weights_only, verbose=False)
-        assert validated["val/acc"] == pytest.approx(result["val_acc"])
+        assert validated["val/acc"] == pytest.approx(result.val_acc)
 
 
 def test_a_module_that_took_the_network_of_a_checkpoint_is_saved_and_loaded_as_that_network(
@@ -90,7 +90,7 @@ def test_a_module_that_took_the_network_of_a_checkpoint_is_saved_and_loaded_as_t
 ) -> None:
     tester, module = trainer(), LeNetModule()
     datamodule = CIFAR10DataModule(data_dir=data_dir, val_size=100)
-    tested = tester.test(module, datamodule, ckpt_path=run(network="lenet5")["checkpoint"], verbose=False)
+    tested = tester.test(module, datamodule, ckpt_path=run(network="lenet5").checkpoint, verbose=False)
     tester.save_checkpoint(tmp_path / "again.ckpt")
     again = LeNetModule.load_from_checkpoint(tmp_path / "again.ckpt")
     assert (again.config.network, again.config.width) == ("lenet5", 1)
@@ -100,7 +100,7 @@ def test_a_module_that_took_the_network_of_a_checkpoint_is_saved_and_loaded_as_t
 def test_what_a_loaded_data_module_trains_on_is_whitened_as_the_images_of_its_run_were(
     run: Any, data_dir: Path
 ) -> None:
-    path = run(normalize="zca-half")["checkpoint"]
+    path = run(normalize="zca-half").checkpoint
     here: dict[str, Any] = {"data_dir": data_dir, "split_seed": 1}
     loaded = CIFAR10DataModule.load_from_checkpoint(path, **here)
     own = CIFAR10DataModule(val_size=100, normalize="zca-half", **here)
@@ -134,13 +134,13 @@ def test_trainer_test_and_validate_return_their_metrics_and_draw_each_once(data_
 
 def test_predictions_are_probabilities_of_the_test_images_in_their_order(run: Any, data_dir: Path) -> None:
     result = run()
-    module = LeNetModule.load_from_checkpoint(result["checkpoint"])
-    datamodule = CIFAR10DataModule.load_from_checkpoint(result["checkpoint"], data_dir=data_dir)
+    module = LeNetModule.load_from_checkpoint(result.checkpoint)
+    datamodule = CIFAR10DataModule.load_from_checkpoint(result.checkpoint, data_dir=data_dir)
     predicted = torch.cat(trainer().predict(module, datamodule=datamodule))  # type: ignore[arg-type]
     assert predicted.shape == (200, 10) and predicted.dtype == torch.float32
     torch.testing.assert_close(predicted.sum(1), torch.ones(200))
     labels = torch.cat([labels for _, labels in datamodule.predict_dataloader()])
-    assert (predicted.argmax(1) == labels).float().mean().item() == pytest.approx(result["test_acc"])
+    assert (predicted.argmax(1) == labels).float().mean().item() == pytest.approx(result.test_acc)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
@@ -161,7 +161,7 @@ def test_the_script_in_the_readme_trains_what_the_command_trains(
     run: Any, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    last = weights(Path(run(optimizer="adam", precision="32-true")["checkpoint"]).parent / "last.ckpt")
+    last = weights(run(optimizer="adam", precision="32-true").checkpoint.parent / "last.ckpt")
     (script,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     small = {"max_epochs=10": "max_epochs=2", '"adam"': '"adam", width=1', "Module()": "Module(**small)"}
     for before, after in small.items():
@@ -232,10 +232,10 @@ def test_someones_own_network_is_trained_and_classifies_as_it_was_tested(
 ) -> None:
     name = own_network(tmp_path, class_name)
     result = run(network=name, width=3)
-    module = LeNetModule.load_from_checkpoint(result["checkpoint"], network=name)
-    datamodule = CIFAR10DataModule.load_from_checkpoint(result["checkpoint"], data_dir=data_dir)
+    module = LeNetModule.load_from_checkpoint(result.checkpoint, network=name)
+    datamodule = CIFAR10DataModule.load_from_checkpoint(result.checkpoint, data_dir=data_dir)
     (tested,) = trainer().test(module, datamodule, verbose=False)
-    assert tested["test/acc"] == result["test_acc"]
+    assert tested["test/acc"] == result.test_acc
 
 
 SCRIPT = """
@@ -305,16 +305,16 @@ def test_in_a_notebook_train_takes_texts_as_paths_and_prints_a_line_an_epoch(
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", out)
         patch.setattr(sys, "stderr", Cell())
-        first = door.train(**small, **folders)
-        second = door.train(**small, **folders)
+        first: Any = door.train(**small, **folders)
+        second: Any = door.train(**small, **folders)
     lines = out.getvalue().splitlines()
     assert [line[:9] for line in lines if line.startswith("epoch")] == [
         "epoch 1/2",
         "epoch 2/2",
     ] * 2 and "\r" not in out.getvalue()
-    assert Path(first["log_dir"]).parent == Path(second["log_dir"]).parent == Path("x/sgd-lr0.05-bs50-seed0")
-    assert (first["test_loss"], first["val_acc"]) == (second["test_loss"], second["val_acc"])
-    assert load_classifier(first["checkpoint"]).class_names  # a text, too
+    assert first.log_dir.parent == second.log_dir.parent == Path("x/sgd-lr0.05-bs50-seed0")
+    assert (first.test_loss, first.val_acc) == (second.test_loss, second.val_acc)
+    assert load_classifier(first.checkpoint).class_names  # a text, too
 
 
 @pytest.mark.parametrize("stream", [None, Cell(), io.StringIO()], ids=["none", "cell", "file"])

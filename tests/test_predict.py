@@ -918,7 +918,7 @@ def test_released_weights_give_the_same_answers_and_say_what_they_are(
 ) -> None:
     result = run(tag="my-secret", **settings)
     target = tmp_path / "new" / "released.ckpt"
-    command = ["evaluate.py", result["checkpoint"], "--data_dir", str(data_dir)]
+    command = ["evaluate.py", result.checkpoint, "--data_dir", str(data_dir)]
     monkeypatch.setattr(sys, "argv", [*command, "--release", str(target)])
     evaluate.main()
     assert str(target) in capsys.readouterr().out
@@ -926,7 +926,7 @@ def test_released_weights_give_the_same_answers_and_say_what_they_are(
     released = torch.load(target, weights_only=True)
     assert "optimizer_states" not in released and str(tmp_path) not in str(released)
     assert "my-secret" not in str(released)
-    assert released["test_acc"] == pytest.approx(result["test_acc"], abs=1e-6)
+    assert released["test_acc"] == pytest.approx(result.test_acc, abs=1e-6)
     assert "10,000 test images" in released["measured_on"] and released["class_names"] == list(CLASS_NAMES)
     program, script, *words = released["command"].split()
     assert (program, script) == ("python", "train.py")
@@ -938,12 +938,12 @@ def test_released_weights_give_the_same_answers_and_say_what_they_are(
     assert flags["width"] == 1 and flags["val_size"] == 100
 
     images = torch.randint(256, (5, 3, 32, 32), dtype=torch.uint8)
-    ours, theirs = load_classifier(target), load_classifier(Path(result["checkpoint"]))
+    ours, theirs = load_classifier(target), load_classifier(result.checkpoint)
     assert torch.equal(ours(images), theirs(images)) and ours.preprocessing == theirs.preprocessing
     steps = {name: value for name, value in settings.items() if name != "network"}
     assert ours.preprocessing == Preprocessing(**steps)
-    assert evaluated(target, data_dir) == evaluated(Path(result["checkpoint"]), data_dir)
-    assert evaluated(target, data_dir, tta=True)["test/loss"] != pytest.approx(result["test_loss"])
+    assert evaluated(target, data_dir) == evaluated(result.checkpoint, data_dir)
+    assert evaluated(target, data_dir, tta=True)["test/loss"] != pytest.approx(result.test_loss)
 
 
 def test_a_released_file_of_the_full_size_network_is_small(tmp_path: Path, checkpoint: Path) -> None:

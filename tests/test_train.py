@@ -22,17 +22,17 @@ from training.evaluation import evaluate
 
 def test_a_run_learns_and_says_where_everything_is(run: Any, tmp_path: Path) -> None:
     result = run(optimizer="adam", epochs=4)
-    losses = [loss for _, loss in curves(result["log_dir"])["train/loss"]]
-    assert losses[-1] < losses[0] and result["test_loss"] < math.log(10)  # which is that of a guess
-    assert Path(result["log_dir"]) == tmp_path / "logs" / "adam-lr0.002-bs50-seed0" / "version_0"
-    folder = tmp_path / "checkpoints" / "adam-lr0.002-bs50-seed0" / "version_0"
-    best = f"best-epoch={result['best_epoch']:02d}-val_acc={result['val_acc']:.4f}.ckpt"
+    losses = [loss for _, loss in curves(result.log_dir)["train/loss"]]
+    assert losses[-1] < losses[0] and result.test_loss < math.log(10)  # which is that of a guess
+    assert result.log_dir == tmp_path / "logs" / "adam-lr0.004-bs50-seed0" / "version_0"
+    folder = tmp_path / "checkpoints" / "adam-lr0.004-bs50-seed0" / "version_0"
+    best = f"best-epoch={result.best_epoch:02d}-val_acc={result.val_acc:.4f}.ckpt"
     assert sorted(path.name for path in folder.iterdir()) == [best, "last.ckpt"]
-    assert Path(result["checkpoint"]) == folder / best
+    assert result.checkpoint == folder / best
 
 
 def test_epoch_curves_are_over_epochs_and_step_curves_over_steps(run: Any) -> None:
-    logged = curves(run(epochs=3)["log_dir"])
+    logged = curves(run(epochs=3).log_dir)
     for name in ("train/loss", "train/acc", "val/loss", "val/acc"):
         assert [epoch for epoch, _ in logged[name]] == [1, 2, 3]
     for name in ("train/lr", "train/loss_step"):
@@ -40,54 +40,52 @@ def test_epoch_curves_are_over_epochs_and_step_curves_over_steps(run: Any) -> No
 
 
 def test_the_first_groups_of_tensorboard_are_the_curves(run: Any) -> None:
-    groups = sorted({tag.partition("/")[0] for tag in curves(run(pictures=True)["log_dir"])})
+    groups = sorted({tag.partition("/")[0] for tag in curves(run(pictures=True).log_dir)})
     assert groups == ["train", "val", "val_acc_by_class", "whole_run"]
 
 
 def test_the_hparams_tab_has_the_flags_and_the_scores(run: Any) -> None:
     result = run()
-    events = EventAccumulator(result["log_dir"]).Reload()
+    events = EventAccumulator(str(result.log_dir)).Reload()
     data = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
     assert b"optimizer" in data and b"split_seed" in data
-    logged = curves(result["log_dir"])
-    assert logged["whole_run/best_acc"][0][1] == pytest.approx(result["val_acc"])
-    assert logged["whole_run/test_acc"][0][1] == pytest.approx(result["test_acc"])
+    logged = curves(result.log_dir)
+    assert logged["whole_run/best_acc"][0][1] == pytest.approx(result.val_acc)
+    assert logged["whole_run/test_acc"][0][1] == pytest.approx(result.test_acc)
 
 
 def test_the_same_seed_gives_the_same_weights_bit_for_bit_and_another_seed_others(run: Any) -> None:
-    first, again, other = (weights(run(seed=seed)["checkpoint"]) for seed in (0, 0, 1))
+    first, again, other = (weights(run(seed=seed).checkpoint) for seed in (0, 0, 1))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["model.conv1.weight"], other["model.conv1.weight"])
 
 
 def test_two_runs_of_the_same_flags_keep_apart(run: Any) -> None:
     first, second = run(), run()
-    assert Path(first["checkpoint"]).parent.name == "version_0"
-    assert Path(second["checkpoint"]).parent.name == Path(second["log_dir"]).name == "version_1"
+    assert first.checkpoint.parent.name == "version_0"
+    assert second.checkpoint.parent.name == second.log_dir.name == "version_1"
 
 
 def test_without_validation_the_last_epoch_is_tested(run: Any) -> None:
     result = run(val_size=0)
-    assert result["best_epoch"] is None and result["val_acc"] is None
-    assert Path(result["checkpoint"]).name == "last.ckpt"
-    assert "val/acc" not in curves(result["log_dir"])
+    assert result.best_epoch is None and result.val_acc is None
+    assert result.checkpoint.name == "last.ckpt"
+    assert "val/acc" not in curves(result.log_dir)
 
 
 def test_a_teacher_is_a_run_of_its_own_and_changes_what_is_learned(run: Any) -> None:
-    teacher = Path(run(network="resnet", width=3, tag="teacher")["checkpoint"]).parent
+    teacher = run(network="resnet", width=3, tag="teacher").checkpoint.parent
     alone, taught, again = run(), run(teacher=teacher), run(teacher=teacher / "last.ckpt")
-    assert not torch.equal(
-        weights(alone["checkpoint"])["model.fc3.bias"], weights(taught["checkpoint"])["model.fc3.bias"]
-    )
-    assert weights(taught["checkpoint"]).keys() == weights(alone["checkpoint"]).keys()
+    assert not torch.equal(weights(alone.checkpoint)["model.fc3.bias"], weights(taught.checkpoint)["model.fc3.bias"])
+    assert weights(taught.checkpoint).keys() == weights(alone.checkpoint).keys()
     assert all(
-        torch.equal(value, weights(again["checkpoint"])[name]) for name, value in weights(taught["checkpoint"]).items()
+        torch.equal(value, weights(again.checkpoint)[name]) for name, value in weights(taught.checkpoint).items()
     )
 
 
 @pytest.mark.parametrize("split", [{"val_size": 200}, {"split_seed": 1}])
 def test_a_teacher_that_has_seen_validation_images_is_refused(run: Any, split: dict[str, int]) -> None:
-    teacher = Path(run()["checkpoint"])
+    teacher = run().checkpoint
     with pytest.raises(UsageError, match="has seen validation images"):
         run(teacher=teacher, **split)
     run(teacher=teacher, val_size=0)  # there are none
@@ -100,36 +98,36 @@ def test_a_network_in_a_file_of_ones_own_is_trained_evaluated_and_resumed(
 ) -> None:
     network = own_network(tmp_path / "mine", name)
     result = run(network=network, width=3, epochs=2, pictures=True)
-    checkpoint = Path(result["checkpoint"])
+    checkpoint = result.checkpoint
     again = evaluate(load_checkpoint(checkpoint, network), data_dir)
-    assert again.figures["loss"] == pytest.approx(result["test_loss"])
+    assert again.figures["loss"] == pytest.approx(result.test_loss)
     with pytest.raises(UsageError, match="a checkpoint holds no code"):
         load_checkpoint(checkpoint)
-    assert resume(checkpoint.parent, network=network)["test_loss"] == result["test_loss"]
+    assert resume(checkpoint.parent, network=network).test_loss == result.test_loss
 
 
 def test_the_configuration_that_a_run_writes_makes_the_same_run_again_bit_for_bit(run: Any) -> None:
     result = run(optimizer="adam", crop=3, denoise="median", plain_epochs=1)
-    flags = read_recipe(str(Path(result["log_dir"]) / "config.yaml"))
-    again = run_again.train(**flags)
-    assert Path(again["log_dir"]).name == "version_1" and again["test_loss"] == result["test_loss"]
-    first, second = weights(result["checkpoint"]), weights(again["checkpoint"])
+    flags = read_recipe(str(result.log_dir / "config.yaml"))
+    again: Any = run_again.train(**flags)
+    assert again.log_dir.name == "version_1" and again.test_loss == result.test_loss
+    first, second = weights(result.checkpoint), weights(again.checkpoint)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
 def test_the_final_test_is_in_float32_whatever_the_training_was(run: Any, data_dir: Path, precision: str) -> None:
     result = run(network="lenet5", precision=precision, pictures=True)
-    tested = evaluated(Path(result["checkpoint"]), data_dir)
-    assert (tested["test/acc"], tested["test/loss"]) == (result["test_acc"], result["test_loss"])
+    tested = evaluated(result.checkpoint, data_dir)
+    assert (tested["test/acc"], tested["test/loss"]) == (result.test_acc, result.test_loss)
 
 
 def test_selection_on_the_test_set_is_logged_as_what_it_is(run: Any) -> None:
     result = run(val_size=0, select_on="test", epochs=3)
-    logged = curves(result["log_dir"])
+    logged = curves(result.log_dir)
     assert [epoch for epoch, _ in logged["test/acc"]] == [1, 2, 3]
-    assert result["test_acc"] == pytest.approx(max(value for _, value in logged["test/acc"]))
-    assert "test_acc" in Path(result["checkpoint"]).name
+    assert result.test_acc == pytest.approx(max(value for _, value in logged["test/acc"]))
+    assert "test_acc" in result.checkpoint.name
 
 
 @pytest.mark.parametrize(("network", "rounding"), [("lenet5", 1e-6), ("lenet5-bn", 1e-5)])  # the second is folded
@@ -137,9 +135,9 @@ def test_a_checkpoint_tested_again_gives_the_same_figures(
     run: Any, data_dir: Path, network: str, rounding: float
 ) -> None:
     result = run(network=network)
-    again = evaluated(Path(result["checkpoint"]), data_dir)
-    assert again["test/acc"] == pytest.approx(result["test_acc"])
-    assert again["test/loss"] == pytest.approx(result["test_loss"], rel=rounding)
+    again = evaluated(result.checkpoint, data_dir)
+    assert again["test/acc"] == pytest.approx(result.test_acc)
+    assert again["test/loss"] == pytest.approx(result.test_loss, rel=rounding)
 
 
 def test_fast_dev_run_leaves_nothing_behind(run: Any, tmp_path: Path, data_dir: Path) -> None:
@@ -219,7 +217,7 @@ def test_two_processes_train_lenet5_as_one_does_and_evaluate_exactly(
     done = subprocess.run([*command, *flags.split(), *folders], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "c" / "sgd-lr0.01-bs50-seed0" / "version_0"
-    one, two = weights(Path(alone["checkpoint"]).parent / "last.ckpt"), weights(folder / "last.ckpt")
+    one, two = weights(alone.checkpoint.parent / "last.ckpt"), weights(folder / "last.ckpt")
     for name in one:
         torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-4)
     logged = curves(tmp_path / "l" / folder.relative_to(tmp_path / "c"))

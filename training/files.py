@@ -4,11 +4,13 @@ import itertools
 import json
 import sys
 from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from analysis.diagnosis import Trend
 from core.errors import UsageError
 from core.files import write_bytes
 from core.locks import hold_lock
@@ -20,6 +22,36 @@ CONFIG = "config.yaml"  # what the run is; `--config` takes it back
 SUMMARY = "summary.json"  # its result, once it is finished
 OLD_CONFIG = "hparams.yaml"  # of runs before format 2
 LOCK = "run.lock"  # among the checkpoints, while a process is at the run
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run reached. Accuracies are fractions; with `select_on` "test" both are of the test set."""
+
+    epochs: int
+    select_on: str
+    best_epoch: int | None  # None, as `val_acc`, if no epoch was chosen
+    val_acc: float | None
+    test_acc: float
+    test_loss: float
+    seconds: float  # of the whole command, without the time during which the run was stopped
+    images_per_second: float  # trained on, over the whole time of the epochs
+    log_dir: Path | None  # None, as `checkpoint`, of a run that writes nothing
+    checkpoint: Path | None
+    trend: Trend | None  # None without validation images
+
+    def plain(self) -> dict[str, Any]:
+        """Return all values by name, as JSON takes them."""
+        paths = {
+            name: path and str(path) for name, path in (("log_dir", self.log_dir), ("checkpoint", self.checkpoint))
+        }
+        return asdict(self) | paths
+
+    @classmethod
+    def read(cls, values: dict[str, Any]) -> "RunResult":
+        """Make a result from what `plain` returned; TypeError if the names are not those of the fields."""
+        paths = {name: values[name] and Path(values[name]) for name in ("log_dir", "checkpoint")}
+        return cls(**values | paths | {"trend": values["trend"] and Trend(**values["trend"])})
 
 
 def reserve_version(log_dir: Path, checkpoint_dir: Path) -> str:
@@ -75,20 +107,20 @@ def read_run_config(folder: Path) -> RunConfig | None:
         raise UsageError(f"{path}: {' '.join(str(error).split())}") from error
 
 
-def write_result(folder: Path, config: RunConfig, result: dict[str, Any]) -> None:
-    """The summary of a finished run: its configuration, and its result."""
-    text = json.dumps({"format": FORMAT, "flags": config.plain()} | result, indent=2)
+def write_result(folder: Path, config: RunConfig, result: RunResult) -> None:
+    """Write the summary of a finished run: its configuration, and its result."""
+    text = json.dumps({"format": FORMAT, "flags": config.plain()} | result.plain(), indent=2)
     write_bytes(folder / SUMMARY, text.encode())
 
 
-def read_result(folder: Path) -> tuple[RunConfig, dict[str, Any]] | None:
-    """Configuration and result of the run in a log folder; None if it is not finished. UsageError as of
+def read_result(folder: Path) -> tuple[RunConfig, RunResult] | None:
+    """Read configuration and result of the run in a log folder; None if it is not finished. UsageError as of
     `read_run_config`.
     """
     path = folder / SUMMARY
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-        return read_config(result.pop("flags"), result.pop("format", 1)), result
+        return read_config(result.pop("flags"), result.pop("format", 1)), RunResult.read(result)
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError) as error:

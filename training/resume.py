@@ -13,7 +13,7 @@ from core.errors import SettingError, UsageError
 from models.checkpoint import load_checkpoint
 from training.checkpoints import config_of
 from training.config import SETTINGS, RunConfig
-from training.files import read_result
+from training.files import RunResult, read_result
 
 
 def to_resume(path: Path, given: dict[str, Any]) -> tuple[RunConfig, Path]:
@@ -62,11 +62,11 @@ def folders_of(config: RunConfig, folder: Path, given: Collection[str]) -> dict[
     return found
 
 
-def finished(config: RunConfig, resume: Path) -> dict[str, Any] | None:
-    """The result of the run to resume, if it has trained all its epochs and was tested."""
+def finished(config: RunConfig, resume: Path) -> RunResult | None:
+    """Return the result of the run to resume, if it has trained all its epochs and was tested."""
     folder = config.log_dir / resume.parent.parent.name / resume.parent.name
     found = read_result(folder)
-    if not found or found[1]["epochs"] < config.epochs:
+    if not found or found[1].epochs < config.epochs:
         return None
-    checkpoint = config.checkpoint_dir / folder.parent.name / folder.name / Path(found[1]["checkpoint"]).name
-    return found[1] | {"log_dir": str(folder), "checkpoint": str(checkpoint)}  # where they are now
+    assert found[1].checkpoint
+    return replace(found[1], log_dir=folder, checkpoint=resume.parent / found[1].checkpoint.name)  # where they are now

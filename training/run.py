@@ -3,9 +3,9 @@
 result = train(optimizer="adam", epochs=3)
 """
 
-from collections.abc import Mapping
+import os
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from pytorch_lightning.callbacks import LearningRateMonitor
 from torch import nn
 from torch.distributed import DistNetworkError, DistStoreError
 
-from analysis.diagnosis import Trend, markdown, said_of
+from analysis.diagnosis import markdown, said_of
 from analysis.reports import write_report
 from analysis.tensorboard import log_result, result_rows
 from cifar10.config import Data
@@ -32,7 +32,7 @@ from training import callbacks as visible
 from training.best_model import BestModel
 from training.checkpoints import RunCheckpoint, StopOnSignal, calibrate
 from training.config import SETTINGS, RunConfig, with_contents
-from training.files import lock_run, reserve_version, write_config, write_result
+from training.files import RunResult, lock_run, reserve_version, write_config, write_result
 from training.hardware import keep_freed_memory
 from training.trainer import RunLogger, make_trainer, refuse_hardware
 
@@ -41,7 +41,7 @@ LOG_EVERY = 20  # steps between two points of a curve over steps, if an epoch ha
 
 def train(
     config: RunConfig | None = None, *, resume: Path | None = None, started: float | None = None, **flags: Any
-) -> dict[str, Any]:
+) -> RunResult:
     """Train LeNet-5 on CIFAR-10, then test the checkpoint that was best on the validation split, once.
 
     Args:
@@ -51,10 +51,7 @@ def train(
         flags: Single settings of `RunConfig`, such as `epochs=3`, instead of those of `config`.
 
     Returns:
-        What the summary shows: `epochs`, `select_on`, `best_epoch`, `val_acc`, `test_acc`, `test_loss` (accuracies are
-        fractions; None where there is none; with `select_on` "test" both are of the test set), `seconds`,
-        `images_per_second`, `log_dir`, `checkpoint`, and `trend`, the fields of `diagnosis.Trend`. In processes beyond
-        the first, nothing.
+        What the run reached. Of several processes the first alone returns, and the others end.
 
     Raises:
         UsageError: The settings contradict each other.
@@ -65,8 +62,10 @@ def train(
     run = build(replace(config or RunConfig(), **flags), resume, started)
     with run.lock, run.watch.stop:
         fit(run)
-        result = test(run)
-        return write(run, result) if run.trainer.is_global_zero else {}
+        tested = test(run)
+        if not run.trainer.is_global_zero:
+            os._exit(0)  # at once: PyTorch's clean-up aborts where another process has ended before
+        return write(run, tested)
 
 
 @dataclass(frozen=True)
@@ -157,7 +156,11 @@ def fit(run: Run) -> None:
 
 
 def test(run: Run) -> dict[str, Any]:
-    """Test the best epoch's weights, or the last ones if none was chosen, in float32."""
+    """Test the best epoch's weights, or the last ones if none was chosen, in float32.
+
+    Returns:
+        By its fields, the part of the result that this decides: best epoch, accuracies and loss.
+    """
     result: dict[str, Any] = {"best_epoch": None, "val_acc": None}
     if run.watch.best and run.watch.best.best_model_path:
         best = torch.load(run.watch.best.best_model_path, weights_only=True)
@@ -173,26 +176,29 @@ def test(run: Run) -> dict[str, Any]:
     return result | {f"test_{name}": tester.callback_metrics[f"test/{name}"].item() for name in ("acc", "loss")}
 
 
-def write(run: Run, result: dict[str, Any]) -> dict[str, Any]:
+def write(run: Run, tested: dict[str, Any]) -> RunResult:
     """Complete the result, and write it down for TensorBoard and for programs."""
-    config, trend, temperature = run.config, run.watch.best_model.trend, run.watch.best_model.temperature
-    result |= {
-        "epochs": config.epochs,
-        "select_on": config.select_on,
-        "seconds": run.watch.lines.seconds_elapsed,
-        "images_per_second": run.watch.lines.images_per_second,
-        "log_dir": run.logger.log_dir if run.logger else None,
-        "checkpoint": (run.watch.best and run.watch.best.best_model_path) or run.watch.last.best_model_path or None,
-        "trend": trend and asdict(trend),
-    }
-    if temperature and run.watch.best and run.watch.best.best_model_path:
-        calibrate(Path(run.watch.best.best_model_path), temperature)
-    if run.logger:
+    config, temperature = run.config, run.watch.best_model.temperature
+    best = run.watch.best.best_model_path if run.watch.best else ""
+    checkpoint = best or run.watch.last.best_model_path
+    result = RunResult(
+        epochs=config.epochs,
+        select_on=config.select_on,
+        seconds=run.watch.lines.seconds_elapsed,
+        images_per_second=run.watch.lines.images_per_second,
+        log_dir=Path(run.logger.log_dir) if run.logger else None,
+        checkpoint=Path(checkpoint) if checkpoint else None,
+        trend=run.watch.best_model.trend,
+        **tested,
+    )
+    if temperature and best:
+        calibrate(Path(best), temperature)
+    if run.logger and result.log_dir:
         columns, first = compared(config)
-        log_result(run.logger.experiment, columns, result, config.epochs, first)
+        log_result(run.logger.experiment, columns, result.plain(), config.epochs, first)
         run.logger.finalize("success")
-        write_run_report(config, result)
-        write_result(Path(run.logger.log_dir), config, result)  # last: with it the run counts as finished
+        write_run_report(config, result, result.log_dir)
+        write_result(result.log_dir, config, result)  # last: with it the run counts as finished
     return result
 
 
@@ -245,12 +251,11 @@ def compared(config: RunConfig) -> tuple[dict[str, Any], list[str]]:
     return columns, [name for name in columns if SETTINGS[name].metadata["compared"]]
 
 
-def write_run_report(config: RunConfig, result: Mapping[str, Any]) -> None:
-    """REPORT in the log folder of a finished run; `result` is what `train.train` returns."""
+def write_run_report(config: RunConfig, result: RunResult, folder: Path) -> None:
+    """Write REPORT into the log folder of a finished run."""
     defaults = RunConfig(optimizer=config.optimizer).resolved().plain() | {"optimizer": RunConfig.optimizer}
     words = [f"--{name}={in_yaml(value)}" for name, value in config.plain().items() if value != defaults[name]]
     command = command_line("python", "train.py", *words)
-    trend = markdown(Trend(**result["trend"]), config.select_on) if result["trend"] else ""
-    folder = Path(result["log_dir"])
+    trend = markdown(result.trend, config.select_on) if result.trend else ""
     title, images = f"{folder.parent.name}, {folder.name}", said_of(config.select_on, "validation")
-    write_report(folder, title, command, result_rows(result), images, trend, config.pictures)
+    write_report(folder, title, command, result_rows(result.plain()), images, trend, config.pictures)

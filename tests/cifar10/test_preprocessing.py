@@ -355,9 +355,9 @@ def test_the_state_alone_treats_the_test_images_alike(settings: dict[str, Any], 
 
 def test_a_checkpoint_carries_its_preprocessing_and_test_may_change_it(run: Any, data_dir: Path) -> None:
     result = run(network="lenet5", denoise="gaussian", denoise_strength=2.0, corrupt="gaussian", severity=5)
-    checkpoint = Path(result["checkpoint"])
+    checkpoint = result.checkpoint
     told_nothing = evaluated(checkpoint, data_dir)
-    assert told_nothing["test/loss"] == pytest.approx(result["test_loss"])
+    assert told_nothing["test/loss"] == pytest.approx(result.test_loss)
     changed = [
         evaluated(checkpoint, data_dir, **changes)["test/loss"]
         for changes in ({"corrupt": "none"}, {"denoise": "none"}, {"severity": 1}, {"denoise_strength": 0.3})
@@ -393,7 +393,7 @@ def test_before_and_after_shows_each_stage_once(settings: Any, rows: list[str], 
 
 def test_tensorboard_shows_an_image_of_each_class_before_and_after(run: Any) -> None:
     def pictures(**flags: Any) -> list[str]:
-        return EventAccumulator(run(pictures=True, epochs=1, **flags)["log_dir"]).Reload().Tags()["images"]
+        return EventAccumulator(str(run(pictures=True, epochs=1, **flags).log_dir)).Reload().Tags()["images"]
 
     assert "what_it_sees/preprocessing" in pictures(denoise="median")
     assert "what_it_sees/preprocessing" not in pictures(normalize="dataset")
@@ -456,7 +456,7 @@ def test_what_is_kept_is_found_without_loading_the_images(data_dir: Path, monkey
 
 def test_what_is_kept_lies_in_the_folder_that_is_named(run: Any, data_dir: Path, tmp_path: Path) -> None:
     result = run(cache_dir=tmp_path / "kept", epochs=1)
-    evaluated(Path(result["checkpoint"]), data_dir, denoise="median", cache_dir=tmp_path / "kept")
+    evaluated(result.checkpoint, data_dir, denoise="median", cache_dir=tmp_path / "kept")
     assert not (data_dir / "preprocessed").exists()
     kinds = {path.name.partition("-")[0] for path in (tmp_path / "kept").glob("*.bin")}
     assert kinds == {"corrupt", "denoise", "fit", "normalize"}
@@ -467,5 +467,5 @@ def test_a_run_with_zca_can_be_tested_again_from_its_checkpoint(run: Any, data_d
     result = run(**settings)
     for path in (data_dir / "preprocessed").glob("*zca*"):
         path.unlink()
-    assert evaluated(Path(result["checkpoint"]), data_dir)["test/loss"] == pytest.approx(result["test_loss"])
-    assert run(**settings)["test_loss"] == pytest.approx(result["test_loss"])
+    assert evaluated(result.checkpoint, data_dir)["test/loss"] == pytest.approx(result.test_loss)
+    assert run(**settings).test_loss == pytest.approx(result.test_loss)

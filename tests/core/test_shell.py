@@ -18,6 +18,7 @@ from core.shell import command_line, script
 from core.signals import Stopped
 from experiments import tables
 from training import lr_finder
+from training.files import RunResult
 
 SHOW = "import json, sys; print(json.dumps(sys.argv[1:]))"
 # Windows allows no double quote in a name, and has no form for $, % and the backtick that both its shells read.
@@ -47,7 +48,7 @@ def test_what_the_programs_print_can_be_pasted_whatever_the_folder_is_called(
     run = folder / "adam" / "version_0"
     assert pasted(Stopped(2, run).advice.removeprefix("go on with: ")) == ["train.py", "--resume", str(run)]
 
-    result = {"test_acc": 0.5, "seconds": 1, "images_per_second": 1, "log_dir": str(run), "checkpoint": "last.ckpt"}
+    result = RunResult(1, "val", None, None, 0.5, 1.0, 1.0, 1.0, run, Path("last.ckpt"), None)
     (line,) = (line for line in train.summary(result).split("\nnext ")[1:])
     assert pasted(line.strip()) == ["--logdir", str(folder)]
 

@@ -23,6 +23,7 @@ from experiments.runs import COLUMNS, RESULTS, texts_of
 from experiments.study import open_study
 from experiments.tables import read_table, write_cells
 from training.config import RunConfig
+from training.files import RunResult
 
 FLAGS = RunConfig(epochs=3, lr=0.05).plain()
 SEEDS = (1, 2, 3, 4, 5, 6)
@@ -47,14 +48,20 @@ class Logs:
         (folder / "hparams.yaml").write_text(yaml.safe_dump(flags))
         if test is not None:
             best = max(range(len(val)), key=val.__getitem__)
-            result = {
-                "epochs": len(val),
-                "best_epoch": best + 1 if validated else None,
-                "val_acc": val[best] if validated else None,
-                "test_acc": test,
-                "seconds": 9.5,
-            }
-            (folder / "summary.json").write_text(json.dumps({"flags": flags, "seconds": 9.5} | result))
+            result = RunResult(
+                epochs=len(val),
+                select_on=flags["select_on"],
+                best_epoch=best + 1 if validated else None,
+                val_acc=val[best] if validated else None,
+                test_acc=test,
+                test_loss=1.0,
+                seconds=9.5,
+                images_per_second=1.0,
+                log_dir=folder,
+                checkpoint=None,
+                trend=None,
+            )
+            (folder / "summary.json").write_text(json.dumps({"flags": flags} | result.plain()))
         return folder
 
     def report(self, **options: Any) -> str:

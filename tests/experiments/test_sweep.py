@@ -99,7 +99,7 @@ def test_a_killed_sweep_goes_on_where_it_stood_and_ends_as_one_that_was_not(
         other = sweeps.finished()[name]
         assert run.result and other.result
         for figure in ("best_epoch", "val_acc", "test_acc", "test_loss"):
-            assert run.result[figure] == other.result[figure]
+            assert getattr(run.result, figure) == getattr(other.result, figure)
         expected, found = (weights(s.checkpoints(r) / "last.ckpt") for s, r in ((whole, run), (sweeps, other)))
         assert all(torch.equal(expected[key], found[key]) for key in expected)
 

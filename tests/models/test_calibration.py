@@ -32,7 +32,7 @@ def test_a_run_fits_its_best_checkpoint_and_everything_that_gives_probabilities_
     run: Any, data_dir: Path, tmp_path: Path
 ) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
-    path = Path(run(epochs=3)["checkpoint"])
+    path = run(epochs=3).checkpoint
     checkpoint = load_checkpoint(path)
     assert (
         checkpoint.temperature != 1 and load_checkpoint(path.parent, last=True).temperature == 1
@@ -63,7 +63,7 @@ def test_a_run_fits_its_best_checkpoint_and_everything_that_gives_probabilities_
 def test_a_temperature_of_another_run_is_evaluated_and_released(
     run: Any, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = Path(run(val_size=0)["checkpoint"])  # without validation nothing is fitted
+    path = run(val_size=0).checkpoint  # without validation nothing is fitted
     assert load_checkpoint(path).temperature == 1
     released = tmp_path / "released.ckpt"
     line = [str(path), "--data_dir", str(data_dir), "--temperature", "3", "--release", str(released)]

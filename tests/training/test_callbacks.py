@@ -5,6 +5,7 @@ import io
 import json
 import re
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -76,7 +77,7 @@ def tags(log_dir: Path | str) -> dict[str, Any]:
 
 def test_everything_is_there_after_a_run_without_further_flags(run: Any, data_dir: Path) -> None:
     result = run(pictures=True)
-    log_dir = Path(result["log_dir"])
+    log_dir = result.log_dir
     found = tags(log_dir)
     assert set(found["images"]) == BEST_MODEL_PICTURES | TRAINING_PICTURES
     assert steps(log_dir, "images", "what_it_learned/filters_conv1") == [0, 1, 2]
@@ -104,22 +105,22 @@ def test_of_a_residual_network_each_layer_is_shown(run: Any) -> None:
     evaluated = best_model.layer_outputs(network.eval(), image)  # normalised as in evaluation, not by the image itself
     assert all(torch.equal(maps[name], values) for name, values in evaluated.items())
     assert len(maps) == 8 and [tuple(values.shape) for values in maps.values()][:2] == [(24, 32, 32), (32, 16, 16)]
-    assert "what_it_learned/feature_maps" in tags(run(network="resnet", width=3, pictures=True)["log_dir"])["images"]
+    assert "what_it_learned/feature_maps" in tags(run(network="resnet", width=3, pictures=True).log_dir)["images"]
 
 
 def test_without_pictures_the_scalars_and_the_trend_are_there(run: Any) -> None:
     result = run(pictures=False)
-    found = tags(result["log_dir"])
-    assert found["images"] == [] and not found["graph"] and not (Path(result["log_dir"]) / "00002").exists()
+    found = tags(result.log_dir)
+    assert found["images"] == [] and not found["graph"] and not (result.log_dir / "00002").exists()
     assert "train/grad_norm" in found["scalars"] and "trend/text_summary" in found["tensors"]
-    log_dir = Path(result["log_dir"])
+    log_dir = result.log_dir
     assert {path.name for path in log_dir.iterdir() if "events" not in path.name} == RUN_FILES
     assert "](c" in (log_dir / "report.md").read_text() and "![" not in (log_dir / "report.md").read_text()
 
 
 def test_a_run_leaves_tables_and_a_page_beside_the_pictures_that_tensorboard_has(run: Any) -> None:
     result = run(pictures=True, optimizer="adam")
-    log_dir = Path(result["log_dir"])
+    log_dir = result.log_dir
     assert {path.name for path in log_dir.iterdir() if path.is_file() and "events" not in path.name} == (
         RUN_FILES | RUN_PICTURES.keys() | {"projector_config.pbtxt"}
     )
@@ -133,7 +134,7 @@ def test_a_run_leaves_tables_and_a_page_beside_the_pictures_that_tensorboard_has
     for name in re.findall(r"\]\((.*?)\)", page):
         assert (log_dir / name).is_file()
     counts = np.loadtxt(log_dir / "confusion.csv", int, delimiter=",", skiprows=1, usecols=range(1, 11))
-    assert counts.trace() / 100 == pytest.approx(result["val_acc"])
+    assert counts.trace() / 100 == pytest.approx(result.val_acc)
     with (log_dir / "classes.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["class"] for row in rows] == list(CLASS_NAMES)
@@ -141,29 +142,29 @@ def test_a_run_leaves_tables_and_a_page_beside_the_pictures_that_tensorboard_has
         right, support, taken = counts[label, label], counts[label].sum(), counts[:, label].sum()
         assert int(row["support"]) == support and float(row["recall"]) == pytest.approx(right / support)
         assert float(row["precision"]) == pytest.approx(right / max(taken, 1), abs=1e-6)
-    assert f"{result['test_acc']:.2%}" in page
+    assert f"{result.test_acc:.2%}" in page
     assert "--optimizer=adam" in page and "On the 100 validation images" in page and "## Trend" in page
     assert f"report         {log_dir / 'report.md'}" in door.summary(result)
 
 
 def test_what_is_shown_changes_nothing_in_what_is_learned(run: Any) -> None:
-    with_pictures, without = (weights(run(pictures=shown)["checkpoint"]) for shown in (True, False))
+    with_pictures, without = (weights(run(pictures=shown).checkpoint) for shown in (True, False))
     assert all(torch.equal(value, without[name]) for name, value in with_pictures.items())
 
 
 def test_the_trend_is_beside_the_logs_and_in_the_summary(run: Any) -> None:
     result = run(epochs=4)
-    log_dir = Path(result["log_dir"])
+    log_dir = result.log_dir
     trend = Trend(**json.loads((log_dir / "summary.json").read_text())["trend"])
-    assert trend.best_epoch == result["best_epoch"] and trend.epochs == 4
-    assert trend.best_acc == pytest.approx(result["val_acc"])
+    assert trend.best_epoch == result.best_epoch and trend.epochs == 4
+    assert trend.best_acc == pytest.approx(result.val_acc)
     assert len(trend.hardest) == 3
     for words in ((log_dir / "trend.md").read_text(), door.summary(result)):
         assert f"{trend.best_epoch} of 4: highest validation accuracy" in words and trend.advice in words
 
 
 def test_class_accuracies_average_to_the_accuracy_of_a_stratified_split(run: Any) -> None:
-    logged = curves(run(epochs=3)["log_dir"])
+    logged = curves(run(epochs=3).log_dir)
     for epoch in range(3):
         by_class = [logged[f"val_acc_by_class/{name}"][epoch] for name in CLASS_NAMES]
         assert {step for step, _ in by_class} == {epoch + 1}
@@ -173,9 +174,9 @@ def test_class_accuracies_average_to_the_accuracy_of_a_stratified_split(run: Any
 def test_a_resumed_run_has_the_curves_and_the_trend_of_the_whole_one(run: Any) -> None:
     flags = {"schedule": "constant", "lr": 0.01}
     whole = run(epochs=4, **flags)
-    resumed = resume(Path(run(epochs=2, **flags)["checkpoint"]).parent, epochs=4)
-    assert resumed["trend"] == whole["trend"]
-    expected, found = curves(whole["log_dir"]), curves(resumed["log_dir"])
+    resumed = resume(run(epochs=2, **flags).checkpoint.parent, epochs=4)
+    assert resumed.trend == whole.trend
+    expected, found = curves(whole.log_dir), curves(resumed.log_dir)
     for name in ("train/loss", "val/acc", "val_acc_by_class/cat", "train/grad_norm"):
         assert sorted(set(found[name])) == expected[name]
 
@@ -196,22 +197,23 @@ def test_a_run_killed_after_its_last_checkpoint_ends_as_one_that_was_not(
     with monkeypatch.context() as patched, pytest.raises(Killed):
         patched.setattr(best_model.BestModel, "on_train_end", killed)
         run(pictures=True, **flags)
-    folder = Path(whole["checkpoint"]).parent.parent / "version_1"
+    folder = whole.checkpoint.parent.parent / "version_1"
     resumed = resume(folder)
     measured = {"seconds", "images_per_second", "log_dir", "checkpoint"}
-    assert {name: resumed[name] for name in resumed.keys() - measured} == {
-        name: whole[name] for name in whole.keys() - measured
-    }
-    assert resumed["images_per_second"] > 0
-    assert Path(resumed["checkpoint"]).name == Path(whole["checkpoint"]).name
-    one, other = (tags(result["log_dir"]) for result in (whole, resumed))
+    results = [
+        {name: value for name, value in asdict(each).items() if name not in measured} for each in (whole, resumed)
+    ]
+    assert results[0] == results[1]
+    assert resumed.images_per_second > 0
+    assert resumed.checkpoint.name == whole.checkpoint.name
+    one, other = (tags(result.log_dir) for result in (whole, resumed))
     for kind in ("images", "scalars", "tensors", "graph"):
         assert one[kind] == other[kind] if kind == "graph" else set(one[kind]) == set(other[kind])
     shown = "whole_run/curves"
-    assert steps(resumed["log_dir"], "images", shown) == steps(whole["log_dir"], "images", shown)
-    assert history(resumed["log_dir"]) == history(whole["log_dir"])
-    texts = [(Path(result["log_dir"]) / "trend.md") for result in (whole, resumed)]
-    assert texts[0].exists() == texts[1].exists() == bool(whole["trend"])
+    assert steps(resumed.log_dir, "images", shown) == steps(whole.log_dir, "images", shown)
+    assert history(resumed.log_dir) == history(whole.log_dir)
+    texts = [(result.log_dir / "trend.md") for result in (whole, resumed)]
+    assert texts[0].exists() == texts[1].exists() == bool(whole.trend)
 
 
 def test_in_mixed_precision_the_figures_are_those_of_the_checkpoint_in_float32(
@@ -226,7 +228,7 @@ def test_in_mixed_precision_the_figures_are_those_of_the_checkpoint_in_float32(
 
     monkeypatch.setattr(figures, "confusion", draw)
     result = run(network="lenet5", optimizer="adam", precision="bf16-mixed", epochs=1, pictures=True)
-    checkpoint = load_checkpoint(Path(result["checkpoint"]))
+    checkpoint = load_checkpoint(result.checkpoint)
     module = LeNetModule(network="lenet5", width=1)
     module.load_state_dict(checkpoint.state_dict)
     datamodule = CIFAR10DataModule(data_dir=data_dir, val_size=100)
@@ -234,9 +236,9 @@ def test_in_mixed_precision_the_figures_are_those_of_the_checkpoint_in_float32(
     datamodule.setup()
     exact = best_model.predict(module, datamodule.val_dataloader())  # type: ignore[arg-type]
     assert torch.equal(shown[0], exact.confusion_matrix())
-    assert result["val_acc"] == pytest.approx((exact.logits.argmax(1) == exact.labels).float().mean().item(), abs=0)
-    tested = evaluated(Path(result["checkpoint"]), data_dir)
-    assert (tested["test/acc"], tested["test/loss"]) == (result["test_acc"], result["test_loss"])
+    assert result.val_acc == pytest.approx((exact.logits.argmax(1) == exact.labels).float().mean().item(), abs=0)
+    tested = evaluated(result.checkpoint, data_dir)
+    assert (tested["test/acc"], tested["test/loss"]) == (result.test_acc, result.test_loss)
 
 
 @pytest.mark.parametrize(
@@ -254,7 +256,7 @@ def test_where_the_losses_are_not_the_same_charts_and_guide_say_so(
         return figure
 
     monkeypatch.setattr(figures, "curves", draw)
-    events = EventAccumulator(run(pictures=True, **flags)["log_dir"]).Reload()
+    events = EventAccumulator(str(run(pictures=True, **flags).log_dir)).Reload()
     assert [texts[0] for texts in labels] == [name, "training"]  # of loss and accuracy
     texts = {tag: events.Tensors(tag)[0].tensor_proto.string_val[0] for tag in events.Tags()["tensors"]}
     for tag in ("what_is_where/text_summary", "custom_scalars__config__"):
@@ -280,7 +282,7 @@ def test_the_hparams_tab_has_a_row_for_each_run_also_a_resumed_one_and_one_witho
 ) -> None:
     flags = {"schedule": "constant", "lr": 0.01}
     results = [run(**flags, optimizer="adam"), run(**flags, val_size=0)]
-    results.append(resume(Path(run(**flags)["checkpoint"]).parent, epochs=3))
+    results.append(resume(run(**flags).checkpoint.parent, epochs=3))
     results.append(run(**flags, val_size=0, select_on="test"))
     columns, titles, rows = hparams_tab(tmp_path / "logs")
     first = {"optimizer", "lr", "batch_size", "schedule", "width", "seed", "select_on"}
@@ -289,16 +291,16 @@ def test_the_hparams_tab_has_a_row_for_each_run_also_a_resumed_one_and_one_witho
     assert titles == ["best accuracy (select_on)", "best epoch", "test accuracy", "seconds"]
     assert len(rows) == 4
     for result in results:
-        row = rows[str(Path(result["log_dir"]).relative_to(tmp_path / "logs"))]
-        assert row["whole_run/test_acc"] == pytest.approx(result["test_acc"])
-        assert row.get("whole_run/best_acc") == (result["val_acc"] and pytest.approx(result["val_acc"]))
-    assert len(list(Path(results[2]["log_dir"]).glob("events*"))) > 1
+        row = rows[str(result.log_dir.relative_to(tmp_path / "logs"))]
+        assert row["whole_run/test_acc"] == pytest.approx(result.test_acc)
+        assert row.get("whole_run/best_acc") == (result.val_acc and pytest.approx(result.val_acc))
+    assert len(list(results[2].log_dir.glob("events*"))) > 1
 
 
 def test_without_validation_there_are_the_pictures_of_the_training_only(run: Any) -> None:
     result = run(val_size=0, pictures=True)
-    assert set(tags(result["log_dir"])["images"]) == TRAINING_PICTURES
-    assert result["trend"] is None and not (Path(result["log_dir"]) / "trend.md").exists()
+    assert set(tags(result.log_dir)["images"]) == TRAINING_PICTURES
+    assert result.trend is None and not (result.log_dir / "trend.md").exists()
     assert "wall time" in door.summary(result)
 
 
@@ -319,7 +321,7 @@ def test_figures_charts_and_texts_say_on_which_images_the_network_is_judged(
         return rgb(figure)
 
     monkeypatch.setattr(figures, "rgb", drawing)
-    events = EventAccumulator(run(pictures=True, **flags)["log_dir"]).Reload()
+    events = EventAccumulator(str(run(pictures=True, **flags).log_dir)).Reload()
     in_figures = {text.get_text() for figure in drawn for text in figure.findobj(Text)}
     in_texts = [
         events.Tensors(tag)[0].tensor_proto.string_val[0].decode(errors="replace") for tag in events.Tags()["tensors"]
@@ -337,9 +339,9 @@ def test_figures_charts_and_texts_say_on_which_images_the_network_is_judged(
 
 def test_what_is_chosen_on_the_test_set_says_so(run: Any) -> None:
     result = run(val_size=0, select_on="test")
-    assert "test_acc_by_class/cat" in curves(result["log_dir"])
-    assert result["trend"]["best_acc"] == pytest.approx(result["test_acc"])
-    words = (Path(result["log_dir"]) / "trend.md").read_text() + door.summary(result)
+    assert "test_acc_by_class/cat" in curves(result.log_dir)
+    assert result.trend.best_acc == pytest.approx(result.test_acc)
+    words = (result.log_dir / "trend.md").read_text() + door.summary(result)
     assert words.count("highest test accuracy") == 2 and "validation" not in words
 
 
@@ -350,13 +352,13 @@ def test_after_an_epoch_one_line_stays_with_a_mark_if_it_is_the_best(run: Any, c
     assert start.startswith("training in ")
     assert [line.split()[1] for line in lines] == ["1/3", "2/3", "3/3"]
     assert all(word in lines[0] for word in ("train loss", "val loss", "acc", "lr", " s ", "images/s"))
-    accuracies = [value for _, value in curves(result["log_dir"])["val/acc"]]
+    accuracies = [value for _, value in curves(result.log_dir)["val/acc"]]
     best = [accuracy > max(accuracies[:epoch], default=-1) for epoch, accuracy in enumerate(accuracies)]
     assert [line.endswith("best so far") for line in lines] == best
 
 
 def test_quiet_prints_nothing(run: Any, capsys: Any) -> None:
-    assert run(quiet=True)["images_per_second"] > 0
+    assert run(quiet=True).images_per_second > 0
     assert capsys.readouterr().out == ""
 
 
@@ -491,14 +493,14 @@ def test_a_resumed_run_adds_up_images_and_seconds_over_its_legs(
 
 def test_the_seconds_of_a_resumed_run_are_in_the_checkpoint_as_plain_numbers(run: Any) -> None:
     result = run()
-    again = resume(Path(result["checkpoint"]).parent)
-    state = torch.load(Path(result["checkpoint"]).parent / "last.ckpt", weights_only=True)["callbacks"]["EpochLines"]
+    again = resume(result.checkpoint.parent)
+    state = torch.load(result.checkpoint.parent / "last.ckpt", weights_only=True)["callbacks"]["EpochLines"]
     assert {name: type(value) for name, value in state.items()} == {
         "images": int,
         "seconds": float,
         "seconds_elapsed": float,
     }
-    assert again["seconds"] > state["seconds_elapsed"] > state["seconds"]
+    assert again.seconds > state["seconds_elapsed"] > state["seconds"]
 
 
 def test_without_tensorboard_the_callbacks_write_nothing(tmp_path: Path) -> None:
@@ -511,7 +513,7 @@ def test_the_best_weights_are_lent_only(run: Any, data_dir: Path) -> None:
     module = LeNetModule(width=1)
     before = {name: value.clone() for name, value in module.state_dict().items()}
     checkpoint = ModelCheckpoint(monitor="val/acc")
-    checkpoint.best_model_path = result["checkpoint"]
+    checkpoint.best_model_path = result.checkpoint
     trainer = pl.Trainer(callbacks=[checkpoint], logger=False, accelerator="cpu")
     with best_model.best_weights(trainer, module):
         assert not torch.equal(module.state_dict()["model.fc3.weight"], before["model.fc3.weight"])

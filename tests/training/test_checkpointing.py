@@ -61,24 +61,24 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one_bit_for_bit(
     whole = run(**flags)
     folder = crash(2 * STEPS + 7, **flags)
     resumed = resume(folder)
-    expected, found = (weights(path / "last.ckpt") for path in (Path(whole["checkpoint"]).parent, folder))
+    expected, found = (weights(path / "last.ckpt") for path in (whole.checkpoint.parent, folder))
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     for name in ("best_epoch", "val_acc", "test_acc", "test_loss"):
-        assert resumed[name] == whole[name]
-    assert Path(resumed["checkpoint"]).name == Path(whole["checkpoint"]).name
-    assert sorted(path.name for path in folder.iterdir()) == [Path(whole["checkpoint"]).name, "last.ckpt"]
-    expected_curves, found_curves = curves(whole["log_dir"]), curves(resumed["log_dir"])
+        assert getattr(resumed, name) == getattr(whole, name)
+    assert resumed.checkpoint.name == whole.checkpoint.name
+    assert sorted(path.name for path in folder.iterdir()) == [whole.checkpoint.name, "last.ckpt"]
+    expected_curves, found_curves = curves(whole.log_dir), curves(resumed.log_dir)
     for name in ("train/loss", "train/acc", "val/loss", "val/acc", "train/loss_step", "train/lr"):
         assert sorted(set(found_curves[name])) == expected_curves[name]
-    assert history(resumed["log_dir"]) == history(whole["log_dir"])
+    assert history(resumed.log_dir) == history(whole.log_dir)
 
 
 def test_a_network_that_draws_random_numbers_resumes_bit_for_bit(run: Any, crash: Any, tmp_path: Path) -> None:
     flags = {"network": own_network(tmp_path / "own", "Dropping"), "width": 3, "epochs": 3, "val_size": 0}
     whole = run(**flags)
     folder = crash(2 * STEPS + 7, **flags)
-    assert resume(folder, network=flags["network"])["test_loss"] == whole["test_loss"]
-    assert run(**flags | {"seed": 1})["test_loss"] != whole["test_loss"]
+    assert resume(folder, network=flags["network"]).test_loss == whole.test_loss
+    assert run(**flags | {"seed": 1}).test_loss != whole.test_loss
 
 
 def test_a_run_killed_between_its_history_and_its_checkpoint_has_each_epoch_once(
@@ -88,7 +88,7 @@ def test_a_run_killed_between_its_history_and_its_checkpoint_has_each_epoch_once
     save, saved = AtomicCheckpointIO.save_checkpoint, []
 
     def killed(*arguments: Any, **options: Any) -> None:
-        saved.append(history(Path(whole["log_dir"]).parent / "version_1"))
+        saved.append(history(whole.log_dir.parent / "version_1"))
         if len(saved[-1]) == 2:
             raise Crash
         save(*arguments, **options)
@@ -96,22 +96,22 @@ def test_a_run_killed_between_its_history_and_its_checkpoint_has_each_epoch_once
     with monkeypatch.context() as patch, pytest.raises(Crash):
         patch.setattr(AtomicCheckpointIO, "save_checkpoint", killed)
         run(epochs=3)
-    resumed = resume(Path(whole["checkpoint"]).parent.parent / "version_1")
-    assert history(resumed["log_dir"]) == history(whole["log_dir"]) and saved[-1] == history(whole["log_dir"])[:2]
-    logged = curves(whole["log_dir"])
-    for row, (epoch, loss) in zip(history(whole["log_dir"]), logged["val/loss"], strict=True):
+    resumed = resume(whole.checkpoint.parent.parent / "version_1")
+    assert history(resumed.log_dir) == history(whole.log_dir) and saved[-1] == history(whole.log_dir)[:2]
+    logged = curves(whole.log_dir)
+    for row, (epoch, loss) in zip(history(whole.log_dir), logged["val/loss"], strict=True):
         assert int(row["epoch"]) == epoch and float(row["val_loss"]) == pytest.approx(loss, rel=1e-5)
         assert row.keys() == {"epoch", "train_loss", "train_acc", "val_loss", "val_acc", "lr"}
 
 
 def test_a_teacher_and_its_pupil_resume_bit_for_bit(run: Any, crash: Any) -> None:
     teacher: dict[str, Any] = {"network": "resnet", "width": 3, "tag": "teacher", "epochs": 2}
-    pupil = {"teacher": Path(run(**teacher)["checkpoint"]).parent, "epochs": 2}
+    pupil = {"teacher": run(**teacher).checkpoint.parent, "epochs": 2}
     for flags in (teacher, pupil):
         whole = run(**flags)
         folder = crash(STEPS + 7, **flags)
-        assert resume(folder)["test_loss"] == whole["test_loss"]
-        expected, found = (weights(path / "last.ckpt") for path in (Path(whole["checkpoint"]).parent, folder))
+        assert resume(folder).test_loss == whole.test_loss
+        expected, found = (weights(path / "last.ckpt") for path in (whole.checkpoint.parent, folder))
         assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
@@ -122,9 +122,9 @@ def test_a_moved_run_resumes_where_it_is_now(run: Any, crash: Any, tmp_path: Pat
     there.parent.mkdir(parents=True)
     shutil.move(folder, there)
     resumed = resume(there)
-    assert Path(resumed["checkpoint"]) == there / Path(whole["checkpoint"]).name
-    assert resumed["test_acc"] == whole["test_acc"]
-    assert sorted(path.name for path in there.iterdir()) == [Path(whole["checkpoint"]).name, "last.ckpt"]
+    assert resumed.checkpoint == there / whole.checkpoint.name
+    assert resumed.test_acc == whole.test_acc
+    assert sorted(path.name for path in there.iterdir()) == [whole.checkpoint.name, "last.ckpt"]
 
 
 @pytest.fixture
@@ -148,22 +148,22 @@ def elsewhere(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_run_resumed_from_elsewhere_goes_on_in_its_own_folders(
     run: Any, crash: Any, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    teacher = {"teacher": Path(run(**RELATIVE, tag="teacher")["checkpoint"])}
+    teacher = {"teacher": run(**RELATIVE, tag="teacher").checkpoint}
     whole = run(**RELATIVE, **teacher)
     folder = crash(STEPS + 1, **RELATIVE, **teacher).absolute()
     there = elsewhere(home, monkeypatch)
     for _ in range(2):  # what the first wrote is resumed, too
         resumed = resume(folder)
-        assert resumed["test_loss"] == whole["test_loss"]
-        assert Path(resumed["log_dir"]) == home / "logs" / folder.parent.name / folder.name
-        assert Path(resumed["checkpoint"]) == folder / Path(whole["checkpoint"]).name
+        assert resumed.test_loss == whole.test_loss
+        assert resumed.log_dir == home / "logs" / folder.parent.name / folder.name
+        assert resumed.checkpoint == folder / whole.checkpoint.name
     assert not list(there.iterdir())
 
 
 def test_a_finished_run_resumed_from_elsewhere_says_where_it_is(
     run: Any, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    folder = Path(run(**RELATIVE)["checkpoint"]).parent.absolute()
+    folder = run(**RELATIVE).checkpoint.parent.absolute()
     there = elsewhere(home, monkeypatch)
     monkeypatch.setattr(sys, "argv", ["train.py", "--resume", os.path.relpath(folder)])
     capsys.readouterr()
@@ -176,7 +176,7 @@ def test_a_finished_run_resumed_from_elsewhere_says_where_it_is(
 def test_what_a_run_to_resume_lacks_is_named_by_its_flag_and_may_be_elsewhere(
     run: Any, crash: Any, home: Path, name: str
 ) -> None:
-    flags = RELATIVE | {"teacher": Path(run(**RELATIVE, tag="teacher")["checkpoint"])}
+    flags = RELATIVE | {"teacher": run(**RELATIVE, tag="teacher").checkpoint}
     folder = crash(STEPS + 1, **flags).absolute()
     Path(flags[name]).rename(home / "moved")
     with pytest.raises(SettingError, match=f"^{name} .*: not there"):
@@ -193,20 +193,20 @@ def test_a_project_moved_as_a_whole_resumes_from_anywhere(
     for name in RELATIVE.values():
         shutil.move(home / name, there / name)
     monkeypatch.chdir(home)
-    assert Path(resume(there / folder.relative_to(home))["log_dir"]).is_relative_to(there / "logs")
+    assert Path(resume(there / folder.relative_to(home)).log_dir).is_relative_to(there / "logs")
 
 
 def test_a_constant_schedule_may_go_on_for_longer_and_equals_the_long_run(run: Any) -> None:
     short = run(epochs=2, schedule="constant", lr=0.01)
-    longer = resume(Path(short["checkpoint"]).parent, epochs=4)
+    longer = resume(short.checkpoint.parent, epochs=4)
     whole = run(epochs=4, schedule="constant", lr=0.01)
-    assert longer["test_acc"] == whole["test_acc"] and longer["best_epoch"] == whole["best_epoch"]
+    assert longer.test_acc == whole.test_acc and longer.best_epoch == whole.best_epoch
 
 
 def test_a_run_with_plain_epochs_at_its_end_cannot_be_made_longer(run: Any) -> None:
     short = run(epochs=2, schedule="constant", lr=0.01, plain_epochs=1)
     with pytest.raises(UsageError, match=r"epochs 4: the run to resume has 2, which must stay"):
-        resume(Path(short["checkpoint"]).parent, epochs=4)
+        resume(short.checkpoint.parent, epochs=4)
 
 
 @pytest.mark.parametrize(
@@ -220,17 +220,17 @@ def test_a_flag_that_would_make_another_run_is_refused(crash: Any, change: dict[
 
 def test_resuming_a_finished_run_trains_nothing(run: Any, data_dir: Path, capsys: Any, monkeypatch: Any) -> None:
     result = run()
-    monkeypatch.setattr(sys, "argv", ["train.py", "--resume", str(Path(result["checkpoint"]).parent)])
-    before = (Path(result["checkpoint"]).parent / "last.ckpt").stat().st_mtime_ns
+    monkeypatch.setattr(sys, "argv", ["train.py", "--resume", str(result.checkpoint.parent)])
+    before = (result.checkpoint.parent / "last.ckpt").stat().st_mtime_ns
     capsys.readouterr()
     door.main()
-    assert f"test accuracy  {result['test_acc']:.2%}" in capsys.readouterr().out
-    assert (Path(result["checkpoint"]).parent / "last.ckpt").stat().st_mtime_ns == before
+    assert f"test accuracy  {result.test_acc:.2%}" in capsys.readouterr().out
+    assert (result.checkpoint.parent / "last.ckpt").stat().st_mtime_ns == before
 
 
 def test_a_checkpoint_outside_its_runs_folder_is_not_resumed(run: Any, tmp_path: Path) -> None:
     lone = tmp_path / "lone.ckpt"
-    shutil.copy(run()["checkpoint"], lone)
+    shutil.copy(run().checkpoint, lone)
     with pytest.raises(UsageError, match="must be in its run's folder"):
         resume(lone)
 
@@ -285,7 +285,7 @@ def write(path: Path, data: bytes) -> Path:
 
 
 def test_files_that_are_no_checkpoint_get_one_line_that_names_them(run: Any, tmp_path: Path, data_dir: Path) -> None:
-    good = Path(run()["checkpoint"])
+    good = run().checkpoint
     files = broken_files(tmp_path, good)
     torch.save({"weights": torch.zeros(3)}, tmp_path / "other.ckpt")
     torch.save([1, 2], tmp_path / "list.ckpt")
@@ -300,7 +300,7 @@ def test_files_that_are_no_checkpoint_get_one_line_that_names_them(run: Any, tmp
 def test_a_checkpoint_that_does_not_fit_the_network_is_refused(
     run: Any, tmp_path: Path, data_dir: Path, damage: str
 ) -> None:
-    checkpoint = torch.load(run()["checkpoint"], weights_only=True)
+    checkpoint = torch.load(run().checkpoint, weights_only=True)
     if damage == "width":
         checkpoint["flags"]["width"] = 2
     elif damage == "missing key":
@@ -332,4 +332,4 @@ def test_the_first_signal_stops_after_the_running_step_and_the_run_goes_on_from_
     assert signal.getsignal(signal.SIGINT) == before
     assert stopped.value.signal == signal.SIGINT and stopped.value.folder is not None
     assert torch.load(stopped.value.folder / "last.ckpt", weights_only=True)["epoch"] == 0
-    assert resume(stopped.value.folder)["test_acc"] == whole["test_acc"]
+    assert resume(stopped.value.folder).test_acc == whole.test_acc

@@ -159,7 +159,7 @@ def test_a_run_of_an_earlier_version_goes_on_as_one_of_today_that_was_given_thos
         resume(path, data_dir=data_dir, log_dir=tmp_path / f"logs{number}")
         for number, path in enumerate((folder, told))
     )
-    assert found["test_loss"] == expected["test_loss"]
+    assert found.test_loss == expected.test_loss
     one, other = (weights(path / "last.ckpt") for path in (folder, told))
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert torch.load(folder / "last.ckpt", weights_only=True)["flags"]["normalize"] == THEN[version]["normalize"]
@@ -173,14 +173,14 @@ def test_a_run_stopped_by_an_earlier_version_ends_as_one_that_was_not_stopped(
     flags = {"epochs": 3, "val_size": 0, "schedule": "constant", "lr": 0.01} | THEN[version]
     flags = {name: value for name, value in flags.items() if name != "teacher_sha256"}
     whole = run(**flags)
-    folder = Path(run(**flags | {"epochs": 1})["checkpoint"]).parent
+    folder = run(**flags | {"epochs": 1}).checkpoint.parent
     checkpoint = torch.load(folder / "last.ckpt", weights_only=True)
     known = torch.load(EARLIER / version / "checkpoints" / NAME / "last.ckpt", weights_only=True)
     for part in ("flags", "hyper_parameters", "CIFAR10DataModule"):
         checkpoint[part] = {name: value for name, value in checkpoint[part].items() if name in known[part]}
     del checkpoint["format"]
     torch.save(checkpoint, folder / "last.ckpt")
-    assert resume(folder, epochs=3)["test_loss"] == whole["test_loss"]
+    assert resume(folder, epochs=3).test_loss == whole.test_loss
 
 
 def test_a_flag_that_is_added_is_seen_everywhere(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

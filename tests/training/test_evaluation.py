@@ -61,11 +61,11 @@ def test_on_its_validation_images_a_checkpoint_is_as_good_as_when_it_was_chosen(
         return load(folder, train)
 
     monkeypatch.setattr(records, "load", spare_the_test_set)
-    found = evaluated(Path(result["checkpoint"]), data_dir, on="val", out=tmp_path / "new" / "out")
-    assert found.keys() == {"val/loss", "val/acc", "val/ece"} and found["val/acc"] == result["val_acc"]
+    found = evaluated(result.checkpoint, data_dir, on="val", out=tmp_path / "new" / "out")
+    assert found.keys() == {"val/loss", "val/acc", "val/ece"} and found["val/acc"] == result.val_acc
     assert {path.name for path in (tmp_path / "new" / "out").iterdir()} == FILES
     page = (tmp_path / "new" / "out" / "report.md").read_text()
-    assert "On the 100 validation images" in page and f"{result['val_acc']:.2%}" in page
+    assert "On the 100 validation images" in page and f"{result.val_acc:.2%}" in page
 
 
 def test_a_folder_of_pictures_is_evaluated_as_the_same_images_of_the_data_set(
@@ -156,7 +156,7 @@ def test_damaged_images_of_another_form_are_refused_and_no_pickle_is_opened(
 def test_every_corruption_and_severity_of_a_split_is_a_row_of_a_table_and_a_report(
     run: Any, data_dir: Path, tmp_path: Path
 ) -> None:
-    path, out = Path(run(denoise="median")["checkpoint"]), tmp_path / "out"
+    path, out = run(denoise="median").checkpoint, tmp_path / "out"
     found = evaluated(path, data_dir, on="val", corrupt="all", out=out)
     kinds = [f"{name} {severity}" for name in CORRUPT if name != "none" for severity in range(1, 6)]
     assert list(found) == [f"val/{name}" for name in ("clean", "JPEG quality 75", *kinds, "mean of corruptions")]
@@ -202,7 +202,7 @@ def test_a_corrupted_split_says_by_what(checkpoint: Path, data_dir: Path) -> Non
 def test_weights_are_not_released_over_a_checkpoint_of_a_run(
     run: Any, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
 ) -> None:
-    folder = Path(run()["checkpoint"]).parent
+    folder = run().checkpoint.parent
     shutil.copy(folder / "last.ckpt", folder / "../../../kept.ckpt")
     line = ["evaluate.py", str(folder), "--data_dir", str(data_dir), "--release", str(folder / target)]
     monkeypatch.setattr(sys, "argv", line)
