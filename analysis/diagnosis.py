@@ -34,8 +34,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from tabulate import tabulate
 
+from core.markdown import markdown_table
 from models.registry import NETWORKS
 
 Curve: TypeAlias = Sequence[float] | np.ndarray  # a value an epoch
@@ -258,4 +258,4 @@ def said_of(judged_on: str, text: str) -> str:
 
 def markdown(trend: Trend, judged_on: str = "val") -> str:
     """The trend as a table for people."""
-    return tabulate(sentences(trend, judged_on).items(), ("trend", ""), "github", disable_numparse=True) + "\n"
+    return markdown_table(("trend", ""), sentences(trend, judged_on).items()) + "\n"

@@ -1,18 +1,19 @@
 """Pictures of what a network sees, has learned and gets wrong: pure functions from arrays to figures.
 
-A figure is matplotlib's `Figure`; `rgb` draws it as an array, `png` makes of an array the content of a file. Figures
-have a white ground, so that they can be read on paper, in a light and in a dark page. pyplot's global state is never
-touched.
+A figure is matplotlib's `Figure`. Figures have a white ground, so that they can be read on paper, in a light and in a
+dark page. pyplot's global state is never touched.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
+
+from core.files import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,20 +26,16 @@ STYLES = ("-", "--", "-.", ":")
 TRAIN_COLOUR, VAL_COLOUR, BEST_COLOUR = "tab:blue", "tab:orange", "tab:green"
 
 
-def rgb(figure: Figure) -> np.ndarray:
-    """The figure as uint8 [H, W, 3]."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
-
-
-def png(picture: np.ndarray) -> bytes:
-    """A picture, uint8 [H, W, 3], as the content of a PNG file."""
+def png(figure: Figure) -> bytes:
+    """Return a figure as the content of a PNG file."""
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "png")
+    figure.savefig(buffer, format="png")
     return buffer.getvalue()
+
+
+def save(path: Path, figure: Figure) -> None:
+    """Write a figure as a PNG file, whole or not at all."""
+    write_bytes(path, png(figure))
 
 
 def pixels(images: Tensor) -> np.ndarray:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tabulate import tabulate
 
 from analysis import figures
 from core.files import write_bytes
+from core.markdown import markdown_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -126,7 +126,7 @@ def write_report(
     def picture(name: str, text: str) -> list[str]:
         return [f"![{text}]({name})"] if pictures and (folder / name).exists() else []
 
-    parts = [f"# {title}", f"```sh\n{command}\n```", in_markdown(("result", ""), result)]
+    parts = [f"# {title}", f"```sh\n{command}\n```", markdown_table(("result", ""), result)]
     curves = picture(CURVES, "Loss and accuracy over epochs")
     if (folder / HISTORY).exists():
         parts += ["## Curves", *curves, f"The values of each epoch: [{HISTORY}]({HISTORY})."]
@@ -139,7 +139,7 @@ def write_report(
             "## Where it fails",
             f"On the {number:,} {images} images. Precision: of the images taken for this class, the share that are of "
             "it. Recall: of the images of this class, the share that are recognised. F1: their harmonic mean.",
-            in_markdown([*columns[:-1], "images"], shares),
+            markdown_table([*columns[:-1], "images"], shares),
             f"As files: [{CLASSES}]({CLASSES}); [{COUNTS}]({COUNTS}), the confusion matrix, rows true.",
             *(part for name, text in PICTURES.items() for part in picture(name, f"{text}: {images} images")),
         ]
@@ -148,16 +148,6 @@ def write_report(
     write_page(folder, *parts)
 
 
-def save(path: Path, figure: Figure) -> None:
-    """A figure as a PNG file."""
-    write_bytes(path, figures.png(figures.rgb(figure)))
-
-
 def write_page(folder: Path, *parts: str) -> None:
     """REPORT, of paragraphs."""
     write_bytes(folder / REPORT, ("\n\n".join(parts) + "\n").encode())
-
-
-def in_markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    align = ["left", *["right"] * (len(columns) - 1)] if len(columns) > 2 else None
-    return tabulate(rows, columns, "github", disable_numparse=True, colalign=align)

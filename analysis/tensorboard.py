@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tabulate import tabulate
 
 from analysis import figures
 from analysis.diagnosis import said_of
 from core.files import write_bytes
+from core.markdown import markdown_table
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -47,11 +47,16 @@ def read_curves(folder: Path) -> dict[str, dict[int, float]]:
 
 
 def add_figure(writer: SummaryWriter, tag: str, figure: Figure, epoch: int, file: Path | None = None) -> None:
-    """A figure in the Images tab, drawn once for it and for a file."""
-    picture = figures.rgb(figure)
-    writer.add_image(tag, picture, epoch, dataformats="HWC")
+    """Add a figure to the Images tab, and write the same PNG to a file."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    content = figures.png(figure)
+    width, height = figure.canvas.get_width_height()
+    image = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=content)
+    # `add_image` would make another PNG of the pixels. A writer that was closed opens a file again.
+    writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), epoch)
     if file:
-        write_bytes(file, figures.png(picture))
+        write_bytes(file, content)
 
 
 def add_projector(
@@ -91,7 +96,7 @@ def log_result(
     from torch.utils.tensorboard.summary import hparams
 
     for name, rows in (("result", result_rows(result)), ("settings", columns.items())):
-        writer.add_text(name, tabulate(rows, (name, ""), "github", disable_numparse=True), epoch)
+        writer.add_text(name, markdown_table((name, ""), rows), epoch)
     for name, (tag, _) in RESULT_SCALARS.items():
         if result[name] is not None:
             writer.add_scalar(tag, result[name], epoch)

@@ -6,13 +6,12 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
 import pytorch_lightning as pl
 import torch
-from tabulate import tabulate
 
 from core.cores import cores
 from core.shell import command_line
@@ -48,12 +47,6 @@ def processor() -> str:
     except OSError:
         found = None
     return found[1] if found else platform.processor() or platform.machine()
-
-
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; the first column is text, the others are figures."""
-    align = ["left", *["right"] * (len(heads) - 1)]
-    return tabulate(list(rows), heads, "pipe", disable_numparse=True, colalign=align)
 
 
 def spread(values: Sequence[float]) -> tuple[str, str]:

@@ -37,10 +37,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from analysis.reports import HISTORY
 from benchmarks import lightning_way, report_way
-from benchmarks.page import header, processor, spread, table
+from benchmarks.page import header, processor, spread
 from benchmarks.processes import peak_memory, plain_process, start_up
 from cifar10 import download
 from cifar_datamodule import AugmentedBatches, CIFAR10DataModule
+from core.markdown import markdown_table
 from lenet_module import LeNet5
 from models.config import Network, Optimization
 from models.optimizers import make_optimizer, make_schedule
@@ -293,8 +294,8 @@ def tables(rounds: Sequence[Figures]) -> str:
         ratios.append([name, f"{middle} ({extent})" if extent else middle, goal])
     return "\n\n".join(
         [
-            table(["what (images/s unless it says another unit)", "median", "range"], figures),
-            table(["ratio, formed within a round", "measured", "goal"], ratios),
+            markdown_table(["what (images/s unless it says another unit)", "median", "range"], figures),
+            markdown_table(["ratio, formed within a round", "measured", "goal"], ratios),
         ]
     )
 

@@ -19,9 +19,10 @@ from statistics import mean
 from typing import NamedTuple
 
 from benchmarks import report_way
-from benchmarks.page import header, number, spread, table
+from benchmarks.page import header, number, spread
 from benchmarks.processes import plain_process, whole_run
 from benchmarks.throughput import FULL, TINY, WORKERS
+from core.markdown import markdown_table
 
 OUT = Path("results/time_to_accuracy.md")
 TARGET = 0.7308  # the report's best test accuracy: SGD, batch 64, learning rate 0.005
@@ -120,7 +121,7 @@ def main(arguments: Sequence[str]) -> None:
     text = header("Time to the report's best accuracy", "benchmarks.time_to_accuracy", arguments, len(seeds))
     text += f"\n- smallest number of epochs with a mean test accuracy of {TARGET:.2%}: {reached}\n\n"
     heads = ["epochs", *accuracy, "median time of the command, s", "training time of the report's recipe / this time"]
-    text += table(heads, rows) + "\n"
+    text += markdown_table(heads, rows) + "\n"
     options.out.write_text(text, encoding="utf-8")
     print(text)
 

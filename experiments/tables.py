@@ -1,6 +1,5 @@
 """Runs made into a page: tables in Markdown, CSV and LaTeX, curves, and what was found, from what runs left."""
 
-import io
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,13 +11,14 @@ import optuna
 import optuna.visualization.matplotlib as plots
 import pandas as pd
 from matplotlib import pyplot
-from matplotlib.figure import Figure
 from optuna.study import Study
 from tabulate import tabulate
 
 from analysis import figures
+from analysis.figures import save
 from core.errors import SettingError, UsageError
 from core.files import write_bytes
+from core.markdown import markdown_table
 from core.shell import command_line
 from experiments.runs import COLUMNS, RESULTS, Run, canonical, read_cells, read_runs, row_of_run, texts_of
 from experiments.statistics import (
@@ -97,7 +97,7 @@ def write_page(
     draw(settings, varying, curves, folder)
     if comparison:
         label = "difference of test accuracy, percentage points"
-        save(figures.dots(comparison.differences, label, zero=True), folder / DIFFERENCES)
+        save(folder / DIFFERENCES, figures.dots(comparison.differences, label, zero=True))
     draw_searches(searched, folder)
     write_cells(folder / "cells.csv", cells, varying)
     if len(curves):
@@ -259,10 +259,9 @@ def table_of(
 def write_table(path: Path, table: pd.DataFrame) -> str:
     """Write a table of texts as CSV and LaTeX (of the package booktabs), and return it in Markdown."""
     write(path.with_suffix(".csv"), table.to_csv(index=False, lineterminator="\n"))
-    latex, markdown = (
-        tabulate(table.to_dict("list"), "keys", form, disable_numparse=True) for form in ("latex_booktabs", "pipe")
-    )
+    latex = tabulate(table.to_dict("list"), "keys", "latex_booktabs", disable_numparse=True)
     write(path.with_suffix(".tex"), latex + "\n")
+    markdown = markdown_table(list(table), table.values.tolist())
     return f"{markdown}\n\nThe same as [CSV]({path.name}.csv) and [LaTeX]({path.name}.tex)."
 
 
@@ -355,10 +354,10 @@ def draw(settings: dict[str, pd.DataFrame], varying: Sequence[str], curves: pd.D
     if rows:
         on_test = any((part["select_on"] == "test").any() for part in settings.values())
         label = "test accuracy, %" + ", epoch chosen on the test set" * on_test
-        save(figures.dots(rows, label), folder / ACCURACY)
+        save(folder / ACCURACY, figures.dots(rows, label))
     panels, label = curves_by_panel(list(settings.values()), varying, curves) if len(curves) else ({}, "")
     if panels:
-        save(figures.comparison(panels, label), folder / CURVES)
+        save(folder / CURVES, figures.comparison(panels, label))
 
 
 def curves_by_panel(parts: Sequence[pd.DataFrame], varying: Sequence[str], curves: pd.DataFrame) -> tuple[Panels, str]:
@@ -411,14 +410,8 @@ def draw_searches(searched: Sequence[Study], folder: Path) -> None:
                 figure.suptitle(study.study_name)
                 for each in np.ravel(axes):
                     each.tick_params(axis="x", which="both", labelrotation=45, labelsize=8)
-                save(figure, folder / f"search-{number:02d}-{kind}.png")
+                save(folder / f"search-{number:02d}-{kind}.png", figure)
                 pyplot.close(figure)
-
-
-def save(figure: Figure, path: Path, **options: Any) -> None:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", **options)
-    write_bytes(path, buffer.getvalue())
 
 
 def write(path: Path, text: str) -> None:

@@ -29,6 +29,7 @@ from cifar10.preprocessing import preprocess, preprocess_lazily
 from cifar_datamodule import stratified_split
 from core.cache import LazyArray
 from core.errors import SettingError, UsageError
+from core.markdown import markdown_table
 from core.shell import command_line
 from models.checkpoint import Checkpoint
 from models.classifier import Classifier, make_classifier
@@ -258,7 +259,7 @@ def _write_report(
     findings.write_tables(out, logits, labels, names)
     drawn = findings.draw(logits, labels, images.pixels, names, images.name, checkpoint.temperature)
     for file, figure in drawn.items():
-        findings.save(out / file, figure)
+        figures.save(out / file, figure)
     rows = [*in_percent(result).items(), ("temperature", f"{checkpoint.temperature:.3f}")]
     title = f"{checkpoint.path.name} on {images.name} images"
     findings.write_report(out, title, command_line("python", *sys.argv), rows, images.name)
@@ -285,15 +286,15 @@ def _summarize(
     table = np.vstack([table, table.mean(0)])
     columns = [*(f"severity {severity}" for severity in range(1, SEVERITIES + 1)), "mean"]
     title = f"Accuracy of {checkpoint.path.name} on {images}"
-    findings.save(out / CORRUPTED, figures.accuracies(table, [*methods, "mean"], columns, title))
+    figures.save(out / CORRUPTED, figures.accuracies(table, [*methods, "mean"], columns, title))
     lines = [[name, *(f"{value:.1%}" for value in row)] for name, row in zip([*methods, "mean"], table, strict=True)]
     plain = [(method, f"{value:.1%}") for (method, severity), value in found.items() if not severity]
     findings.write_page(
         out,
         f"# {checkpoint.path.name} on {images}, corrupted",
         f"```sh\n{command_line('python', *sys.argv)}\n```",
-        *([findings.in_markdown(["images", "accuracy"], plain)] if plain else []),
-        findings.in_markdown(["accuracy", *columns], lines),
+        *([markdown_table(["images", "accuracy"], plain)] if plain else []),
+        markdown_table(["accuracy", *columns], lines),
         f"![Accuracy by corruption and severity]({CORRUPTED})",
         f"As a file: [{CORRUPTIONS}]({CORRUPTIONS}).",
     )
