@@ -23,7 +23,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from core.errors import UsageError
-from core.settings import FORMAT
+from core.settings import FORMAT, check_format
 from models.checkpoint import TEMPERATURE, read_flags, remove_compiled_prefix
 from models.classifier import compute_logits
 from models.config import ModelConfig, Network
@@ -159,7 +159,8 @@ class LeNetModule(pl.LightningModule):
         flags = read_flags(checkpoint)
         if "width" not in flags or isinstance(flags.get("network"), nn.Module):  # the latter was passed with the call
             return
-        network = Network.read(flags, checkpoint.get("format", 1))
+        check_format(checkpoint)
+        network = Network.read(flags)
         if network.network not in NETWORKS and self.config.network in NETWORKS:
             raise UsageError(missing_code(network.network))
         if network.network in NETWORKS and network != self.config.group(Network):

@@ -27,7 +27,6 @@ class Data(Settings):
         "Folder for the cache of preprocessed images and of a teacher's logits; null is data_dir/preprocessed. If it "
         "cannot be written, they are computed in memory.",
         identity=False,
-        since=2,
     )
     mirror: str | None = setting(
         None, "URL of an official CIFAR-10 archive to download instead of the known sources.", identity=False
@@ -80,22 +79,16 @@ class Augmentation(Settings):
         0.0,
         "Share of the training images that are corrupted before all else, by JPEG, Gaussian noise, salt and pepper or "
         "blur. Each epoch draws which images.",
-        since=3,
-        before=0.0,
         at_least=0,
         at_most=1,
     )
     corruption_versions: int = setting(
         1,
         "Corrupted versions that are made of each image before training, 150 MB each; an epoch draws one of them.",
-        since=4,
-        before=1,
         at_least=1,
         at_most=100,
     )
-    plain_epochs: int = setting(
-        0, "Number of epochs at the end of the run without crop and cutout.", since=2, before=0, at_least=0
-    )
+    plain_epochs: int = setting(0, "Number of epochs at the end of the run without crop and cutout.", at_least=0)
 
     def check(self) -> None:
         if self.corruption_versions > 1 and not self.random_corruption:
@@ -106,43 +99,32 @@ class Augmentation(Settings):
 class Preprocessing(Settings):
     """Preprocessing: fixed changes of every image, computed once and cached."""
 
-    denoise: DenoiseName = setting("none", "Filter that smooths every image.", since=2, before="none")
+    denoise: DenoiseName = setting("none", "Filter that smooths every image.")
     denoise_strength: float | None = setting(
         None,
         "Strength of the filter: gaussian takes sigma in pixels, median an odd window in pixels, bilateral the "
         "difference in grey levels that counts as an edge, nlmeans the noise in grey levels; null takes the filter's "
         "default.",
-        since=2,
         above=0,
     )
     segment: SegmentName = setting(
         "none",
         "Segmentation: the background (otsu, grabcut) or each superpixel gets its mean colour.",
-        since=2,
-        before="none",
     )
     normalize: NormalizeName = setting(
         "dataset",
         "Normalization. dataset uses mean and standard deviation of the training split. Before that, zca whitens all "
         "images; zca-half whitens them by half, and loses less on corrupted ones; image standardizes each image by "
         "itself; contrast equalizes it locally (CLAHE). none only divides pixels by 255.",
-        since=2,
-        before="dataset",
     )
     corrupt: CorruptName = setting(
         "none",
         "Corruption of whole splits before all else, as in CIFAR-10-C; to test robustness.",
-        since=2,
-        before="none",
     )
-    severity: int | None = setting(
-        None, "Severity of the corruption, 1 to 5; null takes 3.", since=2, at_least=1, at_most=5
-    )
+    severity: int | None = setting(None, "Severity of the corruption, 1 to 5; null takes 3.", at_least=1, at_most=5)
     corrupt_on: Literal["test", "both"] = setting(
         "test",
         "Which images are corrupted: the test images, or the training and validation images too.",
-        since=2,
-        before="test",
     )
 
     def check(self) -> None:

@@ -107,17 +107,16 @@ def corrupt_lazily(images: LazyArray, version: int, folder: Path | None = None) 
     return _mapped(images, f"corrupt-random-{version}", partial(filters.corrupt_at_random, version), folder)
 
 
-def from_state(state: Mapping[str, Any], format: int = 1) -> tuple[Preprocessing, np.ndarray | None]:
-    """Settings and whitening, as `preprocess` takes them, from a data module's state in a run of this format; early
-    states have neither.
+def from_state(state: Mapping[str, Any]) -> tuple[Preprocessing, np.ndarray | None]:
+    """Return settings and whitening, as `preprocess` takes them, from a data module's state.
 
     Raises:
-        UsageError, TypeError, ValueError: They are not what a data module writes.
+        UsageError, KeyError, TypeError, ValueError: They are not what a data module writes.
     """
-    stored = state.get("preprocessing", {})
+    stored = state["preprocessing"]
     if unknown := sorted(stored.keys() - names(Preprocessing).keys()):
         raise UsageError(f"has {unknown[0]}, which this version does not know")
-    settings = Preprocessing.read(stored, format)
+    settings = Preprocessing.read(stored)
     whitening = state["whitening"].numpy() if "whitening" in state else None
     if (settings.normalize in WHITENING) != (whitening is not None):
         raise ValueError("whitening belongs to normalize zca and zca-half")

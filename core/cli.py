@@ -19,7 +19,7 @@ import shtab
 import yaml
 
 from core.errors import DataError, SettingError, UsageError
-from core.settings import FORMAT, Settings, checked, choices, kinds, refuse_newer, settings, types_of
+from core.settings import Settings, check_format, checked, choices, kinds, settings, types_of
 from core.signals import Stopped
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -140,8 +140,9 @@ def read_recipe(name: str, folder: Path = RECIPES) -> dict[str, Any]:
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise UsageError(f"{path}: must have lines of the form flag: value")
     try:
-        refuse_newer(values.pop("format", FORMAT))
-        return values
+        if "format" in values:  # as in the configuration of a run
+            check_format(values)
+        return {name: value for name, value in values.items() if name != "format"}
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
 

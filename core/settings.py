@@ -18,7 +18,8 @@ from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin, get
 
 from core.errors import SettingError, UsageError
 
-FORMAT = 4  # of what a run writes down; what has no number is of format 1
+FORMAT = 4  # of what a run writes: the only one that is read
+LAST_READER = "9edcdda"  # the last commit that reads formats 1 to 3
 
 Group = TypeVar("Group", bound="Settings")
 
@@ -31,8 +32,6 @@ def setting(
     resumable: bool | None = None,
     compared: bool = False,
     named: str | None = None,
-    since: int = 1,
-    before: Any = None,
     **ends: Any,
 ) -> Any:
     """A field of a `Settings` class.
@@ -44,11 +43,9 @@ def setting(
         resumable: Whether it may change when a run is resumed; None is: where it is no part of the identity.
         compared: Whether it is among the first columns where runs are compared.
         named: What stands before it in the name of a run's folder; None is not in it.
-        since: The first FORMAT in which it is always there.
-        before: What runs that do not have it were like.
         ends: Of its `Range`, if it is a number.
     """
-    known = {"help": help, "identity": identity, "compared": compared, "named": named, "since": since, "before": before}
+    known: dict[str, Any] = {"help": help, "identity": identity, "compared": compared, "named": named}
     known |= {"resumable": not identity if resumable is None else resumable, "range": Range(**ends)}
     return field(default=default, metadata=known)
 
@@ -83,22 +80,18 @@ class Settings:
         return kind(**{each.name: getattr(self, each.name) for each in fields(kind)})
 
     @classmethod
-    def read(cls, values: Mapping[str, Any], format: int) -> Self:
-        """What a run wrote, with what runs of its format were like where it has no value.
+    def read(cls, values: Mapping[str, Any]) -> Self:
+        """Return this group as a run wrote it; names that are not of this group are passed over.
 
-        Names that are not of this group are passed over. What is no part of a run's identity, such as a folder, need
-        not be there.
+        What is no part of a run's identity, such as a folder, may be missing and has its default then.
 
         Raises:
-            UsageError: It lacks a value, or has one that is none.
+            UsageError: A value is missing or invalid.
         """
-        complete = {}
         for name, each in settings(cls).items():
-            known = each.metadata
-            if name not in values and known["identity"] and known["since"] <= format:
+            if name not in values and each.metadata["identity"]:
                 raise UsageError(f"lacks {name}")
-            complete[name] = values.get(name, known["before"] if known["identity"] else each.default)
-        return cls(**complete)
+        return cls(**{name: values[name] for name in settings(cls) if name in values})
 
 
 def settings(kind: type[Settings]) -> dict[str, Field]:
@@ -106,10 +99,14 @@ def settings(kind: type[Settings]) -> dict[str, Field]:
     return {each.name: each for each in fields(kind)}
 
 
-def refuse_newer(format: int) -> None:
-    """Raise UsageError if a later version of this program wrote it."""
-    if not isinstance(format, int) or format > FORMAT:
-        raise UsageError(f"of format {format}, which a newer version wrote; this one knows up to {FORMAT}")
+def check_format(entries: Mapping[str, Any]) -> None:
+    """Raise UsageError if the entry "format" of what a run wrote is not FORMAT."""
+    found = entries.get("format")
+    if str(found) != str(FORMAT):
+        raise UsageError(
+            f"has format {found}, and this version reads format {FORMAT} only; "
+            f"commit {LAST_READER} is the last that reads earlier ones"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

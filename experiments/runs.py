@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from core.errors import SettingError, UsageError
-from core.settings import FORMAT, checked, types_of
-from training.config import SETTINGS, UNKNOWN, RunConfig, read_config
-from training.files import CONFIG, OLD_CONFIG, RunResult, read_result, read_run_config
+from core.settings import FORMAT, check_format, checked, types_of
+from training.config import SETTINGS, RunConfig, read_config
+from training.files import CONFIG, RunResult, read_result, read_run_config
 
 Curves: TypeAlias = dict[str, dict[int, float]]  # by TensorBoard's tag, value by step or epoch
 
@@ -45,15 +45,11 @@ class Run:
 
 
 def read_runs(folder: Path) -> list[Run]:
-    """All runs of train.py in and below a folder, by path; UsageError if a file of one is damaged, or a newer version
-    wrote it.
-    """
+    """Read all runs in and below a folder, by path; UsageError if a file is damaged or of another format."""
     runs = []
-    for path in sorted({file.parent for name in (CONFIG, OLD_CONFIG) for file in folder.rglob(name)}, key=_numbered):
-        if finished := read_result(path):
-            runs.append(Run(path, *finished))
-        elif config := read_run_config(path):
-            runs.append(Run(path, config, None))
+    for path in sorted((file.parent for file in folder.rglob(CONFIG)), key=_numbered):
+        finished = read_result(path)
+        runs.append(Run(path, *(finished or (read_run_config(path), None))))
     return runs
 
 
@@ -76,8 +72,6 @@ def row_of_run(run: Run, curves: Curves) -> dict[str, Any]:
 def texts_of(config: RunConfig) -> dict[str, str]:
     """A configuration as `cells.csv` has it: texts, empty where a setting is null, and their format."""
     values = config.resolved().plain()
-    if config.teacher and not config.teacher_sha256:
-        values["teacher_sha256"] = UNKNOWN
     return {"format": str(FORMAT)} | {name: in_text(values[name]) for name in COLUMNS}
 
 
@@ -117,7 +111,8 @@ def read_cells(path: Path) -> list[tuple[dict[str, str], RunConfig]]:
                 raise ValueError("the line ends early or late")
             result_of_row(row)
             values: dict[str, Any] = {name: row[name] or None for name in COLUMNS if name in row}
-            cells.append((row, read_config(values, int(row.get("format") or 1))))
+            check_format(row)
+            cells.append((row, read_config(values)))
         except (ValueError, KeyError, TypeError, UsageError) as error:
             raise UsageError(f"{path}, line {number}: not as report.py writes it: {error}") from error
     return cells

@@ -23,7 +23,7 @@ from cifar10.config import Data, Preprocessing
 from cifar10.preprocessing import from_state
 from cifar10.records import CLASS_NAMES
 from core.errors import SettingError, UsageError
-from core.settings import refuse_newer
+from core.settings import FORMAT, check_format
 from models import registry
 from models.config import Network
 
@@ -32,7 +32,7 @@ LAST, BEST = "last.ckpt", "best-*=*.ckpt"
 
 # Entries of a file. Lightning chose the first three; the third is the name of the data module's class.
 STATE_DICT, EPOCH, DATA_STATE = "state_dict", "epoch", "CIFAR10DataModule"
-FLAGS, FORMAT, NAMES = "flags", "format", "class_names"  # without FORMAT it is of format 1
+FLAGS, NAMES = "flags", "class_names"
 OPTIMIZER_STATES = "optimizer_states"  # of a run, which can be resumed from there; not in released weights
 TEMPERATURE = "temperature"  # without it, 1
 MODEL = "model."  # before the names of the network's weights, which are an attribute of `LeNetModule`
@@ -43,7 +43,6 @@ class Checkpoint:
     """What a run left."""
 
     path: Path
-    format: int  # of what is written in the file
     flags: dict[str, Any]  # the run's settings by name, as they were written
     epoch: int  # the last one trained, counted from 0
     network: Network
@@ -81,7 +80,7 @@ class Checkpoint:
 
     def entries(self) -> dict[str, Any]:
         """Tensors and plain values, from which `load_checkpoint` makes the same checkpoint."""
-        run = {FORMAT: self.format, FLAGS: self.flags, EPOCH: self.epoch, NAMES: list(self.class_names)}
+        run = {"format": FORMAT, FLAGS: self.flags, EPOCH: self.epoch, NAMES: list(self.class_names)}
         run |= {TEMPERATURE: self.temperature}
         return run | {DATA_STATE: self.data_state(), STATE_DICT: self.state_dict}
 
@@ -95,7 +94,7 @@ def load_checkpoint(path: str | Path, network: str | None = None, last: bool = F
         network: For a network of someone's own, its "file.py:Class": a checkpoint brings no code.
 
     Raises:
-        UsageError: It is not there, damaged, of another program or of a newer version, or would have run code; its
+        UsageError: It is not there, damaged, of another program or format, or would have run code; its
             entries contradict each other; or `network` is not the network of the run, or is missing.
     """
     path = Path(path)
@@ -147,15 +146,13 @@ def remove_compiled_prefix(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor
 
 
 def _checkpoint(path: Path, entries: Mapping[str, Any]) -> Checkpoint:
-    format = entries.get(FORMAT, 1)
     try:
-        refuse_newer(format)
+        check_format(entries)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
     with _fitting(path):
         flags, state = dict(read_flags(entries)), entries[DATA_STATE]
-        flags.pop(FORMAT, None)
-        preprocessing, whitening = from_state(state, format)
+        preprocessing, whitening = from_state(state)
         temperature = float(entries.get(TEMPERATURE, 1))
         if not 0 < temperature < math.inf:
             raise UsageError(f"temperature {temperature} is not above 0")
@@ -164,11 +161,10 @@ def _checkpoint(path: Path, entries: Mapping[str, Any]) -> Checkpoint:
             raise UsageError(f"has no names of {len(CLASS_NAMES)} classes")
         return Checkpoint(
             path=path,
-            format=format,
             flags=flags,
             epoch=int(entries[EPOCH]),
-            network=Network.read(flags, format),
-            data=Data.read(flags, format),
+            network=Network.read(flags),
+            data=Data.read(flags),
             preprocessing=preprocessing,
             whitening=whitening,
             mean=state["mean"].view(3),

@@ -31,13 +31,10 @@ class Network(Settings):
         "lenet5",
         f"Network to train: {', '.join(NETWORKS)}, or a class of your own as file.py:Class, which is called with the "
         "number of classes. lenet5-bn is lenet5 with batch normalization, which is folded into the weights afterwards.",
-        since=2,
-        before="lenet5",
     )
     network_sha256: str | None = setting(
         None,
         "SHA-256 that the file of your own network must have; null accepts any. A run records it.",
-        since=2,
     )
     width: int = setting(
         3,
@@ -104,20 +101,16 @@ class Teacher(Settings):
         "Checkpoint file, or a run's checkpoint folder, of the network whose soft targets are learned; null is off.",
         identity=False,
         resumable=False,
-        since=2,
     )
     teacher_weight: float = setting(
         0.9,
         "Weight of the soft targets in the training loss; the labels have the rest.",
-        since=2,
-        before=0.9,
         at_least=0,
         at_most=1,
     )
     teacher_sha256: str | None = setting(
         None,
         "SHA-256 that the teacher must have; null accepts any. A run records it.",
-        since=2,
     )
 
     def check(self) -> None:

@@ -14,11 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cifar10.config import Data
+from cifar10.config import Data, Preprocessing
 from cifar10.preprocessing import method_versions, preprocess
 from core.cache import digest, load_or_compute
 from core.errors import SettingError, UsageError
-from core.settings import settings
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.classifier import Classifier, make_classifier
 from models.config import Teacher
@@ -112,10 +111,9 @@ def _sha256(checkpoint: Checkpoint) -> str:
     tensors |= {"mean": checkpoint.mean, "std": checkpoint.std}
     if checkpoint.whitening is not None:
         tensors["whitening"] = torch.from_numpy(checkpoint.whitening)
-    fields = settings(type(checkpoint.preprocessing))
-    values = checkpoint.preprocessing.plain()
     # A setting that is added later counts only where it does something.
-    chosen = {name: value for name, value in values.items() if value != fields[name].metadata["before"]}
+    off = Preprocessing().plain()
+    chosen = {name: value for name, value in checkpoint.preprocessing.plain().items() if value != off[name]}
     shapes = [[name, str(value.dtype), list(value.shape)] for name, value in tensors.items()]
     what = {"network": checkpoint.network.network, "preprocessing": chosen, "tensors": shapes}
     found = hashlib.sha256(json.dumps(what, sort_keys=True).encode())

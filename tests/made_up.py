@@ -1,4 +1,4 @@
-"""Checkpoints of every format, of networks that have learned nothing, and networks in files of their own."""
+"""Checkpoints of networks that have learned nothing, and networks in files of their own."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,70 +8,49 @@ import torch
 from torch import nn
 
 from cifar10.config import Preprocessing
+from core.settings import FORMAT
 from models.networks import LeNet5
 from training.config import RunConfig
 
-# What each version of the program wrote as the settings of a run, all of format 1.
-FIRST = {
-    **{"optimizer": "sgd", "lr": 0.05, "weight_decay": 0.0005, "momentum": 0.9, "nesterov": True},
-    **{"schedule": "onecycle", "epochs": 10, "batch_size": 128, "label_smoothing": 0.0, "width": 1},
-    **{"crop": 2, "flip": True, "cutout": 0, "val_size": 5000, "split_seed": 0, "select_on": "val", "seed": 0},
-    **{"data_dir": "data", "mirror": None, "log_dir": "logs", "checkpoint_dir": "checkpoints", "threads": None},
-    **{"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": "32-true"},
-    "fast_dev_run": False,
-}
-PREPROCESSED = {
-    **{"denoise": "none", "denoise_strength": None, "segment": "none", "normalize": "dataset", "corrupt": "none"},
-    **{"severity": None, "corrupt_on": "test"},
-}
-BEFORE_TEACHERS = FIRST | PREPROCESSED | {"pictures": False, "quiet": False}
-WITH_TEACHERS = BEFORE_TEACHERS | {
-    **{"network": "lenet5", "teacher": None, "teacher_weight": 0.9, "plain_epochs": 0, "tag": None},
-}
-STATISTICS = {"mean": torch.tensor([125.0, 123.0, 114.0]), "std": torch.tensor([63.0, 62.0, 67.0])}
+PREPROCESSED = Preprocessing().plain()
+FLAGS = RunConfig(network="lenet5", width=1).plain()
+STATE: dict[str, Any] = {
+    "mean": torch.tensor([125.0, 123.0, 114.0]),
+    "std": torch.tensor([63.0, 62.0, 67.0]),
+    "preprocessing": PREPROCESSED,
+}  # of the data module
 
 
-def write_checkpoint(path: Path, flags: Mapping[str, Any], network: nn.Module | None = None, **entries: Any) -> Path:
-    """A file as train.py writes it.
+def write_checkpoint(
+    path: Path, module: nn.Module | None = None, /, state: Mapping[str, Any] | None = None, **changes: Any
+) -> Path:
+    """Write a file as train.py does.
 
     Args:
-        flags: The settings of the run, as they were written.
-        network: None is `sure_network()`.
-        entries: Others, or instead of those that there are.
+        module: The network; None is `sure_network()`.
+        state: What the data module's state has instead of STATE; of "preprocessing" what is not PREPROCESSED.
+        changes: Of FLAGS, the run's settings.
     """
-    network = network or sure_network()
-    weights = {f"model.{name}": value for name, value in network.state_dict().items()}
-    there = {"state_dict": weights, "epoch": 1, "flags": dict(flags), "CIFAR10DataModule": STATISTICS}
-    torch.save(there | entries, path)
+    weights = {f"model.{name}": value for name, value in (module or sure_network()).state_dict().items()}
+    entries = {"state_dict": weights, "epoch": 1, "format": FORMAT, "flags": FLAGS | changes}
+    data = STATE | dict(state or {})
+    data["preprocessing"] = PREPROCESSED | data["preprocessing"]
+    torch.save(entries | {"CIFAR10DataModule": data}, path)
+    return path
+
+
+def change_entries(path: Path, **entries: Any) -> Path:
+    """Change entries of a checkpoint, or add some."""
+    torch.save(torch.load(path, weights_only=True) | entries, path)
     return path
 
 
 def sure_network() -> LeNet5:
-    """A small network that has learned nothing but to be sure of itself."""
+    """Return a small network that has learned nothing, with large logits."""
     torch.manual_seed(0)
     network = LeNet5(width=1)
     network.fc3.weight.data *= 20
     return network
-
-
-def made_up_checkpoint(path: Path, **data: Any) -> Path:
-    """Of the format before numbers, of `sure_network`; `data` is what its data module's state has more or instead."""
-    return write_checkpoint(path, WITH_TEACHERS, CIFAR10DataModule=STATISTICS | data)
-
-
-def of_format_2(
-    path: Path, module: nn.Module | None = None, /, preprocessing: Mapping[str, Any] | None = None, **changes: Any
-) -> Path:
-    """A file of format 2, with all settings of a run.
-
-    Args:
-        module: The network; None is `sure_network()`.
-        preprocessing: Of the data module's state; None is normalize "dataset".
-        changes: Of the settings.
-    """
-    flags = RunConfig(network="lenet5", width=1).plain() | PREPROCESSED | changes
-    state = STATISTICS | {"preprocessing": dict(preprocessing or Preprocessing(normalize="dataset").plain())}
-    return write_checkpoint(path, flags, module, format=2, CIFAR10DataModule=state)
 
 
 PERCEPTRON = """

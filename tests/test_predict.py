@@ -30,7 +30,7 @@ from conftest import ROOT, evaluated
 from core.cli import exit_status
 from core.errors import UsageError
 from lenet_module import LeNetModule
-from made_up import OWN_NETWORKS, WITH_TEACHERS, made_up_checkpoint, of_format_2, own_network, write_checkpoint
+from made_up import OWN_NETWORKS, change_entries, own_network, write_checkpoint
 from models import answers as engine
 from models.checkpoint import load_checkpoint
 from models.classifier import load_classifier
@@ -49,7 +49,7 @@ WHITENING[:, -1] = -1
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    return made_up_checkpoint(tmp_path / "made-up.ckpt")
+    return write_checkpoint(tmp_path / "made-up.ckpt")
 
 
 @pytest.fixture
@@ -620,7 +620,7 @@ def test_a_picture_is_preprocessed_as_the_checkpoints_test_images_but_not_corrup
     )
     datamodule.prepare_data()
     datamodule.setup()
-    made_up_checkpoint(checkpoint, **datamodule.state_dict())
+    write_checkpoint(checkpoint, state=datamodule.state_dict())
     datamodule.preprocessing = datamodule.preprocessing.changed({"corrupt": "none"})
     batches = torch.cat([images for images, _ in datamodule.test_dataloader()])
     expected, labels = load_classifier(checkpoint).network(batches).softmax(1).max(1)
@@ -867,8 +867,8 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         {"whitening": whitening},
     ):
         with pytest.raises(UsageError, match="does not fit this network"):
-            load_classifier(made_up_checkpoint(tmp_path / "a.ckpt", **data))
-    write_checkpoint(tmp_path / "a.ckpt", WITH_TEACHERS | {"width": 2})
+            load_classifier(write_checkpoint(tmp_path / "a.ckpt", state=data))
+    write_checkpoint(tmp_path / "a.ckpt", width=2)
     with pytest.raises(UsageError, match="does not fit this network"):
         load_classifier(tmp_path / "a.ckpt")
 
@@ -899,7 +899,10 @@ def test_opencv_and_scikit_image_are_imported_only_for_a_checkpoint_that_needs_t
         "    print(*sorted({'cv2', 'skimage'} & set(sys.modules)))\n"
     )
     chosen = [{}, {"denoise": "median"}, {"segment": "superpixels"}]
-    files = [made_up_checkpoint(tmp_path / f"{n}.ckpt", preprocessing=settings) for n, settings in enumerate(chosen)]
+    files = [
+        write_checkpoint(tmp_path / f"{number}.ckpt", state={"preprocessing": settings})
+        for number, settings in enumerate(chosen)
+    ]
     line = [sys.executable, "-c", code, str(saved(tmp_path / "a.png")), *map(str, files)]
     run = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout.splitlines() == ["", "cv2", "cv2 skimage"]
@@ -947,7 +950,7 @@ def test_released_weights_give_the_same_answers_and_say_what_they_are(
 
 
 def test_a_released_file_of_the_full_size_network_is_small(tmp_path: Path, checkpoint: Path) -> None:
-    write_checkpoint(tmp_path / "full.ckpt", WITH_TEACHERS | {"width": 3}, LeNet5(), optimizer_states=[1])
+    change_entries(write_checkpoint(tmp_path / "full.ckpt", LeNet5(), width=3), optimizer_states=[1])
     full = load_checkpoint(tmp_path / "full.ckpt")
     release(full, tmp_path / "released.ckpt", 0.5)
     assert load_classifier(tmp_path / "released.ckpt")
@@ -977,7 +980,7 @@ def test_a_network_of_ones_own_answers_where_it_is_named_and_not_without(
     call: Any, checkpoint: Path, tmp_path: Path, class_name: str
 ) -> None:
     name, picture = own_network(tmp_path, class_name), saved(tmp_path / "a.png")
-    of_format_2(checkpoint, make_network(name), network=name, width=3)
+    write_checkpoint(checkpoint, make_network(name), network=name, width=3)
     status, out, err = call(picture)
     assert (status, out, err.count("\n")) == (2, "", 1) and "a checkpoint holds no code" in err
     status, out, err = call(picture, "--network", name, "--tta", "--export", tmp_path / "m.onnx")
@@ -1011,7 +1014,7 @@ def test_the_exported_network_agrees_with_pytorch(
 def test_a_checkpoint_that_changes_pixels_is_not_exported(
     call: Any, checkpoint: Path, tmp_path: Path, settings: dict[str, str]
 ) -> None:
-    made_up_checkpoint(checkpoint, preprocessing=settings)
+    write_checkpoint(checkpoint, state={"preprocessing": settings})
     status, out, err = call("--export", tmp_path / "m.onnx")
     ((name, method),) = settings.items()
     assert (status, out, err.count("\n")) == (2, "", 1) and f"{name}-{method}" in err
@@ -1021,7 +1024,8 @@ def test_a_checkpoint_that_changes_pixels_is_not_exported(
 def test_whitening_is_part_of_the_exported_network(call: Any, checkpoint: Path, tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (50, 3, 32, 32), np.uint8)
     whitening = fit_whitening(images, np.arange(50))
-    made_up_checkpoint(checkpoint, preprocessing={"normalize": "zca"}, whitening=torch.from_numpy(whitening))
+    state = {"preprocessing": {"normalize": "zca"}, "whitening": torch.from_numpy(whitening)}
+    write_checkpoint(checkpoint, state=state)
     assert call("--export", tmp_path / "m.onnx")[0] == 0
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
     (probabilities,) = session.run(["probabilities"], {"images": images})
@@ -1035,5 +1039,5 @@ def test_whitening_is_part_of_the_exported_network(call: Any, checkpoint: Path, 
 def test_a_checkpoint_that_leaves_pixels_as_they_are_is_exported(
     call: Any, checkpoint: Path, tmp_path: Path, settings: dict[str, str]
 ) -> None:
-    made_up_checkpoint(checkpoint, preprocessing=settings)
+    write_checkpoint(checkpoint, state={"preprocessing": settings})
     assert call("--export", tmp_path / "m.onnx")[0] == 0 and (tmp_path / "m.onnx").exists()

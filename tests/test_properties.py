@@ -15,7 +15,6 @@ from cifar10.augmentation import crop_and_flip, draw_epoch
 from cifar10.records import RECORD_BYTES, read_records
 from cifar_datamodule import ShuffledBatches, stratified_split
 from core.errors import DataError, UsageError
-from core.settings import FORMAT
 from training.config import SETTINGS, RunConfig, read_config
 
 seeds = st.integers(0, 2**32 - 1)
@@ -96,4 +95,4 @@ def test_any_value_of_any_flag_is_taken_or_refused_in_a_line(name: str, value: s
     except UsageError as refused:
         assert name in str(refused) and len(str(refused)) < 400
         return
-    assert read_config(config.plain(), FORMAT) == config
+    assert read_config(config.plain()) == config

@@ -203,7 +203,7 @@ def test_a_diverging_run_keeps_the_last_good_checkpoint(run: Any, tmp_path: Path
 
 def test_batch_normalization_of_one_image_is_refused_before_anything_is_written(run: Any, tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="batch_size 1: batch normalization needs two images in each process"):
-        run(batch_size=1)
+        run(network="lenet5-bn", batch_size=1)
     assert not (tmp_path / "logs").exists() and not (tmp_path / "checkpoints").exists()
 
 

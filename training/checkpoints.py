@@ -118,7 +118,7 @@ def calibrate(path: Path, temperature: float) -> None:
 def config_of(checkpoint: Checkpoint) -> RunConfig:
     """The configuration of the run that a checkpoint is of; UsageError, which names the file, if it is none."""
     try:
-        return read_config(checkpoint.flags, checkpoint.format)
+        return read_config(checkpoint.flags)
     except UsageError as error:
         raise UsageError(f"{checkpoint.path}: {error}") from error
 
@@ -148,7 +148,7 @@ def release(checkpoint: Checkpoint, target: Path, test_acc: float) -> None:
         LeNetModule.CHECKPOINT_HYPER_PARAMS_KEY: model | {"val_name": flags["select_on"]},
         CIFAR10DataModule.CHECKPOINT_HYPER_PARAMS_KEY: data,
     }
-    entries = replace(checkpoint, flags=flags, format=FORMAT).entries() | lightning | facts
+    entries = replace(checkpoint, flags=flags).entries() | lightning | facts
     try:
         AtomicCheckpointIO().save_checkpoint(entries, target)
     except OSError as error:

@@ -10,15 +10,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from cifar10.config import Augmentation, Data, DataConfig, Preprocessing
 from core.errors import SettingError, UsageError
-from core.settings import FORMAT, Settings, refuse_newer, setting, settings
+from core.settings import FORMAT, Settings, setting, settings
 from models.config import ModelConfig, Network, Optimization, Teacher
 from models.registry import network_sha256
-
-UNKNOWN = "unknown"  # the SHA-256 of a teacher, of a run that did not write it down
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +26,7 @@ class Length(Settings):
     epochs: int = setting(10, "Number of epochs: passes over the training images.", at_least=1, at_most=1_000_000)
 
 
-PRECISIONS = ("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true")
-SHORT_PRECISIONS = ("16", "32", "64", "bf16")  # Lightning's older names, which runs have written
+Precision: TypeAlias = Literal["auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,15 +44,11 @@ class Hardware(Settings):
     devices: int | str = setting(1, "Number of processes on this machine, or of GPUs.")
     num_nodes: int = setting(1, "Number of machines that train together.", at_least=1, at_most=65_536)
     strategy: str = setting("auto", "Lightning's strategy for several devices, such as ddp.")
-    precision: int | str = setting(
+    precision: Precision = setting(
         "auto",
-        f"Number format of the training steps: {', '.join(PRECISIONS)}. auto is bf16-mixed on x86 "
-        "processors with AVX-512 BF16 or AMX, else 32-true. Evaluation is always in float32.",
+        "Number format of the training steps. auto is bf16-mixed on x86 processors with AVX-512 BF16 or AMX, else "
+        "32-true. Evaluation is always in float32.",
     )
-
-    def check(self) -> None:
-        if str(self.precision) not in (*PRECISIONS, *SHORT_PRECISIONS):
-            raise SettingError("precision", self.precision, f"must be one of {', '.join(PRECISIONS)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,13 +61,11 @@ class Output(Settings):
         None,
         "Text added to the name of the run's folder, which has optimizer, learning rate, batch size and seed.",
         identity=False,
-        since=2,
     )
     pictures: bool = setting(
         True,
         "Pictures as files and in TensorBoard, and its graph and projector; logs are small without them.",
         identity=False,
-        since=2,
     )
     quiet: bool = setting(False, "Print nothing but the summary.", identity=False)
     fast_dev_run: bool = setting(
@@ -108,8 +99,6 @@ class RunConfig(DataConfig, ModelConfig, Length, Hardware, Output):
         parts = {name: value for name, value in self.plain().items() if SETTINGS[name].metadata["identity"]}
         defaults = self.group(Optimization).resolved()
         parts |= {"lr": defaults.lr, "weight_decay": defaults.weight_decay}
-        if self.teacher and not self.teacher_sha256:
-            parts["teacher_sha256"] = UNKNOWN
         return json.dumps(parts, sort_keys=True)
 
 
@@ -141,14 +130,11 @@ def with_contents(config: RunConfig) -> RunConfig:
     return replace(config.resolved(), **known)
 
 
-def read_config(values: Mapping[str, Any], format: int) -> RunConfig:
-    """The configuration that a run of some format wrote; UsageError if a newer version did, or if it has a value that
-    this version does not know, or lacks one.
-    """
-    refuse_newer(format)
+def read_config(values: Mapping[str, Any]) -> RunConfig:
+    """Return the configuration that a run wrote; UsageError if a setting is missing, unknown or invalid."""
     if unknown := sorted(values.keys() - SETTINGS.keys()):
         raise UsageError(f"has {unknown[0]}, which this version does not know")
-    return RunConfig.read(values, format)
+    return RunConfig.read(values)
 
 
 def written(config: RunConfig) -> dict[str, Any]:

@@ -14,13 +14,12 @@ from analysis.diagnosis import Trend
 from core.errors import UsageError
 from core.files import write_bytes
 from core.locks import hold_lock
-from core.settings import FORMAT
+from core.settings import FORMAT, check_format
 from training.config import RunConfig, read_config, written
 
 # In the log folder of a run, logs/<name>/version_N.
 CONFIG = "config.yaml"  # what the run is; `--config` takes it back
 SUMMARY = "summary.json"  # its result, once it is finished
-OLD_CONFIG = "hparams.yaml"  # of runs before format 2
 LOCK = "run.lock"  # among the checkpoints, while a process is at the run
 
 
@@ -92,18 +91,14 @@ def write_config(folder: Path, config: RunConfig) -> None:
     write_bytes(folder / CONFIG, text.encode())
 
 
-def read_run_config(folder: Path) -> RunConfig | None:
-    """The configuration of the run in a log folder; None if a run of an early format was killed while it wrote it.
-    UsageError if the file is damaged, or a newer version wrote it.
-    """
-    old = not (folder / CONFIG).exists()
-    path = folder / (OLD_CONFIG if old else CONFIG)
+def read_run_config(folder: Path) -> RunConfig:
+    """Read the configuration of the run in a log folder; UsageError if the file is damaged or of another format."""
+    path = folder / CONFIG
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return read_config(values, values.pop("format", 1))
+        check_format(values)
+        return read_config({name: value for name, value in values.items() if name != "format"})
     except (UnicodeDecodeError, yaml.YAMLError, TypeError, AttributeError, UsageError) as error:
-        if old:
-            return None
         raise UsageError(f"{path}: {' '.join(str(error).split())}") from error
 
 
@@ -120,7 +115,9 @@ def read_result(folder: Path) -> tuple[RunConfig, RunResult] | None:
     path = folder / SUMMARY
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-        return read_config(result.pop("flags"), result.pop("format", 1)), RunResult.read(result)
+        check_format(result)
+        del result["format"]
+        return read_config(result.pop("flags")), RunResult.read(result)
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError) as error:

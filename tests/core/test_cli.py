@@ -76,7 +76,7 @@ def test_a_bad_flag_gets_one_line_and_status_2(arguments: list[str], message: st
         b"1: 2\n",
         b"help: 1\n",
         b"format: 99\n",
-        b"format: 2\nlr: 0.1\n",
+        b"format: 3\nlr: 0.1\n",
         bytes(range(256)),
     ],
 )
@@ -177,13 +177,6 @@ def test_the_configuration_that_is_printed_or_that_a_run_wrote_is_taken_back(tmp
     assert RunConfig(**given("--config", str(tmp_path / "config.yaml"))) == config  # type: ignore[arg-type]
     printed = yaml.safe_load(typed("--crop", "4", "--print_config").stdout)
     assert RunConfig(**printed) == RunConfig(crop=4)
-
-
-def test_a_configuration_of_an_earlier_format_means_what_it_meant(tmp_path: Path) -> None:
-    lines = [f"{name}: {value}" for name, value in RunConfig().plain().items() if name not in ("normalize", "teacher")]
-    (tmp_path / "old.yaml").write_text("\n".join(["format: 1", *lines]).replace("None", "null"))
-    assert given("--config", str(tmp_path / "old.yaml"))["normalize"] == "dataset"
-    assert RunConfig().normalize == "zca-half"
 
 
 def test_shells_can_complete_the_flags() -> None:

@@ -10,16 +10,9 @@ import torch
 
 from cifar10.config import Data
 from cifar10.preprocessing import Preprocessing, preprocess
+from conftest import ROOT
 from core.errors import UsageError
-from made_up import (
-    PREPROCESSED,
-    STATISTICS,
-    WITH_TEACHERS,
-    of_format_2,
-    own_network,
-    sure_network,
-    write_checkpoint,
-)
+from made_up import STATE, change_entries, own_network, sure_network, write_checkpoint
 from models import distillation
 from models.classifier import load_classifier
 from models.config import Teacher
@@ -27,26 +20,32 @@ from models.distillation import load_teacher, teacher_sha256
 from models.networks import LeNet5
 from models.registry import make_network
 
+RELEASED = ROOT / "checkpoints" / "lenet5-cifar10.ckpt"
 IMAGES = np.random.default_rng(0).integers(0, 256, (7, 3, 32, 32), dtype=np.uint8)
-ZCA = PREPROCESSED | {"normalize": "zca"}
-
-
-def write(path: Path, network: LeNet5 | None = None, state: Any = None, **entries: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return write_checkpoint(path, WITH_TEACHERS, network, CIFAR10DataModule=STATISTICS | (state or {}), **entries)
+ZCA = {"normalize": "zca"}
 
 
 def test_a_teacher_is_the_same_wherever_it_lies_and_whatever_else_its_file_holds(tmp_path: Path) -> None:
-    known = teacher_sha256(write(tmp_path / "a" / "last.ckpt", epoch=9))
+    (tmp_path / "a").mkdir()
+    known = teacher_sha256(change_entries(write_checkpoint(tmp_path / "a" / "last.ckpt"), epoch=9))
     assert len(known) == 64 and known == teacher_sha256(tmp_path / "a")
     others = [
-        write(tmp_path / "b.ckpt", epoch=7, callbacks={"best": "elsewhere"}, optimizer_states=[1]),
-        write_checkpoint(tmp_path / "c.ckpt", WITH_TEACHERS | {"data_dir": "there", "threads": 2}),
-        write(tmp_path / "d.ckpt", state={"preprocessing": PREPROCESSED}),
-        write(tmp_path / "e.ckpt", sure_network().to(memory_format=torch.contiguous_format)),
-        of_format_2(tmp_path / "f.ckpt"),
+        change_entries(
+            write_checkpoint(tmp_path / "b.ckpt"), epoch=7, callbacks={"best": "there"}, optimizer_states=[1]
+        ),
+        write_checkpoint(tmp_path / "c.ckpt", data_dir="there", threads=2),
+        write_checkpoint(tmp_path / "e.ckpt", sure_network().to(memory_format=torch.contiguous_format)),
     ]
     assert {teacher_sha256(path) for path in others} == {known}
+
+
+def test_the_sha256_of_a_teacher_is_that_of_all_earlier_versions(tmp_path: Path) -> None:
+    """Runs have written it down: another one would make their teachers others."""
+    plain = LeNet5(width=1)
+    for parameter in plain.parameters():
+        torch.nn.init.constant_(parameter, 0.5)
+    found = [teacher_sha256(path) for path in (RELEASED, write_checkpoint(tmp_path / "a.ckpt", plain))]
+    assert [sha256[:16] for sha256 in found] == ["c276b3e14b6c3fc8", "95e44abdbe50f34a"]
 
 
 def test_whatever_a_teacher_answers_by_makes_it_another_one(tmp_path: Path) -> None:
@@ -55,23 +54,23 @@ def test_whatever_a_teacher_answers_by_makes_it_another_one(tmp_path: Path) -> N
     wider.fc3.double()
     whitening = torch.zeros(3, 244)
     others = [
-        write(tmp_path / "a.ckpt"),
-        write(tmp_path / "b.ckpt", trained),
-        write(tmp_path / "c.ckpt", wider),
-        write(tmp_path / "d.ckpt", state={"mean": STATISTICS["mean"] + 1}),
-        write(tmp_path / "e.ckpt", state={"std": STATISTICS["std"] + 1}),
-        write(tmp_path / "f.ckpt", state={"preprocessing": PREPROCESSED | {"denoise": "median"}}),
-        write(tmp_path / "g.ckpt", state={"preprocessing": ZCA, "whitening": whitening}),
-        write(tmp_path / "h.ckpt", state={"preprocessing": ZCA, "whitening": whitening + 1}),
+        write_checkpoint(tmp_path / "a.ckpt"),
+        write_checkpoint(tmp_path / "b.ckpt", trained),
+        write_checkpoint(tmp_path / "c.ckpt", wider),
+        write_checkpoint(tmp_path / "d.ckpt", state={"mean": STATE["mean"] + 1}),
+        write_checkpoint(tmp_path / "e.ckpt", state={"std": STATE["std"] + 1}),
+        write_checkpoint(tmp_path / "f.ckpt", state={"preprocessing": {"denoise": "median"}}),
+        write_checkpoint(tmp_path / "g.ckpt", state={"preprocessing": ZCA, "whitening": whitening}),
+        write_checkpoint(tmp_path / "h.ckpt", state={"preprocessing": ZCA, "whitening": whitening + 1}),
     ]
     assert len({teacher_sha256(path) for path in others}) == len(others)
 
 
 def test_another_teacher_than_that_of_the_run_is_refused(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.ckpt")
+    path = write_checkpoint(tmp_path / "a.ckpt")
     config = Teacher(teacher=path, teacher_sha256=teacher_sha256(path))
     assert load_teacher(config, Data(), tmp_path).sha256 == config.teacher_sha256
-    write(path, LeNet5(width=1))
+    write_checkpoint(path, LeNet5(width=1))
     with pytest.raises(UsageError, match=r"^the teacher is another one than that of the run: ") as raised:
         load_teacher(config, Data(), tmp_path)
     assert "\n" not in str(raised.value)
@@ -84,18 +83,18 @@ def test_a_teacher_that_cannot_be_loaded_is_one_line(tmp_path: Path, ask: Any) -
         ask(tmp_path / "none")
     own = own_network(tmp_path, "Perceptron")
     with pytest.raises(UsageError, match="a checkpoint holds no code"):
-        ask(of_format_2(tmp_path / "own.ckpt", make_network(own), network=own, width=3))
+        ask(write_checkpoint(tmp_path / "own.ckpt", make_network(own), network=own, width=3))
     (tmp_path / "damaged.ckpt").write_bytes(b"PK")
     with pytest.raises(UsageError, match=r"damaged\.ckpt: "):
         ask(tmp_path / "damaged.ckpt")
 
 
 def test_the_folder_of_a_teacher_that_stopped_half_way_is_refused_but_not_its_checkpoint(tmp_path: Path) -> None:
-    path = write_checkpoint(tmp_path / "last.ckpt", WITH_TEACHERS | {"epochs": 5}, epoch=3)
+    path = change_entries(write_checkpoint(tmp_path / "last.ckpt", epochs=5), epoch=3)
     with pytest.raises(UsageError, match=r"stopped after epoch 4 of 5: train\.py --resume .* ends it$"):
         teacher_sha256(tmp_path)
     sha256 = teacher_sha256(path)
-    write_checkpoint(path, WITH_TEACHERS | {"epochs": 5}, epoch=4)
+    change_entries(path, epoch=4)
     assert teacher_sha256(tmp_path) == sha256
 
 
@@ -113,7 +112,7 @@ def test_the_folder_of_a_teacher_that_stopped_half_way_is_refused_but_not_its_ch
 def test_a_teacher_that_has_seen_validation_images_is_refused(
     tmp_path: Path, trained: dict[str, Any], taught: dict[str, Any], seen: bool
 ) -> None:
-    path = of_format_2(tmp_path / "a.ckpt", **trained)
+    path = write_checkpoint(tmp_path / "a.ckpt", **trained)
     if seen:
         with pytest.raises(UsageError, match="has seen validation images") as raised:
             load_teacher(Teacher(teacher=path), Data(**taught), tmp_path)
@@ -125,8 +124,8 @@ def test_a_teacher_that_has_seen_validation_images_is_refused(
 def test_its_logits_are_the_mean_over_an_image_and_its_horizontal_flip_after_its_own_preprocessing(
     tmp_path: Path,
 ) -> None:
-    settings: dict[str, Any] = PREPROCESSED | {"denoise": "median"}
-    path = write(tmp_path / "a.ckpt", state={"preprocessing": settings})
+    settings: dict[str, Any] = {"denoise": "median"}
+    path = write_checkpoint(tmp_path / "a.ckpt", state={"preprocessing": settings})
     found = load_teacher(Teacher(teacher=path), Data(), tmp_path / "kept")(IMAGES)
     pixels = preprocess(IMAGES, Preprocessing(**settings))
     classifier = load_classifier(path)
@@ -143,7 +142,12 @@ def test_logits_are_computed_once_for_the_same_teacher_images_and_methods(
         load_teacher(Teacher(teacher=path), Data(), tmp_path / "kept")(images)
         return len(list((tmp_path / "kept").glob("teacher-*.bin")))
 
-    one, other = write(tmp_path / "a.ckpt"), write(tmp_path / "b.ckpt", LeNet5(width=1))
-    assert [logits(one), logits(write(tmp_path / "copy.ckpt")), logits(other), logits(one, IMAGES[:3])] == [1, 1, 2, 3]
+    one, other = write_checkpoint(tmp_path / "a.ckpt"), write_checkpoint(tmp_path / "b.ckpt", LeNet5(width=1))
+    assert [logits(one), logits(write_checkpoint(tmp_path / "copy.ckpt")), logits(other), logits(one, IMAGES[:3])] == [
+        1,
+        1,
+        2,
+        3,
+    ]
     monkeypatch.setattr(distillation, "method_versions", lambda settings: ("another version",))
     assert [logits(one), logits(one)] == [4, 4]

@@ -1,4 +1,4 @@
-"""Networks by name and from files of one's own; checkpoints of every format, and what is refused of them."""
+"""Networks by name and from files of one's own; checkpoints, and what is refused of them."""
 
 import hashlib
 import random
@@ -14,18 +14,15 @@ import torch
 
 from cifar10.config import Data, Preprocessing
 from cifar10.preprocessing import ZCA_SIDE
-from cifar10.records import CLASS_NAMES
 from conftest import ROOT
 from core.errors import UsageError
 from core.settings import FORMAT
 from made_up import (
-    BEFORE_TEACHERS,
-    FIRST,
+    FLAGS,
     OWN_NETWORKS,
     PREPROCESSED,
-    STATISTICS,
-    WITH_TEACHERS,
-    of_format_2,
+    STATE,
+    change_entries,
     own_network,
     sure_network,
     write_checkpoint,
@@ -37,7 +34,7 @@ from models.config import Network
 from models.networks import BatchNormLeNet5, HorizontalFlipAverage, LeNet5, ResNet
 from models.onnx import export
 from models.registry import NETWORKS, NetworkClass, make_network, network_sha256
-from training.config import RunConfig, written
+from training.config import RunConfig
 
 IMAGES = torch.randint(256, (5, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 ZCA = PREPROCESSED | {"normalize": "zca"}
@@ -96,7 +93,7 @@ def test_adding_a_network_is_one_class_and_one_line(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(networks, "Linear", Linear, raising=False)
     monkeypatch.setitem(NETWORKS, "linear", NetworkClass("Linear"))
-    path = of_format_2(tmp_path / "a.ckpt", make_network("linear"), network="linear", width=3)
+    path = write_checkpoint(tmp_path / "a.ckpt", make_network("linear"), network="linear", width=3)
     assert load_classifier(path)(IMAGES).shape == (5, 10)
 
 
@@ -105,9 +102,9 @@ def test_a_network_in_a_file_of_ones_own_is_classified_with_and_exported(tmp_pat
     name = own_network(tmp_path, class_name)
     network = make_network(name, sha256=network_sha256(name))
     settings: dict[str, Any] = {"network": name, "network_sha256": network_sha256(name), "width": 3}
-    path = of_format_2(tmp_path / "a.ckpt", network, **settings)
+    path = write_checkpoint(tmp_path / "a.ckpt", network, **settings)
     classifier = load_classifier(path, network=name)
-    normalised = (IMAGES - STATISTICS["mean"].view(3, 1, 1)) / STATISTICS["std"].view(3, 1, 1)
+    normalised = (IMAGES - STATE["mean"].view(3, 1, 1)) / STATE["std"].view(3, 1, 1)
     expected = network.eval()(normalised).softmax(1)
     torch.testing.assert_close(classifier(IMAGES), expected)
 
@@ -190,74 +187,39 @@ def test_test_time_augmentation_is_the_mean_over_an_image_and_its_horizontal_fli
 # Checkpoints
 
 
-@pytest.mark.parametrize(
-    ("flags", "state"),
-    [
-        (FIRST, {}),
-        (BEFORE_TEACHERS, {"preprocessing": PREPROCESSED}),
-        (WITH_TEACHERS, {"preprocessing": PREPROCESSED}),
-        (
-            WITH_TEACHERS | {"normalize": "zca"},
-            {"preprocessing": ZCA, "whitening": FILTER},
-        ),
-    ],
-    ids=["first", "before teachers", "with teachers", "whitened"],
-)
-def test_checkpoints_without_a_format_mean_what_they_meant(
-    tmp_path: Path, flags: dict[str, Any], state: dict[str, Any]
-) -> None:
-    path = write_checkpoint(tmp_path / "a.ckpt", flags, CIFAR10DataModule=STATISTICS | state)
-    checkpoint = load_checkpoint(path)
-    assert (checkpoint.path, checkpoint.format, checkpoint.epoch) == (path, 1, 1)
-    assert checkpoint.flags == flags
-    assert checkpoint.network == Network(network="lenet5", width=1)
-    assert checkpoint.data == Data()
-    assert checkpoint.preprocessing == Preprocessing(normalize=flags.get("normalize", "dataset"))
-    assert (checkpoint.whitening is None) == (not state.get("whitening", torch.empty(0)).numel())
-    assert torch.equal(checkpoint.mean, STATISTICS["mean"]) and torch.equal(checkpoint.std, STATISTICS["std"])
-    assert checkpoint.class_names == CLASS_NAMES
-    images = torch.randn(3, 3, 32, 32)
-    assert torch.equal(checkpoint.make_network()(images), sure_network()(images))
-
-
 def test_a_checkpoint_of_the_present_format_says_all_itself(tmp_path: Path) -> None:
     config = RunConfig(width=1, denoise="median", normalize="image", val_size=100, split_seed=3)
-    state = STATISTICS | {"preprocessing": config.group(Preprocessing).plain()}
-    flags = written(config)
-    path = write_checkpoint(tmp_path / "a.ckpt", flags, format=flags["format"], CIFAR10DataModule=state)
-    checkpoint = load_checkpoint(path)
-    assert checkpoint.format == flags.pop("format") and checkpoint.flags == flags
+    state = {"preprocessing": config.group(Preprocessing).plain()}
+    checkpoint = load_checkpoint(write_checkpoint(tmp_path / "a.ckpt", state=state, **config.plain()))
+    assert checkpoint.flags == config.plain()
     for kind, found in ((Network, checkpoint.network), (Data, checkpoint.data)):
         assert found == config.group(kind)
     assert checkpoint.preprocessing == config.group(Preprocessing)
 
 
 def test_what_a_checkpoint_writes_is_read_as_the_same(tmp_path: Path) -> None:
-    state = STATISTICS | {"preprocessing": ZCA, "whitening": FILTER}
-    first = load_checkpoint(write_checkpoint(tmp_path / "a.ckpt", WITH_TEACHERS, CIFAR10DataModule=state))
+    first = load_checkpoint(write_checkpoint(tmp_path / "a.ckpt", state={"preprocessing": ZCA, "whitening": FILTER}))
     torch.save(first.entries(), tmp_path / "b.ckpt")
     second = load_checkpoint(tmp_path / "b.ckpt")
-    for name in ("format", "flags", "epoch", "network", "data", "preprocessing", "class_names"):
+    for name in ("flags", "epoch", "network", "data", "preprocessing", "class_names"):
         assert getattr(first, name) == getattr(second, name)
     assert first.whitening is not None and second.whitening is not None
     assert np.array_equal(first.whitening, second.whitening)
     assert all(torch.equal(value, second.state_dict[name]) for name, value in first.state_dict.items())
 
 
-@pytest.mark.parametrize("format", [FORMAT + 1, "2", None, 2.5])
-def test_a_checkpoint_of_a_newer_format_is_refused(tmp_path: Path, format: Any) -> None:
-    path = write_checkpoint(tmp_path / "new.ckpt", WITH_TEACHERS, format=format)
-    with pytest.raises(UsageError, match=rf"^{path}: of format {format}, which a newer version wrote") as raised:
+@pytest.mark.parametrize("format", [FORMAT - 1, FORMAT + 1, "2", None, 2.5])
+def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path, format: Any) -> None:
+    path = change_entries(write_checkpoint(tmp_path / "other.ckpt"), format=format)
+    with pytest.raises(UsageError, match=rf"^{path}: has format {format}, .* commit 9edcdda is the last") as raised:
         load_checkpoint(path)
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("missing", ["network", "network_sha256", "width", "val_size", "select_on"])
 def test_a_checkpoint_that_lacks_a_setting_of_its_format_is_refused(tmp_path: Path, missing: str) -> None:
-    path = of_format_2(tmp_path / "a.ckpt")
-    entries = torch.load(path, weights_only=True)
-    del entries["flags"][missing]
-    torch.save(entries, path)
+    path = write_checkpoint(tmp_path / "a.ckpt")
+    change_entries(path, flags={name: value for name, value in FLAGS.items() if name != missing})
     with pytest.raises(UsageError, match=rf"a\.ckpt: .*lacks {missing}$"):
         load_checkpoint(path)
 
@@ -266,26 +228,27 @@ def test_a_checkpoint_that_lacks_a_setting_of_its_format_is_refused(tmp_path: Pa
 def test_a_checkpoint_that_lacks_a_setting_of_preprocessing_is_refused(tmp_path: Path, missing: str) -> None:
     there = {name: value for name, value in PREPROCESSED.items() if name != missing}
     with pytest.raises(UsageError, match=rf"a\.ckpt: .*lacks {missing}$"):
-        load_checkpoint(of_format_2(tmp_path / "a.ckpt", preprocessing=there))
+        path = write_checkpoint(tmp_path / "a.ckpt")
+        load_checkpoint(change_entries(path, CIFAR10DataModule=STATE | {"preprocessing": there}))
 
 
 @pytest.mark.parametrize(
     "entries",
     [
         {"flags": [1, 2]},
-        {"flags": WITH_TEACHERS | {"width": "wide"}},
-        {"flags": WITH_TEACHERS | {"width": 10**400}},
-        {"flags": WITH_TEACHERS | {"network": "vgg"}},
+        {"flags": FLAGS | {"width": "wide"}},
+        {"flags": FLAGS | {"width": 10**400}},
+        {"flags": FLAGS | {"network": "vgg"}},
         {"epoch": "last"},
         {"state_dict": 3},
         {"state_dict": {}},
         {"state_dict": {"model.fc3.bias": 1}},
         {"CIFAR10DataModule": None},
-        {"CIFAR10DataModule": STATISTICS | {"mean": 0.5}},
-        {"CIFAR10DataModule": STATISTICS | {"preprocessing": [1]}},
-        {"CIFAR10DataModule": STATISTICS | {"preprocessing": {"normalize": "zca"}, "whitening": FILTER.double()}},
-        {"CIFAR10DataModule": STATISTICS | {"preprocessing": {"normalize": "zca"}, "whitening": FILTER[:2]}},
-        {"CIFAR10DataModule": STATISTICS | {"preprocessing": {"normalize": "zca"}, "whitening": None}},
+        {"CIFAR10DataModule": STATE | {"mean": 0.5}},
+        {"CIFAR10DataModule": STATE | {"preprocessing": [1]}},
+        {"CIFAR10DataModule": STATE | {"preprocessing": ZCA, "whitening": FILTER.double()}},
+        {"CIFAR10DataModule": STATE | {"preprocessing": ZCA, "whitening": FILTER[:2]}},
+        {"CIFAR10DataModule": STATE | {"preprocessing": ZCA, "whitening": None}},
         {"temperature": 0.0},
         {"temperature": float("nan")},
         {"class_names": 10},
@@ -295,26 +258,25 @@ def test_a_checkpoint_that_lacks_a_setting_of_preprocessing_is_refused(tmp_path:
     ids=str,
 )
 def test_entries_that_are_not_what_they_should_be_are_one_line(tmp_path: Path, entries: dict[str, Any]) -> None:
-    path = write_checkpoint(tmp_path / "odd.ckpt", WITH_TEACHERS)
-    torch.save(torch.load(path, weights_only=True) | entries, path)
+    change_entries(write_checkpoint(tmp_path / "odd.ckpt"), **entries)
     with pytest.raises(UsageError, match=r"odd\.ckpt: does not fit this network: .") as raised:
-        load_classifier(path)
+        load_classifier(tmp_path / "odd.ckpt")
     assert "\n" not in str(raised.value)
 
 
 def test_the_folder_of_a_run_stands_for_its_last_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=rf"^{tmp_path}: a folder without last\.ckpt$"):
         load_checkpoint(tmp_path)
-    write_checkpoint(tmp_path / "last.ckpt", WITH_TEACHERS)
+    write_checkpoint(tmp_path / "last.ckpt")
     assert load_checkpoint(tmp_path).path == tmp_path / "last.ckpt"
     for name in ("best-epoch=10-val_acc=0.7100.ckpt", "best-epoch=09-val_acc=0.7200.ckpt"):  # a kill may leave both
-        write_checkpoint(tmp_path / name, WITH_TEACHERS)
+        write_checkpoint(tmp_path / name)
     assert load_checkpoint(tmp_path).path.name == "best-epoch=09-val_acc=0.7200.ckpt"
     assert load_checkpoint(tmp_path, last=True).path == tmp_path / "last.ckpt"
 
 
 def test_any_damage_to_a_checkpoint_is_one_line_or_harmless(tmp_path: Path) -> None:
-    content = write_checkpoint(tmp_path / "whole.ckpt", WITH_TEACHERS).read_bytes()
+    content = write_checkpoint(tmp_path / "whole.ckpt").read_bytes()
     draw = random.Random(0)
     ends = [*range(3000), *range(len(content) - 3000, len(content))]  # the pickle, and the list of what is where
     for number in range(150):
@@ -332,7 +294,7 @@ def test_any_damage_to_a_checkpoint_is_one_line_or_harmless(tmp_path: Path) -> N
 @pytest.mark.parametrize("class_name", OWN_NETWORKS)
 def test_a_checkpoint_brings_no_code(tmp_path: Path, class_name: str) -> None:
     name = own_network(tmp_path, class_name)
-    path = of_format_2(tmp_path / "a.ckpt", make_network(name), network=name, width=3)
+    path = write_checkpoint(tmp_path / "a.ckpt", make_network(name), network=name, width=3)
     trap = tmp_path / "ran"
     (tmp_path / "own.py").write_text(f"open({str(trap)!r}, 'w')\n" + OWN_NETWORKS[class_name])
     with pytest.raises(UsageError, match=r"a\.ckpt: its network is .*a checkpoint holds no code") as raised:
@@ -345,7 +307,7 @@ def test_a_checkpoint_brings_no_code(tmp_path: Path, class_name: str) -> None:
 def test_the_code_of_a_network_may_have_moved_but_not_changed(tmp_path: Path) -> None:
     here, there = own_network(tmp_path / "a", "Perceptron"), own_network(tmp_path / "b", "Perceptron")
     settings: dict[str, Any] = {"network": here, "network_sha256": network_sha256(here), "width": 3}
-    path = of_format_2(tmp_path / "a.ckpt", make_network(here), **settings)
+    path = write_checkpoint(tmp_path / "a.ckpt", make_network(here), **settings)
     (tmp_path / "a" / "own.py").unlink()
     checkpoint = load_checkpoint(path, there)
     assert checkpoint.network == replace(Network(), network=there, network_sha256=network_sha256(there))
@@ -358,8 +320,8 @@ def test_the_code_of_a_network_may_have_moved_but_not_changed(tmp_path: Path) ->
 
 def test_the_network_that_is_named_has_to_be_that_of_the_run(tmp_path: Path) -> None:
     own = own_network(tmp_path, "Perceptron")
-    of_its_own = of_format_2(tmp_path / "own.ckpt", make_network(own), network=own, width=3)
-    known = of_format_2(tmp_path / "known.ckpt")
+    of_its_own = write_checkpoint(tmp_path / "own.ckpt", make_network(own), network=own, width=3)
+    known = write_checkpoint(tmp_path / "known.ckpt")
     assert load_checkpoint(known, "lenet5").network.network == "lenet5"
     for path, name in ((known, own), (known, "resnet"), (of_its_own, "lenet5"), (of_its_own, f"{own}2")):
         with pytest.raises(UsageError, match=r"its network is .*, not "):

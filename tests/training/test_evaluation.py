@@ -18,7 +18,7 @@ from cifar10.filters import CORRUPT
 from cifar10.records import CLASS_NAMES
 from conftest import RECORDS, evaluated
 from core.errors import SettingError, UsageError
-from made_up import of_format_2
+from made_up import write_checkpoint
 from models.checkpoint import load_checkpoint
 from models.classifier import load_classifier
 from training.evaluation import evaluate
@@ -28,7 +28,7 @@ FILES = {"confusion.csv", "classes.csv", "confusion.png", "mistakes.png", "relia
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    return of_format_2(tmp_path / "a.ckpt", val_size=100)
+    return write_checkpoint(tmp_path / "a.ckpt", val_size=100)
 
 
 @pytest.fixture
@@ -222,7 +222,7 @@ def test_a_folder_that_has_files_is_not_written_to(checkpoint: Path, damaged: Pa
 
 def test_what_there_is_nothing_to_evaluate_on_is_refused(tmp_path: Path, data_dir: Path, checkpoint: Path) -> None:
     with pytest.raises(UsageError, match="its run had no validation images"):
-        evaluated(of_format_2(tmp_path / "b.ckpt", val_size=0), data_dir, on="val")
+        evaluated(write_checkpoint(tmp_path / "b.ckpt", val_size=0), data_dir, on="val")
     for folder in (tmp_path / "nowhere", data_dir, checkpoint):
         with pytest.raises(UsageError, match="neither val, test nor a folder of images"):
             evaluated(checkpoint, data_dir, on=str(folder))
