@@ -440,14 +440,6 @@ def test_a_folder_that_is_not_there_is_said(logs: Logs) -> None:
         logs.report()
 
 
-def test_a_run_that_was_killed_while_it_wrote_its_flags_is_passed_over(logs: Logs) -> None:
-    logs.add([0.70], test=0.7)
-    killed = logs.add([], seed=1) / "hparams.yaml"
-    killed.write_text(killed.read_text()[:30])
-    page = logs.report()
-    assert "Not finished" not in page and len(logs.table()) == 1
-
-
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
