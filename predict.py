@@ -103,7 +103,12 @@ def main() -> None:
     if not files and not (flags.export and not flags.files):
         raise nothing(passed_over) if flags.files else UsageError("no image files given")
 
-    from models.classifier import load_classifier  # takes more than a second: bad flags are refused before
+    # These take more than a second to import: bad flags are refused before.
+    from models.checkpoint import refuse_overwriting
+    from models.classifier import load_classifier
+
+    if flags.export:
+        refuse_overwriting("export", flags.export)
 
     classifier = load_classifier(flags.checkpoint, flags.tta, flags.network)
     if flags.labels_from_folders:

@@ -48,7 +48,7 @@ def report(folders: Sequence[Path], compare: Sequence[str] = (), **flags: Any) -
             seed.
         flags: Of `ReportSettings`.
     """
-    from experiments.tables import write_page  # takes pandas, SciPy and Matplotlib
+    from experiments.pages import write_page  # takes pandas, SciPy and Matplotlib
 
     chosen = ReportSettings(**flags)
     for path in folders:

@@ -68,12 +68,12 @@ def sheet(images: np.ndarray, captions: Sequence[str], title: str, columns: int 
 
 
 def before_and_after(rows: Mapping[str, np.ndarray], class_names: Sequence[str], title: str = "") -> Figure:
-    """The same N images, uint8 [N, H, W, 3], in several rows, by what was done to them; `class_names` are theirs."""
+    """The same N images, uint8 [N, 3, H, W], in several rows, by what was done to them; `class_names` are theirs."""
     figure = _figure(1.0 * len(class_names) + 0.4, 1.25 * len(rows) + 0.4, title)
     grid = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
     for axes, (name, images) in zip(grid, rows.items(), strict=True):
-        side = images.shape[2] + 2
-        axes.imshow(_mosaic(images, len(images), gap=2), interpolation="nearest")
+        side = images.shape[-1] + 2
+        axes.imshow(_mosaic(images.transpose(0, 2, 3, 1), len(images), gap=2), interpolation="nearest")
         axes.set_title(name, fontsize=9)
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
@@ -174,69 +174,6 @@ def curves(
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend()
-    return figure
-
-
-def comparison(panels: Mapping[str, Mapping[str, Sequence[Mapping[int, float]]]], label: str) -> Figure:
-    """Groups of runs in panels, each run's fraction by epoch, in percent: each group's mean in a colour and line style
-    of its own, the same in all panels, its runs thin behind it.
-
-    Args:
-        panels: By title, empty if there is one, groups by name, of which there may be as many as COLOURS in all.
-    """
-    names = list(dict.fromkeys(name for groups in panels.values() for name in groups))
-    figure = _figure(9.6, 4.2 + 0.2 * len(names), "")
-    places = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for axes, (title, groups) in zip(places, panels.items(), strict=True):
-        for name, runs in groups.items():
-            number = names.index(name)
-            colour, style = COLOURS[number], STYLES[number % len(STYLES)]
-            for run in runs if len(runs) > 1 else ():
-                axes.plot(list(run), [100 * value for value in run.values()], style, color=colour, lw=0.6, alpha=0.4)
-            epochs = sorted(set.intersection(*(set(run) for run in runs)))
-            mean = [100 * sum(run[epoch] for run in runs) / len(runs) for epoch in epochs]
-            axes.plot(epochs, mean, style, color=colour, label=name)
-        axes.set(xlabel="epoch", title=title)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-    figure.axes[0].set_ylabel(label)
-    lines = {line.get_label(): line for axes in figure.axes for line in axes.get_lines()}
-    figure.legend([lines[name] for name in names], names, loc="outside lower left", fontsize=9)
-    return figure
-
-
-def dots(
-    rows: Mapping[str, tuple[Sequence[float] | np.ndarray, tuple[float, float] | None]], label: str, zero: bool = False
-) -> Figure:
-    """Each row's values as dots, their mean as a bar, and its interval, if there is one, as a line; with `zero` there
-    is a line at 0."""
-    figure = _figure(9.6, 1.2 + 0.3 * len(rows), "")
-    axes = figure.subplots()
-    for place, (values, ends) in enumerate(rows.values()):
-        axes.plot(values, [place] * len(values), "o", ms=4, color=COLOURS[0], alpha=0.5, mew=0)
-        if len(values) > 1:
-            axes.plot([np.mean(values)], [place], "|", ms=13, mew=2, color="black")
-        if ends:
-            axes.plot(ends, [place, place], color="black", lw=1.2)
-    if zero:
-        axes.axvline(0, color="black", ls=":", lw=1)
-    axes.set_yticks(range(len(rows)), list(rows), fontsize=9)
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlabel(label)
-    axes.grid(alpha=0.3)
-    return figure
-
-
-def accuracies(table: np.ndarray, rows: Sequence[str], columns: Sequence[str], title: str) -> Figure:
-    """Fractions, float [R, C], in percent, each on a ground that is the darker the higher it is."""
-    figure = _figure(2.2 + 0.9 * len(columns), 1.0 + 0.32 * len(rows), title)
-    axes = figure.subplots()
-    axes.imshow(table, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    axes.set_xticks(range(len(columns)), columns, fontsize=9)
-    axes.set_yticks(range(len(rows)), rows, fontsize=9)
-    for (row, column), value in np.ndenumerate(table):
-        colour = "white" if value > 0.6 else "black"
-        axes.text(column, row, f"{value:.1%}", ha="center", va="center", fontsize=9, color=colour)
     return figure
 
 

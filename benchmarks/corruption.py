@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 from core.cli import exit_status
-from experiments.tables import CORRUPTED, find_runs, read_csv, write
+from experiments.tables import CORRUPTED, find_runs, read_csv, write_csv
 from models.checkpoint import load_checkpoint
 from models.classifier import make_classifier
 from training.evaluation import CLEAN, SPLITS, evaluate_corruptions, load_split
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> None:
         new = pd.DataFrame(rows, columns=columns).astype({"severity": "Int64"})
         table = pd.concat([table, new]) if len(table) else new
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(path, table.to_csv(index=False, lineterminator="\n"))
+        write_csv(path, table)
         print(f"{name}: {found[CLEAN]:.2%} of the clean images", flush=True)
     if table.empty:
         parser.error(f"{options.folder}: no finished run with such images")

@@ -281,29 +281,6 @@ def journal(path: Path) -> optuna.storages.JournalStorage:
     return optuna.storages.JournalStorage(JournalFileBackend(str(path), JournalFileOpenLock(str(path))))
 
 
-def searches(log_dir: Path) -> list[Study]:
-    """The finished trials, two at least, of each search in a sweep's journal, as a study that its flags name.
-
-    UsageError if the journal is damaged.
-    """
-    path, found = log_dir / JOURNAL, dict[str, Study]()
-    if not path.exists():
-        return []
-    quieten()
-    try:
-        storage = optuna.storages.JournalStorage(JournalFileBackend(str(path)))  # only read: a sweep may be at it
-        studies = [optuna.load_study(study_name=name, storage=storage) for name in optuna.get_all_study_names(storage)]
-    except (ValueError, KeyError) as error:
-        raise UsageError(f"{path}: damaged: {error}") from error
-    for trial in (trial for study in studies for trial in study.get_trials(states=(TrialState.COMPLETE,))):
-        if space := trial.user_attrs.get("space"):
-            name = " ".join(f"{flag}={text}" for flag, text in (trial.user_attrs["assigned"] | space).items())
-            if name not in found:
-                found[name] = optuna.create_study(study_name=name, direction="maximize")
-            found[name].add_trial(trial)
-    return [study for study in found.values() if len(study.trials) > 1]
-
-
 def database(url: str, tries: int = 3) -> optuna.storages.RDBStorage:
     try:
         return optuna.storages.RDBStorage(

@@ -57,7 +57,7 @@ def classify(classifier: Classifier, files: Sequence[Path], fit: str) -> tuple[l
 
 def rank(classifier: Classifier, pixels: np.ndarray) -> list[list[tuple[str, float]]]:
     """The three most probable classes, and their probabilities, of each of the images uint8 [N, 32, 32, 3]."""
-    images = preprocess(pixels, classifier.preprocessing, classifier.whitening)
+    images = preprocess(pixels.transpose(0, 3, 1, 2), classifier.preprocessing, classifier.whitening)
     logits = classifier.logits(images)
     values, labels = (logits / classifier.temperature).softmax(1).topk(3)
     names = [[classifier.class_names[label] for label in row] for row in labels.tolist()]

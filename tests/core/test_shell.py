@@ -16,7 +16,7 @@ from conftest import ROOT
 from core import shell
 from core.shell import command_line, script
 from core.signals import Stopped
-from experiments import tables
+from experiments import pages
 from training import lr_finder
 from training.files import RunResult
 
@@ -74,7 +74,7 @@ def test_the_commands_that_a_page_keeps_can_be_pasted(
     plan.touch()
     groups = ["optimizer=sgd lr=0.1", "optimizer=adam"]
     options = {"--name": [name], "--seeds": ["0,1"], "--compare": groups, "--baseline": ["width=1 seed=0"]}
-    text = tables.origin([Path("logs", name)], Path("results", name), options)
+    text = pages.commands([Path("logs", name)], Path("results", name), options)
     anew, report, reuse = (f"python {part}".split("\n\n")[0] for part in text.split("    python ")[1:])
     table = f"results/{name}/cells.csv"
     assert pasted(anew) == ["sweep.py", "--config", plan.as_posix()]

@@ -1,12 +1,12 @@
 """Pages written from made-up log folders, whose figures are known."""
 
+import os
 import re
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import optuna
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -16,10 +16,8 @@ from torch.utils.tensorboard import SummaryWriter
 import report as door
 from conftest import ROOT
 from core.errors import UsageError
-from experiments.grid import Plan
 from experiments.runs import COLUMNS, RESULTS, texts_of
-from experiments.study import open_study
-from experiments.tables import read_table, write_cells
+from experiments.tables import read_table, write_table
 from training.config import RunConfig
 from training.files import RunResult, write_config, write_result
 
@@ -110,7 +108,7 @@ def test_what_was_chosen_on_the_test_set_stands_apart_with_what_that_adds(logs: 
     page = logs.report()
     assert [row["test accuracy, %, epoch chosen on the test set"] for row in rows(page)] == ["76.00", "80.00"]
     assert [row["test accuracy, %, last epoch"] for row in rows(page)] == ["76.00", "75.00"]
-    assert "adds 2.50 points to the last epoch's accuracy (0.00 to 5.00)" in page
+    assert "adds 2.50 percentage points (0.00 to 5.00) to the last epoch's accuracy" in page
 
 
 def test_seeds_of_a_setting_are_one_row_with_the_interval_of_their_mean(logs: Logs) -> None:
@@ -134,6 +132,66 @@ def test_tables_are_files_too_for_programs_and_for_latex(logs: Logs) -> None:
     assert not list((logs.results / "tried").glob("comparison*"))
 
 
+def test_of_several_runs_of_one_seed_and_setting_the_newest_counts(logs: Logs) -> None:
+    old, new = logs.add([0.60], test=0.6), logs.add([0.70], test=0.7)
+    os.utime(new / "summary.json", ns=(1, 2 * 10**18))
+    os.utime(old / "summary.json", ns=(1, 10**18))
+    logs.add([0.70], test=0.8, seed=1)
+    page = logs.report()
+    (row,) = rows(page)
+    assert row["test accuracy, %, epoch chosen on validation"] == "75.00 ± 7.07"  # of two, without an interval
+    assert "Of several runs of one setting and seed the newest counts; 1 are left out." in page
+    assert len(logs.table()) == 3
+    os.utime(old / "summary.json", ns=(1, 3 * 10**18))
+    assert rows(logs.report())[0]["test accuracy, %, epoch chosen on validation"] == "70.00 ± 14.14"
+
+
+def test_what_follows_from_a_column_and_what_does_not_vary_stand_above_the_table(logs: Logs) -> None:
+    for optimizer, lr, decay in (("sgd", 0.05, 0.0005), ("sgd", 0.1, 0.0005), ("adam", 0.002, 0.0)):
+        logs.add([0.7], test=0.7, optimizer=optimizer, lr=lr, weight_decay=decay, crop=0)
+    page = logs.report()
+    assert list(rows(page)[0])[:3] == ["optimizer", "learning rate", "best epoch"]
+    assert page.splitlines()[2:8:2] == [
+        "Not the default recipe: epochs 3, crop 0.",
+        "All runs: network lenet5, width 3, normalize dataset, random_corruption 0, crop 0, batch size 128, epochs 3.",
+        "With sgd: weight decay 0.0005; adam: weight decay 0.",
+    ]
+
+
+def test_the_rates_of_a_search_decide_nothing(logs: Logs) -> None:
+    for seed, lr in enumerate((0.01, 0.02, 0.03, 0.04)):
+        logs.add([0.7], test=0.7, lr=lr, crop=seed % 2, seed=0)
+    assert list(rows(logs.report())[0])[:2] == ["learning rate", "crop"]
+
+
+def test_corrupted_images_have_a_table_and_a_picture(logs: Logs) -> None:
+    for seed in (0, 1):
+        logs.add([0.7], test=0.7, seed=seed)
+    (logs.results / "tried").mkdir(parents=True)
+    lines = ["run,on,corruption,severity,accuracy"]
+    for seed in (0, 1):
+        run = f"sgd-lr0.05-bs128-seed{seed}/version_0,val"
+        lines += [f"{run},clean,,{70 + seed}"]
+        lines += [
+            f"{run},{kind},{each},{start - each}" for kind, start in (("blur", 70), ("jpeg", 60)) for each in (1, 5)
+        ]
+    (logs.results / "tried" / "corrupted.csv").write_text("\n".join(lines))
+    page = logs.report()
+    assert "Accuracy on the validation images. A corruption's is the mean of severities 1, 5" in page
+    line = re.findall(r"^\| sgd +\|.*70.5.*$", page, re.MULTILINE)[0]
+    assert [cell.strip() for cell in line.split("|")[2:-1]] == ["70.5 ± 0.7", "67.0 ± 0.0", "57.0 ± 0.0", "62.0 ± 0.0"]
+    assert "![Accuracy over severity of corruption](severities.png)" in page
+    severe = logs.table("severities")
+    assert severe[(severe["corruption"] == "jpeg") & (severe["severity"] == 5)]["mean"].tolist() == [55]
+    (logs.results / "tried" / "corrupted.csv").write_text("image,accuracy\nclean,70\n")
+    with pytest.raises(UsageError, match=r"corrupted\.csv: damaged: has no column run"):
+        logs.report()
+
+
+def in_bold(page: str) -> list[str]:
+    return re.findall(r"\*\*(.*?)\*\*", page)
+
+
 def pairs(logs: Logs, differences: list[float]) -> None:
     for seed, difference in zip(SEEDS, differences, strict=False):
         logs.add([0.7], test=0.78 + difference, seed=seed)
@@ -144,17 +202,21 @@ def test_groups_are_compared_by_pairs_of_the_same_seed(logs: Logs) -> None:
     pairs(logs, [0.01, 0.02, 0.03, 0.02, 0.02])
     logs.add([0.9], test=0.1, seed=0)  # has no partner, and is left out by --seeds
     page = logs.report(seeds="1,2,3,4,5", compare=["optimizer=sgd", "optimizer=adam"])
-    answer = page.splitlines()[2]
-    assert "5 pairs are too few to tell" in answer and "the smallest p that they could give is 0.062" in answer
-    assert "With sgd (learning rate 0.05) the network reaches 80.00%" in answer
-    assert "with adam (learning rate 0.002) 78.00%" in answer
+    # Student's t with 4 degrees of freedom: 2.776 x 0.707 / sqrt(5) = 0.878; t = 6.32, so p = 0.0032
+    assert in_bold(page) == [
+        "sgd (learning rate 0.05) reaches 80.00% test accuracy, adam (learning rate 0.002) 78.00% (means of 5 runs "
+        "each, paired by seed). The difference, 2.00 percentage points (95% interval 1.12 to 2.88), is more than "
+        "chance explains (p = 0.0032)."
+    ]
     figures = {line.split("|")[1].strip(): line.split("|")[2].strip() for line in page.splitlines() if line[:1] == "|"}
-    assert figures["mean difference, points"] == "+2.00"
-    assert figures["p (sign flips, two-sided)"] == "0.062"  # 2 of 2^5 sign patterns are as extreme
+    assert figures["mean difference, percentage points"] == "+2.00"
+    assert figures["p (paired t test, two-sided)"] == "0.0032"
     assert figures["effect size (mean / sd of the differences)"] == "2.83"  # 2 / sqrt(2 / 4)
     assert figures["pairs in which the first is better"] == "5 of 5"
-    low, high = map(float, figures["95% interval (BCa bootstrap)"].split(" to "))
-    assert 1.0 <= low < 2.0 < high <= 3.0
+    assert figures["95% interval (Student's t)"] == "+1.12 to +2.88"
+    two = logs.report(seeds="1,2", compare=["optimizer=sgd", "optimizer=adam"])
+    assert "2 pairs are too few to tell whether" in in_bold(two)[0] and "none: fewer than three pairs" in two
+    assert "interval" not in in_bold(two)[0] and "p = " not in two
 
 
 def test_several_groups_are_compared_with_the_first_and_p_is_corrected_for_their_number(logs: Logs) -> None:
@@ -165,41 +227,40 @@ def test_several_groups_are_compared_with_the_first_and_p_is_corrected_for_their
     groups = ["optimizer=sgd", "optimizer=adamw", "optimizer=adam"]
     page = logs.report(compare=groups)
     assert "--compare optimizer=sgd optimizer=adamw optimizer=adam\n" in page
-    unclear, clear = page.split("\n\n")[1:3]
-    assert "with adamw" in unclear and "within what seeds alone explain" in unclear
-    assert "with adam (" in clear and "more than seeds explain (p = 0.031, corrected for 2 comparisons)" in clear
+    unclear, clear = in_bold(page)
+    assert "adamw (" in unclear and "within what chance explains (p = 0.87, corrected for 2 comparisons)" in unclear
+    # Differences of 1.1, 1.2, ... 1.7: standard deviation 0.216, t = 17.1 with 6 degrees of freedom, p = 2.5e-6
+    assert "adam (" in clear and "more than chance explains (p = 5e-06, corrected for 2 comparisons)" in clear
     table = logs.table("comparison").set_index("paired by seed")
     assert list(table) == ["optimizer=sgd against optimizer=adamw", "optimizer=sgd against optimizer=adam"]
-    assert table.loc["p (sign flips, two-sided)"].iloc[1] == "0.016"  # 2 of 2^7
-    assert table.loc["p, corrected (Holm)"].iloc[1] == "0.031"
-    six = logs.report(compare=groups, seeds="1,2,3,4,5,6")
-    assert six.count("6 pairs are too few") == 2 and "could give is 0.062, corrected for 2 comparisons" in six
+    assert table.loc["p (paired t test, two-sided)"].iloc[1] == "2.5e-06"
+    assert table.loc["p, corrected (Holm)"].iloc[1] == "5e-06"
     assert "corrected" not in logs.report(compare=groups[:2])
 
 
 def test_a_difference_within_the_noise_is_not_called_one(logs: Logs) -> None:
     pairs(logs, [0.01, -0.01, 0.02, -0.02, 0.005, 0.0])
     page = logs.report(compare=["optimizer=adam", "optimizer=sgd"])
-    assert "within what seeds alone explain" in page
+    assert "is within what chance explains (p = " in page
 
 
-def test_a_large_difference_of_six_pairs_is_more_than_seeds_explain(logs: Logs) -> None:
+def test_a_large_difference_of_six_pairs_is_more_than_chance(logs: Logs) -> None:
     pairs(logs, [0.01, 0.02, 0.03, 0.02, 0.02, 0.01])
-    assert "is more than seeds explain (p = 0.031)" in logs.report(compare=["optimizer=sgd", "optimizer=adam"])
+    assert "is more than chance explains (p = 0.0019)" in logs.report(compare=["optimizer=sgd", "optimizer=adam"])
 
 
 def test_equal_differences_have_no_interval_and_say_so(logs: Logs) -> None:
     pairs(logs, [0.01] * 6)
     page = logs.report(compare=["optimizer=sgd", "optimizer=adam"])
     assert "nan" not in page and "none: all differences are equal" in page
-    assert "The difference of 1.00 points is more than seeds explain" in page
+    assert "The difference, 1.00 percentage points, is the same in each pair" in page
 
 
 def test_a_group_that_was_chosen_on_the_test_set_says_so_in_the_answer(logs: Logs) -> None:
     for seed in range(6):
         logs.add([0.7], test=0.7, seed=seed, select_on="test")
         logs.add([0.7], test=0.6 + seed / 1000, seed=seed, select_on="test", optimizer="adam")
-    answer = logs.report(compare=["optimizer=sgd", "optimizer=adam"]).splitlines()[2]
+    answer = in_bold(logs.report(compare=["optimizer=sgd", "optimizer=adam"]))[0]
     assert "chosen on the test set, which flatters" in answer
 
 
@@ -225,14 +286,15 @@ def test_a_table_of_another_format_is_refused(logs: Logs, format: str) -> None:
 
 
 def test_the_reports_row_is_found_by_all_flags_that_it_names() -> None:
-    from experiments.tables import beside, read_reference
+    from experiments.pages import set_beside
+    from experiments.tables import read_reference
 
     cells = pd.DataFrame(read_table(ROOT / "results" / "coursework" / "cells.csv")).reindex(
         columns=["run", *COLUMNS, *RESULTS]
     )
     reference = read_reference(ROOT / "results" / "coursework" / "reference.csv")
     adam = cells[(cells["optimizer"] == "adam") & (cells["seed"] == "0")]
-    found = [beside(part, reference)["ours minus report's, points"] for _, part in adam.groupby("batch_size")]
+    found = [set_beside(part, reference)["ours minus report's"] for _, part in adam.groupby("batch_size")]
     assert sorted(found) == ["-0.42", "-0.49", "-0.67"]
 
 
@@ -254,10 +316,10 @@ def test_a_table_that_is_written_is_read_back_to_the_same(data: st.DataObject) -
     }
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "cells.csv")
-        write_cells(path, pd.DataFrame([row], columns=["run", "format", *COLUMNS, *RESULTS]))
+        write_table(path, pd.DataFrame([row], columns=["run", "format", *COLUMNS, *RESULTS]))
         assert read_table(path) == [row]
         before = path.read_bytes()
-        write_cells(path, pd.DataFrame(read_table(path), columns=["run", "format", *COLUMNS, *RESULTS]))
+        write_table(path, pd.DataFrame(read_table(path), columns=["run", "format", *COLUMNS, *RESULTS]))
         assert path.read_bytes() == before
 
 
@@ -268,14 +330,14 @@ def test_each_setting_is_compared_with_its_own_baseline_by_pairs_of_the_same_see
             logs.add([0.7], test=start, seed=seed, optimizer=optimizer, lr=lr, crop=0)
             logs.add([0.7], test=start + gain, seed=seed, optimizer=optimizer, lr=lr)
     page = logs.report(baseline="crop=0")
-    shown = {(row["optimizer"], row["crop"]): row["minus baseline, points"] for row in rows(page)}
+    shown = {(row["optimizer"], row["crop"]): row["minus baseline, percentage points"] for row in rows(page)}
     assert shown[("adam", "0")] == shown[("sgd", "0")] == ""
     assert shown[("adam", "2")] == "+2.00 ± 1.00 (-0.48 to +4.48)"
     assert shown[("sgd", "2")] == "+2.00 ± 2.00 (-2.97 to +6.97)"
     assert "--baseline crop=0" in page
     with pytest.raises(UsageError, match="baseline crop=7: no run is in this group"):
         logs.report(baseline="crop=7")
-    with pytest.raises(UsageError, match="baseline optimizer=sgd: no setting differs in these flags alone"):
+    with pytest.raises(UsageError, match="baseline optimizer=sgd: no setting differs in these settings alone"):
         logs.report(baseline="optimizer=sgd")  # the learning rate differs too
 
 
@@ -323,7 +385,7 @@ def test_the_figures_of_the_report_stand_beside(logs: Logs) -> None:
     page = logs.report()
     other, same = rows(page)
     assert (same["report: best epoch"], same["report: accuracy, %"]) == ("60, 66", "73.08")
-    assert same["ours minus report's, points"] == "+1.92" and other["report: accuracy, %"] == ""
+    assert same["ours minus report's"] == "+1.92" and other["report: accuracy, %"] == ""
     assert "Why it differs." in page
 
 
@@ -337,53 +399,9 @@ def test_the_reports_figure_is_within_the_spread_of_several_seeds_or_not(logs: L
     page = logs.report()
     within = [row["report's within 95% prediction interval"] for row in rows(page)]
     assert within == ["yes (66.03 to 75.97)", "no (59.60 to 60.60)", ""]
-    assert [row["ours minus report's, points"] for row in rows(page)] == ["-3.00", "-0.90", "+0.00"]
-    assert "over 3 settings: -1.30 ± 1.54 (-5.12 to +2.52) points" in page
-    assert "single run in 1 of the 2 settings with several seeds" in page
-
-
-def search(logs: Logs, trials: int, space: dict[str, str]) -> None:
-    """Finished trials of a search in the journal beside the runs."""
-    float_, int_ = (
-        optuna.distributions.FloatDistribution(0.001, 0.1, log=True),
-        optuna.distributions.IntDistribution(1, 3),
-    )
-    kinds: dict[str, Any] = {flag: int_ if flag == "width" else float_ for flag in space}
-    with open_study(Plan(None, "", "tried", logs.folder, logs.folder.parent, logs.folder), None) as study:
-        for number in range(trials):
-            params = {flag: 1 + number % 3 if flag == "width" else 0.01 + number / 100 for flag in space}
-            attributes = {"key": f"{space} {number}", "assigned": {"optimizer": "adam"}, "space": space}
-            study.add_trial(
-                optuna.create_trial(value=0.7 + number / 100, params=params, distributions=kinds, user_attrs=attributes)
-            )
-
-
-def pictures(page: str) -> list[str]:
-    return re.findall(r"\((search.*?)\)", page)
-
-
-def test_a_search_is_shown_by_the_values_it_tried_and_which_flag_mattered(logs: Logs) -> None:
-    logs.add([0.70], test=0.7)
-    search(logs, 5, {"lr": "0.001..0.1", "width": "1..3"})
-    search(logs, 2, {"lr": "0.001..0.1"})
-    search(logs, 1, {"crop": "1..3"})  # a point is no picture
-    shown = pictures(logs.report())
-    assert shown == ["search-00-importance.png", "search-00-slice.png", "search-01-slice.png"]
-    assert all((logs.results / "tried" / name).exists() for name in shown)
-    (logs.folder / "study.log").unlink()
-    assert pictures(logs.report()) == shown
-
-
-def test_a_damaged_journal_is_named_and_a_sweep_that_writes_to_it_is_none(logs: Logs) -> None:
-    logs.add([0.70], test=0.7)
-    search(logs, 2, {"lr": "0.001..0.1"})
-    journal = logs.folder / "study.log"
-    whole = journal.read_text()
-    journal.write_text(f'{whole}{{"op_code":5,"tri')
-    assert pictures(logs.report()) == ["search-00-slice.png"]
-    journal.write_text(f'{{"op\n{whole}')
-    with pytest.raises(UsageError, match=r"study\.log: damaged"):
-        logs.report()
+    assert [row["ours minus report's"] for row in rows(page)] == ["-3.00", "-0.90", "+0.00"]
+    assert "over 3 settings: -1.30 ± 1.54 (-5.12 to +2.52) percentage points" in page
+    assert "single run in 1 of the 2 settings with at least 3 seeds" in page
 
 
 def test_an_unfinished_run_is_named_with_how_far_it_is_unless_it_was_begun_anew(logs: Logs) -> None:
@@ -415,6 +433,8 @@ def test_runs_whose_logs_are_elsewhere_stay(logs: Logs) -> None:
         ({"seeds": "7"}, "seeds 7: no run has seed 7"),
         ({"compare": ["optimizer=sgd"]}, "takes two groups"),
         ({"compare": ["optimizer=sgd"] * 2}, "takes two groups or more, each once"),
+        ({"compare": ["optimizer=sgd lr=0.05", "lr=5e-2 optimizer=sgd"]}, "takes two groups or more, each once"),
+        ({"name": "../elsewhere"}, "name ../elsewhere: must be letters, digits"),
         ({"compare": ["optimizer=sgd", "optimizer=nadam"]}, "compare optimizer=nadam: no run is in this group"),
         ({"compare": ["optimizer=sgd", "speed=1"]}, "speed=1 is no flag=value of these runs"),
         ({"compare": ["optimizer=sgd", "optimizer=adam"]}, "several runs have the same seed"),
@@ -427,6 +447,15 @@ def test_what_cannot_be_reported_is_said_in_one_line(logs: Logs, options: dict[s
     with pytest.raises(UsageError, match=said):
         logs.report(**options)
     assert not logs.results.exists()
+
+
+def test_a_report_is_not_written_among_runs(logs: Logs) -> None:
+    folder = logs.add([0.7], test=0.7)
+    before = sorted(logs.folder.rglob("*"))
+    for results_dir, name in ((logs.folder.parent, "tried"), (folder.parent, folder.name)):
+        with pytest.raises(UsageError, match="is a folder of runs; name another"):
+            door.report([logs.folder], results_dir=results_dir, name=name)
+    assert sorted(logs.folder.rglob("*")) == before
 
 
 def test_no_runs_is_said(logs: Logs) -> None:

@@ -21,7 +21,7 @@ from core.errors import UsageError
 from experiments import grid
 from experiments.runs import RESULTS, Run, read_runs, texts_of
 from experiments.study import Engine, journal, open_study, suggest
-from experiments.tables import write_cells
+from experiments.tables import write_table
 from training.config import RunConfig, with_contents
 
 BASE = "optimizer=adam batch_size=50 val_size=100 width=1 pictures=false threads=1"
@@ -174,7 +174,7 @@ def table_of(sweeps: Sweeps, *cells: dict[str, Any]) -> Path:
         rows.append({"run": f"elsewhere/version_{number}"} | texts | results)
     path = sweeps.folder / "results" / "cells.csv"
     path.parent.mkdir(parents=True)
-    write_cells(path, pd.DataFrame(rows, columns=["run", *texts, *RESULTS]))
+    write_table(path, pd.DataFrame(rows, columns=["run", *texts, *RESULTS]))
     return path
 
 

@@ -1,0 +1,300 @@
+"""The report of a set of runs: a page in Markdown with tables, pictures and what was found."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pandas as pd
+from tabulate import tabulate
+
+from analysis.figures import save
+from core.errors import SettingError, UsageError
+from core.files import write_bytes
+from core.markdown import markdown_table
+from core.shell import command_line
+from experiments import drawings, tables
+from experiments.drawings import NAMES
+from experiments.runs import COLUMNS, RESULTS, Run, texts_of
+from experiments.statistics import (
+    ENOUGH,
+    PLAIN,
+    SIGNED,
+    agreement,
+    compare_groups,
+    in_words,
+    prediction_interval,
+    scores,
+    subtract_baseline,
+)
+from experiments.tables import CELLS, CORRUPTED, CURVES, named, shown
+from models.checkpoint import LAST
+from training.config import RunConfig
+from training.files import CONFIG
+
+TITLES = tables.TITLES | {
+    "best_val_acc": "best validation accuracy, %",
+    "test_acc_at_best_val": "test accuracy, %, epoch chosen on validation",
+    "best_test_acc": "test accuracy, %, epoch chosen on the test set",
+    "last_test_acc": "test accuracy, %, last epoch",
+}
+REFERENCE = {"best_epoch": "report: best epoch", "accuracy": "report: accuracy, %"}  # of reference.csv
+PICTURES = {
+    "accuracy.png": "Test accuracy of each setting",
+    "heat_map.png": "Accuracy by batch size, optimizer and learning rate",
+    "rates.png": "Accuracy over learning rate",
+    "differences.png": "Differences paired by seed",
+    "curves.png": "Accuracy over epochs",
+    "severities.png": "Accuracy over severity of corruption",
+}
+MINUS = "minus baseline, percentage points"
+KNOWN_RESULTS = Path(__file__).parent.parent / "results"
+SEVERITIES = "severities.csv"  # means over seeds
+SEVERAL = "Several seeds: mean ± standard deviation (95% interval of the mean, Student's t, from three seeds on)."
+SECONDS = "Seconds are the median wall time; those of runs side by side are no measure of speed."
+Settings: TypeAlias = Mapping[str, pd.DataFrame]  # the runs of each setting, by label
+
+
+def write_page(
+    folders: Sequence[Path],
+    results_dir: Path,
+    name: str | None,
+    seeds: str | None,
+    compare: Sequence[str],
+    baseline: str | None,
+) -> Path:
+    """Write the report of the runs in some folders; `report.report` has the arguments and the errors."""
+    folder = page_folder(folders, results_dir, name)
+    runs = tables.find_runs(folders)
+    table, curves = tables.collect(runs, folder)
+    if table.empty:
+        raise UsageError(f"{', '.join(map(str, folders))}: none of {len(runs)} runs is finished")
+    varying = tables.varying_settings(table)
+    table = tables.in_order(table, varying)
+    single = tables.newest(table)
+    chosen = choose_seeds(single, seeds)
+    columns, follows = tables.split_settings(chosen, varying)
+    settings = tables.by_setting(chosen, varying, columns)
+    comparison = compare_groups(chosen, compare) if compare else None
+    differences = subtract_from_each(chosen, settings, baseline, varying) if baseline else {}
+    own, known = (path / folder.name / "reference.csv" for path in (folder.parent, KNOWN_RESULTS))
+    reference = tables.read_reference(own if own.exists() else known)
+    corrupted = tables.read_csv(folder / CORRUPTED)
+    if len(corrupted) and "run" not in corrupted:
+        raise UsageError(f"{folder / CORRUPTED}: damaged: has no column run")
+
+    theirs = {label: find_reference(part, reference).get("accuracy") for label, part in settings.items()}
+    figures_of_others = {label: float(figure) for label, figure in theirs.items() if figure}
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in (path for pattern in ("comparison.*", SEVERITIES, *PICTURES) for path in folder.glob(pattern)):
+        old.unlink()
+    tables.write_table(folder / CELLS, table, varying)
+    if len(curves):
+        tables.write_csv(folder / CURVES, curves)
+    every = tables.split_settings(single, tables.varying_settings(single))[0]
+    subtracted = comparison.differences if comparison else differences
+    drawn = {
+        "accuracy.png": drawings.draw_accuracies(settings, figures_of_others),
+        "heat_map.png": drawings.draw_heat_map(settings, columns, figures_of_others),
+        "rates.png": drawings.draw_rates(single, every),
+        "differences.png": drawings.draw_differences(subtracted, settings) if subtracted else None,
+        "curves.png": drawings.draw_curves(settings, columns, curves) if len(curves) else None,
+        "severities.png": drawings.draw_severities(settings, columns, corrupted) if len(corrupted) else None,
+    }
+    for file, figure in drawn.items():
+        if figure:
+            save(folder / file, figure)
+    options = {"--name": [name], "--seeds": [seeds], "--compare": compare, "--baseline": [baseline]}
+    notes, dropped = folder / "notes.md", len(table) - len(single)
+    parts = [
+        f"# {folder.name}",
+        what_was_trained(chosen, varying, follows),
+        comparison.answer if comparison else "",
+        notes.read_text(encoding="utf-8").strip() if notes.exists() else "",
+        commands(folders, folder, options),
+        write_table(folder / "table", make_table(settings, columns, reference, differences)),
+        f"Baseline: {baseline}; differences are paired by seed, their intervals are not corrected." if baseline else "",
+        f"{SEVERAL if any(len(part) > 1 for part in settings.values()) else ''} {SECONDS}".strip(),
+        f"Of several runs of one setting and seed the newest counts; {dropped} are left out." if dropped else "",
+        agreement([(scores(settings[label]), figure) for label, figure in figures_of_others.items()]),
+        optimism(chosen),
+        f"## Compared\n\n{write_table(folder / 'comparison', comparison.figures)}" if comparison else "",
+        summarize_corruptions(folder / SEVERITIES, settings, corrupted) if len(corrupted) else "",
+        *(f"![{text}]({name})" for name, text in PICTURES.items() if drawn[name]),
+        list_unfinished(runs),
+    ]
+    write_bytes(folder / "README.md", ("\n\n".join(filter(None, parts)) + "\n").encode())
+    return folder / "README.md"
+
+
+def page_folder(folders: Sequence[Path], results_dir: Path, name: str | None) -> Path:
+    """Return the folder of the report; SettingError if it would lie elsewhere than below `results_dir`, or among what
+    runs have written.
+    """
+    name = name or folders[0].resolve().name
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise SettingError("name", name, "must be letters, digits and _ . - only")
+    folder = results_dir / name
+    if folder.resolve() in [path.resolve() for path in folders] or any(
+        (folder / own).exists() for own in (CONFIG, LAST)
+    ):
+        raise SettingError("results_dir", results_dir, f"{folder} is a folder of runs; name another")
+    return folder
+
+
+def choose_seeds(table: pd.DataFrame, seeds: str | None) -> pd.DataFrame:
+    """Return the runs of some seeds, "1,2,3"; SettingError if there is none of one."""
+    wanted = [each.strip() for each in seeds.split(",")] if seeds else list(table["seed"])
+    if missing := sorted(set(wanted) - set(table["seed"])):
+        raise SettingError("seeds", seeds, f"no run has seed {missing[0]}")
+    return table[table["seed"].isin(wanted)]
+
+
+def what_was_trained(table: pd.DataFrame, varying: Sequence[str], follows: Mapping[str, str]) -> str:
+    """Say what all runs have in common, what of it is not as in the default recipe, and what follows from a column."""
+    first = table.iloc[0]
+    defaults = texts_of(RunConfig(optimizer=first["optimizer"]))
+    common = [name for name in COLUMNS if name not in (*varying, "seed")]
+    others = [named(name, first[name]) for name in common if first[name] != defaults[name] and name != "precision"]
+    shared = [named(name, first[name]) for name in drawings.COMMON if name in common]
+    lines = [
+        f"Not the default recipe: {', '.join(others)}."
+        if others
+        else "The default recipe, but for what the table varies.",
+        f"All runs: {', '.join(shared)}.",
+    ]
+    for leader in dict.fromkeys(follows.values()):
+        names = [name for name in follows if follows[name] == leader]
+        firsts = table.drop_duplicates(leader).to_dict("records")
+        each = [
+            f"{named(leader, row[leader])}: {', '.join(named(name, row[name]) for name in names)}" for row in firsts
+        ]
+        lines.append(f"With {'; '.join(each)}.")
+    return "\n\n".join(lines)
+
+
+def make_table(
+    settings: Settings, columns: Sequence[str], reference: pd.DataFrame, differences: Mapping[str, pd.Series]
+) -> pd.DataFrame:
+    """Return a row for each setting, as texts, beside the figures of others."""
+    rows = []
+    for label, part in settings.items():
+        row = {TITLES.get(name, name): shown(name, part.iloc[0][name]) for name in columns}
+        epochs = part["best_epoch"].dropna()
+        row["best epoch"] = f"{epochs.median():g}" if len(epochs) else ""
+        row |= {TITLES[score]: in_words(part[score].dropna()) for score in RESULTS[1:-1]}
+        if differences:
+            row[MINUS] = in_words(differences[label], SIGNED)
+        rows.append(row | set_beside(part, reference))
+    table = pd.DataFrame(rows).fillna("")
+    table["seconds"] = [f"{part['seconds'].median():.0f}" for part in settings.values()]
+    return table.loc[:, (table != "").any()]
+
+
+def subtract_from_each(
+    table: pd.DataFrame, settings: Settings, baseline: str, varying: Sequence[str]
+) -> dict[str, pd.Series]:
+    """Return the differences of each setting from its baseline, by label; SettingError if there are none."""
+    found = {label: subtract_baseline(table, part, baseline, varying) for label, part in settings.items()}
+    if not any(map(len, found.values())):
+        raise SettingError("baseline", baseline, "no setting differs in these settings alone; name all that differ")
+    return found
+
+
+def set_beside(part: pd.DataFrame, reference: pd.DataFrame) -> dict[str, str]:
+    """Return the columns of reference.csv for a setting, and how its accuracy agrees with the report's."""
+    theirs = find_reference(part, reference)
+    row = {REFERENCE.get(column, column): text for column, text in theirs.items()}
+    if theirs.get("accuracy"):
+        runs, figure = scores(part), float(theirs["accuracy"])
+        row |= {REFERENCE["accuracy"]: PLAIN(figure), "ours minus report's": SIGNED(runs.mean() - figure)}
+        if len(runs) >= ENOUGH:
+            low, high = prediction_interval(runs)
+            answer = "yes" if low <= figure <= high else "no"
+            row["report's within 95% prediction interval"] = f"{answer} ({PLAIN(low)} to {PLAIN(high)})"
+    return row
+
+
+def find_reference(part: pd.DataFrame, reference: pd.DataFrame) -> dict[str, str]:
+    """Return the row of reference.csv with the settings of a part, without these; empty texts if there is none."""
+    names = [name for name in reference if name in COLUMNS]
+    same = reference[(reference[names] == part.iloc[0][names]).all(axis=1)]
+    return {column: same[column].iloc[0] if len(same) else "" for column in reference.columns.drop(names)}
+
+
+def write_table(path: Path, table: pd.DataFrame) -> str:
+    """Write a table of texts as CSV and LaTeX (of the package booktabs), and return it in Markdown."""
+    tables.write_csv(path.with_suffix(".csv"), table)
+    latex = tabulate(table.to_dict("list"), "keys", "latex_booktabs", disable_numparse=True)
+    write_bytes(path.with_suffix(".tex"), f"{latex}\n".encode())
+    shown = markdown_table(list(table), table.values.tolist())
+    return f"{shown}\n\nThe same as [CSV]({path.name}.csv) and [LaTeX]({path.name}.tex)."
+
+
+def summarize_corruptions(path: Path, settings: Settings, corrupted: pd.DataFrame) -> str:
+    """Write the mean accuracy of each setting, corruption and severity to a CSV file; return their means over the
+    severities, with those of clean images and of JPEG files of quality 75, in Markdown.
+    """
+    labels = {run: label for label, part in settings.items() for run in part["run"]}
+    known = corrupted.assign(setting=pd.Categorical(corrupted["run"].map(labels), list(settings))).dropna(
+        subset="setting"
+    )
+    options: dict[str, Any] = {"sort": False, "dropna": False, "observed": True}
+    by_severity = known.groupby(["setting", "corruption", "severity"], **options)["accuracy"].agg(["mean", "std"])
+    tables.write_csv(path, by_severity.round(2).reset_index().astype({"severity": "Int64"}))
+    severe = known.dropna(subset="severity")
+    both = pd.concat([known, severe.assign(corruption="mean of corruptions")])
+    by_run = both.groupby(["setting", "run", "corruption"], observed=True)["accuracy"].mean().reset_index()
+    cells = by_run.groupby(["setting", "corruption"], observed=True)["accuracy"].agg(in_short).unstack().fillna("")
+    wide = cells[[*dict.fromkeys(known["corruption"]), "mean of corruptions"]].rename_axis("accuracy, %").reset_index()
+    severities = ", ".join(f"{each:g}" for each in sorted(severe["severity"].unique()))
+    return "\n\n".join(
+        [
+            "## Corrupted images",
+            f"Accuracy on the {NAMES[known['on'].iloc[0]]} images. A corruption's is the mean of "
+            f"severities {severities} ([each of them]({path.name})); ± is the standard deviation over seeds.",
+            markdown_table(list(wide), wide.values.tolist()),
+        ]
+    )
+
+
+def in_short(values: pd.Series) -> str:
+    return f"{values.mean():.1f}" + (f" ± {values.std():.1f}" if len(values) > 1 else "")
+
+
+def optimism(table: pd.DataFrame) -> str:
+    """Say what choosing the epoch on the test set adds, where it was done."""
+    gain = (table["best_test_acc"] - table["last_test_acc"]).dropna()
+    if gain.empty:
+        return ""
+    points = f"{gain.mean():.2f} percentage points ({gain.min():.2f} to {gain.max():.2f})"
+    return f"Choosing the epoch on the test set adds {points} to the last epoch's accuracy."
+
+
+def commands(folders: Sequence[Path], page: Path, options: Mapping[str, Sequence[str | None]]) -> str:
+    """Return the commands that make the report: the sweep, anew or from the table beside it; report.py."""
+    command = ["python", "report.py", *(path.as_posix() for path in folders)]
+    for flag, values in options.items():
+        command += [flag, *filter(None, values)] if any(values) else []
+    lines = [f"    {command_line(*command)}"]
+    if (sweep := Path("recipes", "sweeps", f"{folders[0].resolve().name}.yaml")).exists():
+        anew = ["python", "sweep.py", "--config", sweep.as_posix()]
+        again = command_line(*anew, "--reuse", (page / CELLS).as_posix())
+        lines = [f"    {command_line(*anew)}", *lines]
+        lines += [f"\nWith the results beside this page, instead of training anew:\n\n    {again}"]
+    return "\n".join(lines)
+
+
+def list_unfinished(runs: Mapping[str, Run]) -> str:
+    """List the runs that have no result yet, and how far they are; not those that were begun anew since."""
+    ended = {(run.folder.parent, run.config.identity()) for run in runs.values() if run.result}
+    lines = []
+    for key, run in runs.items():
+        if not run.result and (run.folder.parent, run.config.identity()) not in ended:
+            curves = run.curves()
+            done = max(curves.get("train/acc", {0: 0.0}))
+            score = next((curves[tag] for tag in ("val/acc", "test/acc") if tag in curves), {})
+            best = f", best so far {max(score.values()):.2%}" if score else ""
+            lines.append(f"- `{key}`: {done} of {run.config.epochs} epochs{best}")
+    return "\n".join(["Not finished:\n", *lines]) if lines else ""
