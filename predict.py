@@ -1,8 +1,7 @@
-"""Classify image files by CIFAR-10's ten classes, from a checkpoint alone.
+"""Classify image files into CIFAR-10's ten classes.
 
 python predict.py photo.jpg folder/
-python predict.py photo.jpg --json --checkpoint checkpoints/adam-lr0.002-bs128-seed0/version_0
-python predict.py photos_by_class/ --labels-from-folders --tta
+python predict.py photo.jpg --json --checkpoint checkpoints/adam-lr0.004-bs128-seed0/version_0
 python predict.py --export model.onnx
 """
 
@@ -10,98 +9,48 @@ import csv
 import json
 import sys
 from collections.abc import Sequence
+from glob import glob
 from itertools import chain
 from pathlib import Path
 
-import numpy as np
-
-from cifar10.pictures import FITS, UNKNOWN, find_images, label
+from cifar10.pictures import FITS, UNKNOWN, find_images
 from core.cli import Parser, exit_status
 from core.errors import UsageError
-from models.answers import Answer, classify
+from core.extras import require_extra
+from models.prediction import Prediction, predict_files
 
 CHECKPOINT = Path(__file__).parent / "checkpoints" / "lenet5-cifar10.ckpt"
 
 
-def show_table(answers: Sequence[Answer]) -> None:
-    names = [printable(answer.file) for answer in answers]
-    width = max(map(len, names), default=0)
-    for name, answer in zip(names, answers, strict=True):
-        (best, confidence), *others = answer.ranking
-        print(f"{name:<{width}}  {best:<10}  {confidence:6.1%}  {', '.join(f'{n} {p:.1%}' for n, p in others)}")
-
-
-def show_json(answers: Sequence[Answer]) -> None:
-    rankings = [[{"class": name, "confidence": p} for name, p in answer.ranking] for answer in answers]
-    files = [str(answer.file) for answer in answers]
-    print(json.dumps([{"file": f, **r[0], "next": r[1:]} for f, r in zip(files, rankings, strict=True)], indent=2))
-
-
-def show_csv(answers: Sequence[Answer]) -> None:
-    table = csv.writer(sys.stdout, lineterminator="\n")
-    table.writerow(["file", "class", "confidence", "second", "second_confidence", "third", "third_confidence"])
-    table.writerows([answer.file, *chain(*answer.ranking)] for answer in answers)
-
-
-def printable(text: object) -> str:
-    """A path or reason for people: line breaks and other characters that would act on a terminal are escaped."""
-    return str(text) if str(text).isprintable() else ascii(str(text))
-
-
-def told(passed_over: Sequence[Path]) -> str:
-    return f"passed over, hidden or no image: {len(passed_over)} in folders, such as {printable(min(passed_over))}"
-
-
-def nothing(passed_over: Sequence[Path]) -> UsageError:
-    return UsageError("no image files in the folders given" + (f"; {told(passed_over)}" if passed_over else ""))
-
-
-def report(answers: Sequence[Answer], class_names: Sequence[str]) -> str:
-    """Accuracy, accuracy of each class, and the confusion matrix, for files in folders named by class."""
-    labels = [class_names.index(label(answer.file)) for answer in answers]
-    predicted = [class_names.index(answer.ranking[0][0]) for answer in answers]
-    counts = np.zeros((len(class_names), len(class_names)), dtype=int)  # rows true, columns predicted
-    np.add.at(counts, (labels, predicted), 1)
-    lines = [f"accuracy {counts.trace() / counts.sum():.2%} of {counts.sum():,}; rows true, columns predicted:"]
-    lines += [" " * 20 + "".join(f"{name[:5]:>6}" for name in class_names)]
-    for index, (name, row) in enumerate(zip(class_names, counts, strict=True)):
-        share = f"{row[index] / row.sum():.2%}" if row.any() else "no image"
-        lines += [f"{name:<11}{share:>9}" + "".join(f"{count:>6}" for count in row)]
-    return "\n".join(lines)
-
-
 def parser() -> Parser:
     parser = Parser(__doc__, usage="%(prog)s files [flags]")
-    parser.add_argument(
-        "files", nargs="*", type=Path, help="Image files, or folders of them; hidden files are left out."
-    )
+    parser.add_argument("files", nargs="*", help="Image files, or folders, in which hidden files are skipped.")
     parser.add_argument(
         "--checkpoint",
         type=Path,
         default=CHECKPOINT,
-        help="Checkpoint file, or a run's checkpoint folder, which stands for its best epoch.",
+        help="Checkpoint file, or a run's checkpoint folder, from which the best epoch is taken.",
     )
     parser.add_argument("--network", metavar="FILE:CLASS", help="Python file and class of your own network.")
-    parser.add_argument("--fit", choices=list(FITS), default="crop", help="How an image is made square.")
+    parser.add_argument("--fit", choices=list(FITS), default="crop", help="How to make an image square.")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="Print a list of objects.")
     form.add_argument("--csv", action="store_true", help="Print comma-separated values.")
     parser.add_argument(
-        "--labels-from-folders",
-        "--labels_from_folders",
-        action="store_true",
-        help="Take the folders' names as labels; print accuracies and the confusion matrix too.",
+        "--tta", action="store_true", help="Test-time augmentation: average each image with its horizontal flip."
     )
-    parser.add_argument("--tta", action="store_true", help="Average over each image and its horizontal flip.")
     parser.add_argument("--export", type=Path, metavar="FILE", help="Write the classifier as ONNX.")
     return parser
 
 
 def main() -> None:
     flags = parser().parse_args()
-    files, passed_over = find_images(flags.files)
-    if not files and not (flags.export and not flags.files):
-        raise nothing(passed_over) if flags.files else UsageError("no image files given")
+    if flags.export:
+        require_extra("--export", "onnx", "onnxscript")
+    named = expand_names(flags.files)
+    files, skipped = find_images(named)
+    if not files and not (flags.export and not named):
+        raise no_images(skipped) if named else UsageError("no image files given")
 
     # These take more than a second to import: bad flags are refused before.
     from models.checkpoint import refuse_overwriting
@@ -111,35 +60,78 @@ def main() -> None:
         refuse_overwriting("export", flags.export)
 
     classifier = load_classifier(flags.checkpoint, flags.tta, flags.network)
-    if flags.labels_from_folders:
-        for file in files:
-            if label(file) not in classifier.class_names:
-                known = ", ".join(classifier.class_names)
-                raise UsageError(f"{printable(file)}: its folder is not named by a class, which are {known}")
     if flags.export:
         from models.onnx import export
 
         export(classifier, flags.export)
     if not files:
         return
-    answers, failed = classify(classifier, files, flags.fit)
-    for file in {file for file, reason in failed.items() if reason == UNKNOWN} - set(flags.files):
-        passed_over.append(file)
+    predictions, failed = predict_files(classifier, files, flags.fit)
+    for file in {file for file, reason in failed.items() if reason == UNKNOWN} - set(named):
+        skipped.append(file)
         del failed[file]
-    if not answers and not failed:
-        raise nothing(passed_over)
+    if not predictions and not failed:
+        raise no_images(skipped)
     sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
-    show = show_json if flags.json else show_csv if flags.csv else show_table
-    show(answers)
-    if flags.labels_from_folders and answers:  # not among what a program reads
-        print(report(answers, classifier.class_names), file=sys.stderr if flags.json or flags.csv else sys.stdout)
+    show = print_json if flags.json else print_csv if flags.csv else print_table
+    show(predictions)
     sys.stdout.flush()
     for file, reason in failed.items():
-        print(f"predict.py: {printable(file)}: {printable(reason)}", file=sys.stderr)
-    if passed_over:
-        print(f"predict.py: {told(passed_over)}", file=sys.stderr)
+        print(f"predict.py: {escape(file)}: {escape(reason)}", file=sys.stderr)
+    if skipped:
+        print(f"predict.py: {describe_skipped(skipped)}", file=sys.stderr)
     if failed:
-        raise UsageError(f"{len(failed)} of {len(answers) + len(failed)} files could not be read")
+        raise UsageError(f"{len(failed)} of {len(predictions) + len(failed)} files could not be read")
+
+
+def expand_names(names: Sequence[str]) -> list[Path]:
+    """Return the paths that names stand for; a pattern such as *.png, which Windows does not expand, for its matches.
+
+    UsageError if a name is a URL.
+    """
+    paths = []
+    for name in names:
+        if Path(name).exists():
+            paths.append(Path(name))
+        elif "://" in name:
+            raise UsageError(f"{escape(name)}: is a URL; download the picture and name its file")
+        else:
+            paths += map(Path, sorted(glob(name)) or [name])
+    return paths
+
+
+def print_table(predictions: Sequence[Prediction]) -> None:
+    names = [escape(prediction.file) for prediction in predictions]
+    width = max(map(len, names), default=0)
+    for name, prediction in zip(names, predictions, strict=True):
+        (best, confidence), *others = prediction.ranking
+        print(f"{name:<{width}}  {best:<10}  {confidence:6.1%}  {', '.join(f'{n} {p:.1%}' for n, p in others)}")
+
+
+def print_json(predictions: Sequence[Prediction]) -> None:
+    rankings = [[{"class": name, "confidence": p} for name, p in prediction.ranking] for prediction in predictions]
+    files = [str(prediction.file) for prediction in predictions]
+    print(json.dumps([{"file": f, **r[0], "next": r[1:]} for f, r in zip(files, rankings, strict=True)], indent=2))
+
+
+def print_csv(predictions: Sequence[Prediction]) -> None:
+    table = csv.writer(sys.stdout, lineterminator="\n")
+    table.writerow(["file", "class", "confidence", "second", "second_confidence", "third", "third_confidence"])
+    table.writerows([prediction.file, *chain(*prediction.ranking)] for prediction in predictions)
+
+
+def escape(text: object) -> str:
+    """Return a path or reason with line breaks and other characters that act on a terminal escaped."""
+    return str(text) if str(text).isprintable() else ascii(str(text))
+
+
+def describe_skipped(skipped: Sequence[Path]) -> str:
+    files = "1 file" if len(skipped) == 1 else f"{len(skipped):,} files"
+    return f"skipped {files} in folders, hidden or not an image that can be read, such as {escape(min(skipped))}"
+
+
+def no_images(skipped: Sequence[Path]) -> UsageError:
+    return UsageError("no image files in the folders given" + (f"; {describe_skipped(skipped)}" if skipped else ""))
 
 
 if __name__ == "__main__":

@@ -39,17 +39,17 @@ def label(file: Path) -> str:
 
 
 def find_images(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """The files among `paths`, and those in its folders, at any depth, whose suffix is an image's; sorted, each once.
-    Also the hidden ones in folders, which are passed over: their names begin with a dot.
+    """Return the files in `paths`, with the images in its folders at any depth, and the files that are skipped there.
 
-    Links to folders are followed, each folder is searched once, hidden ones not. A folder that cannot be listed is
-    among the files, and reading it tells why.
+    Both lists are sorted and have each file once. Skipped are files without the suffix of an image, and hidden images,
+    whose names begin with a dot. Links to folders are followed; hidden folders are not searched. A folder that cannot
+    be listed is among the files, and reading it tells why.
     """
     suffixes = Image.registered_extensions()  # loads what fills OPEN
     decoded = Image.OPEN.keys() - NOT_DECODED
     known = {suffix for suffix, name in suffixes.items() if name in decoded} | MORE_SUFFIXES
     waiting = deque(path for path in paths if path.is_dir())
-    files, hidden, searched = set(paths) - set(waiting), set[Path](), set[Path]()
+    files, skipped, searched = set(paths) - set(waiting), set[Path](), set[Path]()
     while waiting:
         folder = waiting.popleft()
         if (real := folder.resolve()) in searched:
@@ -61,12 +61,12 @@ def find_images(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
             files.add(folder)
             continue
         for path in inside:
-            is_hidden = path.name.startswith(".")
+            is_hidden, is_image = path.name.startswith("."), path.suffix.lower() in known
             if path.is_dir() and not is_hidden:
                 waiting.insert(len(waiting) if path.is_symlink() else 0, path)  # links last: folders keep their names
-            elif path.suffix.lower() in known and path.is_file():
-                (hidden if is_hidden else files).add(path)
-    return sorted(files), sorted(hidden)
+            elif path.is_file() and (is_image or not is_hidden):
+                (files if is_image and not is_hidden else skipped).add(path)
+    return sorted(files), sorted(skipped - files)
 
 
 def read_image(path: Path, fit: str = "crop") -> np.ndarray:

@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from core.cores import cores
 from core.errors import UsageError
+from core.extras import require_extra
 from core.files import write_bytes
 from core.locks import hold_lock
 from core.settings import kinds, types_of
@@ -282,6 +283,8 @@ def journal(path: Path) -> optuna.storages.JournalStorage:
 
 
 def database(url: str, tries: int = 3) -> optuna.storages.RDBStorage:
+    if url.startswith("postgresql+psycopg:"):
+        require_extra("--storage with PostgreSQL", "psycopg")
     try:
         return optuna.storages.RDBStorage(
             url, heartbeat_interval=HEARTBEAT, grace_period=GRACE, heartbeat_stale_trial_callback=again

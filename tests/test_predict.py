@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,12 @@ from cifar10.preprocessing import ZCA_SIDE, Preprocessing, fit_whitening, whiten
 from cifar10.records import CLASS_NAMES
 from cifar_datamodule import CIFAR10DataModule
 from conftest import ROOT, evaluated
+from core import extras
 from core.cli import exit_status
 from core.errors import UsageError
 from lenet_module import LeNetModule
 from made_up import OWN_NETWORKS, change_entries, own_network, write_checkpoint
-from models import answers as engine
+from models import prediction as engine
 from models.checkpoint import load_checkpoint
 from models.classifier import load_classifier
 from models.networks import LeNet5
@@ -48,8 +50,8 @@ WHITENING[:, -1] = -1
 
 
 @pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    return write_checkpoint(tmp_path / "made-up.ckpt")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "made-up.ckpt")
 
 
 @pytest.fixture
@@ -470,9 +472,10 @@ def test_each_kind_of_file_that_is_read_when_named_is_found_in_a_folder(tmp_path
     for name in ("a.jfif", "a.jpe", "a.jp2", "a.avif", "a.tga", "a.pbm", "a.heic", "a.HIF"):
         (tmp_path / name).touch()
     expected = sorted(tmp_path.iterdir())
-    for name in ("film.mpg", "weights.h5", "weather.grib", "page.pdf"):  # Pillow knows these names, and reads none
+    others = ["drawing.svg", "film.mpg", "page.pdf", "photo", "photo.jxl", "photo.nef", "weather.grib", "weights.h5"]
+    for name in others:  # Pillow knows some of these names, and reads none
         (tmp_path / name).touch()
-    assert pictures.find_images([tmp_path]) == (expected, [])
+    assert pictures.find_images([tmp_path]) == (expected, [tmp_path / name for name in others])
     alone = "import sys; from cifar10.pictures import *; print(len(find_images([Path(sys.argv[1])])[0]))"
     done = subprocess.run([sys.executable, "-c", alone, tmp_path], cwd=ROOT, capture_output=True, text=True)
     assert int(done.stdout) == len(expected)  # also where nothing has loaded Pillow's formats
@@ -515,21 +518,23 @@ def test_hidden_files_and_those_with_only_the_suffix_of_an_image_are_counted_in_
     (folder / "._a.jpg").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X")
     (folder / "notes.jpg").write_text("no image")
     (folder / ".DS_Store").write_bytes(b"not counted: nothing says that it is an image")
+    (folder / "photo.jxl").write_bytes(b"a format that Pillow does not read")
     saved(folder / ".thumbnails" / "a.png")
     status, out, err = call(folder, "--csv")
     assert status == 0 and [row["file"] for row in csv.DictReader(io.StringIO(out))] == [str(folder / "a.jpg")]
-    assert err == f"predict.py: passed over, hidden or no image: 2 in folders, such as {folder / '._a.jpg'}\n"
+    reason = "hidden or not an image that can be read, such as"
+    assert err == f"predict.py: skipped 3 files in folders, {reason} {folder / '._a.jpg'}\n"
 
     for name in ("._a.jpg", "notes.jpg"):
         status, out, err = call(folder / name)
         assert (status, out) == (2, "") and err.startswith(f"predict.py: {folder / name}: {pictures.UNKNOWN}\n")
     assert call(folder / ".thumbnails")[0] == 0
     (folder / "a.jpg").unlink()
-    for left in (2, 1):
+    for left, name in (("3 files", "notes.jpg"), ("2 files", "photo.jxl"), ("1 file", "._a.jpg")):
         status, out, err = call(folder, "--json")
         assert (status, out, err.count("\n")) == (2, "", 1) and "no image files in the folders given" in err
-        assert f"{left} in folders" in err
-        (folder / "notes.jpg").unlink(missing_ok=True)
+        assert f"skipped {left} in folders" in err
+        (folder / name).unlink()
 
 
 def without(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
@@ -649,8 +654,6 @@ def test_table_json_and_csv_say_the_same_of_every_file_in_sorted_order(
     ]
     for name in names:
         saved(tmp_path / "in" / name, Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)))
-    saved(tmp_path / "in" / "notes.pdf", OTHER)  # Pillow writes these, but reads none
-    (tmp_path / "in" / "notes.txt").write_text("no image")
     files = [str(path) for path in sorted(tmp_path / "in" / name for name in names)]
     arguments = tmp_path / "in", tmp_path / "in" / "z.png"  # named twice, answered once
 
@@ -671,6 +674,22 @@ def test_table_json_and_csv_say_the_same_of_every_file_in_sorted_order(
             f"{answer['class']} {answer['confidence']:.1%} {second['class']} {second['confidence']:.1%}, "
             f"{third['class']} {third['confidence']:.1%}".split()
         )
+
+
+def test_a_pattern_that_the_shell_did_not_expand_stands_for_its_matches(
+    call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("b.png", "a.png", "c.jpg", "[a].png"):
+        saved(Path(name), format="PNG")
+    for pattern, files in (
+        ("*.png", ["[a].png", "a.png", "b.png"]),
+        ("[a].png", ["[a].png"]),
+        ("[bc].*", ["b.png", "c.jpg"]),
+    ):
+        assert [prediction["file"] for prediction in json.loads(call(pattern, "--json")[1])] == files
+    status, out, err = call("*.gif")
+    assert (status, out) == (2, "") and err.startswith("predict.py: *.gif: No such file or directory\n")
 
 
 def test_a_name_is_a_name_whatever_it_looks_like(call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -704,40 +723,6 @@ def test_tta_takes_the_mean_over_an_image_and_its_horizontal_flip(call: Any, che
     classifier = load_classifier(checkpoint)
     both = (classifier(images).log() + classifier(images.flip(3)).log()) / 2
     assert alone["confidence"] == pytest.approx(both.softmax(1).max().item(), abs=1e-5)
-
-
-def test_labels_from_folders_give_accuracies_and_the_confusion_matrix() -> None:
-    predicted = {"cat": ["cat", "cat", "cat", "dog"], "dog": ["dog", "cat"], "ship": ["truck"]}
-    answers = [
-        door.Answer(Path("in") / true / f"{i}.png", [(guess, 0.9), ("bird", 0.1)])
-        for true, guesses in predicted.items()
-        for i, guess in enumerate(guesses)
-    ]
-    lines = [line.split() for line in door.report(answers, CLASS_NAMES).splitlines()]
-    assert lines[0][:4] == ["accuracy", "57.14%", "of", "7;"]
-    assert lines[1] == [name[:5] for name in CLASS_NAMES]
-    table = {line[0]: line[1:] for line in lines[2:]}
-    assert table["cat"] == ["75.00%", *"0003010000"]
-    assert table["dog"] == ["50.00%", *"0001010000"]
-    assert table["ship"] == ["0.00%", *"0000000001"]
-    assert table["frog"] == ["no", "image", *"0000000000"]
-
-
-def test_labels_from_folders_leave_what_a_program_reads_clean(
-    call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    saved(tmp_path / "cat" / "a.png")
-    saved(tmp_path / "dog" / "a.png")
-    status, out, err = call(tmp_path, "--labels-from-folders")
-    assert (status, err) == (0, "") and "of 2; rows true" in out
-    status, out, err = call(tmp_path, "--labels_from_folders", "--json")
-    assert status == 0 and len(json.loads(out)) == 2 and "of 2; rows true" in err
-    monkeypatch.chdir(tmp_path / "cat")
-    assert call("a.png", "--labels-from-folders")[0] == 0
-    saved(tmp_path / "cow" / "a.png")
-    status, out, err = call(tmp_path, "--labels-from-folders")
-    assert (status, out) == (2, "") and err.count("\n") == 1
-    assert f"{tmp_path / 'cow' / 'a.png'}: its folder is not named by a class, which are airplane, automobile" in err
 
 
 # What is refused
@@ -844,6 +829,7 @@ def test_nothing_to_do_and_bad_flags_are_one_line(call: Any, tmp_path: Path) -> 
         ([], "no image files given"),
         ([tmp_path / "empty"], "no image files in the folders given"),
         ([tmp_path / "empty", "--export", tmp_path / "m.onnx"], "no image files in the folders given"),
+        (["https://example.org/a.jpg", picture], "https://example.org/a.jpg: is a URL"),
         ([picture, "--json", "--csv"], "not allowed with"),
         ([picture, "--fit", "squeeze"], "--fit"),
         ([picture, "--nonsense"], "--nonsense"),
@@ -895,7 +881,7 @@ def test_opencv_and_scikit_image_are_imported_only_for_a_checkpoint_that_needs_t
         "import sys, pathlib, predict\n"
         "from models.classifier import load_classifier\n"
         "for file in sys.argv[2:]:\n"
-        "    predict.classify(load_classifier(pathlib.Path(file)), [pathlib.Path(sys.argv[1])], 'crop')\n"
+        "    predict.predict_files(load_classifier(pathlib.Path(file)), [pathlib.Path(sys.argv[1])], 'crop')\n"
         "    print(*sorted({'cv2', 'skimage'} & set(sys.modules)))\n"
     )
     chosen = [{}, {"denoise": "median"}, {"segment": "superpixels"}]
@@ -921,7 +907,7 @@ def test_released_weights_give_the_same_answers_and_say_what_they_are(
 ) -> None:
     result = run(tag="my-secret", **settings)
     target = tmp_path / "new" / "released.ckpt"
-    command = ["evaluate.py", result.checkpoint, "--data_dir", str(data_dir)]
+    command = ["evaluate.py", str(result.checkpoint), "--data_dir", str(data_dir)]
     monkeypatch.setattr(sys, "argv", [*command, "--release", str(target)])
     evaluate.main()
     assert str(target) in capsys.readouterr().out
@@ -1012,6 +998,17 @@ def test_the_exported_network_agrees_with_pytorch(
         (probabilities,) = session.run(["probabilities"], {"images": images.numpy()})
         assert probabilities.shape == (count, 10) and probabilities.dtype == np.float32
         assert np.abs(probabilities - classifier(images).detach().numpy()).max() < 1e-5
+
+
+@pytest.mark.parametrize("missing", ["onnx", "onnxscript"])
+def test_a_line_says_how_to_install_what_only_the_export_needs(
+    call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == missing else find_spec(name))
+    assert call(saved(tmp_path / "a.png"))[0] == 0
+    status, out, err = call("--export", tmp_path / "m.onnx")
+    assert (status, out) == (2, "")
+    assert err == f"predict.py: --export needs {missing}: pip install -r requirements-extra.txt\n"
 
 
 @pytest.mark.parametrize(

@@ -138,17 +138,37 @@ def test_runs_are_read_without_loading_what_trains_or_downloads() -> None:
 
 
 MODULES = {"pyyaml": "yaml", "pillow": "PIL", "opencv-python-headless": "cv2", "scikit-image": "skimage"}
-UNSEEN = {"psycopg", "onnx", "onnxscript", "tabulate"}  # SQLAlchemy's driver, torch.onnx's libraries, pandas' tables
+INDIRECT = {"tabulate"}  # pandas' tables
+
+
+def required(kind: str) -> set[str]:
+    """The modules that the packages of a requirements file are imported as; each has a comment what it is for."""
+    lines = (ROOT / f"requirements{kind}.txt").read_text(encoding="utf-8").splitlines()
+    packages = [line for line in lines if line and not line.startswith(("#", "-r "))]
+    assert [line for line in packages if not re.fullmatch(r"\S+  # .+", line)] == []
+    names = [re.split(r"[\[>=<]", line)[0].strip() for line in packages]
+    return {MODULES.get(name, name.replace("-", "_")) for name in names}
 
 
 def test_what_is_required_is_imported_and_what_is_imported_is_required() -> None:
-    text = "".join((ROOT / f"requirements{kind}.txt").read_text(encoding="utf-8") for kind in ("", "-cpu"))
-    names = re.findall(r"^\w[\w-]*", text, re.MULTILINE)
-    required = {MODULES.get(name, name.replace("-", "_")) for name in names}
     ours = FLOOR.keys() | sys.stdlib_module_names | {"lightning_fabric"}  # Lightning's own, in the same package
     imported = {name for path in sources(ROOT) for name in imported_by(path)} - ours
-    assert imported - required == set()
-    assert required - imported - UNSEEN == set()
+    assert imported == required("") - INDIRECT
+
+
+def test_what_single_options_require_is_asked_for_before_it_is_used() -> None:
+    asked = "".join(path.read_text(encoding="utf-8") for path in sources(ROOT))
+    calls = [re.findall(r'"(\w+)"', call) for call in re.findall(r'require_extra\("[^"]+", ([^)]*)\)', asked)]
+    assert {name for names in calls for name in names} == {name.split("[")[0] for name in required("-extra")}
+
+
+def test_what_tests_import_is_required() -> None:
+    used = {name for path in ROOT.glob("tests/**/*.py") for name in imported_by(path)}
+    own = FLOOR.keys() | sys.stdlib_module_names | {path.stem for path in ROOT.glob("tests/**/*.py")}
+    tested = required("") | required("-extra") | required("-dev")
+    assert used - own - {"_pytest", "lightning_fabric"} - tested == set()
+    plugins = {"pytest_xdist", "pytest_randomly", "ipykernel", "jsonargparse", "ruff", "mypy"}
+    assert required("-dev") - used - plugins - {name for name in tested if name.startswith("types_")} == set()
 
 
 def code_in(page: Path) -> list[str]:

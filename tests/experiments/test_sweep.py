@@ -20,7 +20,7 @@ from conftest import ROOT, weights
 from core.errors import UsageError
 from experiments import grid
 from experiments.runs import RESULTS, Run, read_runs, texts_of
-from experiments.study import Engine, journal, open_study, suggest
+from experiments.study import Engine, database, journal, open_study, suggest
 from experiments.tables import write_table
 from training.config import RunConfig, with_contents
 
@@ -323,6 +323,12 @@ def test_a_database_that_cannot_be_reached_is_one_line(sweeps: Sweeps) -> None:
     assert status == 2 and errors.count("\n") == 1 and "storage: " in errors
     status, _, errors = sweeps.run("--grid", "seed=0", "--storage", "postgresql+psycopg://user@host:abc/none")
     assert status == 2 and errors.count("\n") == 1 and "storage: " in errors
+
+
+def test_a_line_says_how_to_install_what_only_postgresql_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.extras.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"PostgreSQL needs psycopg: pip install -r requirements-extra\.txt"):
+        database("postgresql+psycopg://nobody@127.0.0.1:1/none")
 
 
 def test_a_row_that_ends_early_is_named(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Answers for picture files: read side by side, classified in whole batches. Light to import."""
+"""Predictions for picture files, which are read in threads and classified in batches. Light to import."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from core.cores import cores
 if TYPE_CHECKING:
     from models.classifier import Classifier
 
-BATCH_SIZE = 250
-THREADS = 4  # Pillow decodes photos side by side; small files only queue for the interpreter
+BATCH_SIZE = 250  # files that are in memory together
+THREADS = 4  # decode photos in parallel; more do not help with small files, which need the interpreter
 
 
-class Answer(NamedTuple):
-    """`ranking`: the three most probable classes, with their probabilities, the first first."""
+class Prediction(NamedTuple):
+    """The three most probable classes of a file, most probable first, with their probabilities."""
 
     file: Path
     ranking: list[tuple[str, float]]
 
 
-def classify(classifier: Classifier, files: Sequence[Path], fit: str) -> tuple[list[Answer], dict[Path, str]]:
-    """Answers for the files that can be read, in their order, and for the others the reason why not."""
+def predict_files(classifier: Classifier, files: Sequence[Path], fit: str) -> tuple[list[Prediction], dict[Path, str]]:
+    """Classify the files that can be read, in their order, and return for each of the others the reason why not."""
     warnings.filterwarnings("ignore", module="PIL")  # damaged metadata, which the pixels do not need
     # A small file that claims to be hundreds of megapixels is refused, not just warned of.
     warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
-    answers: list[Answer] = []
+    predictions: list[Prediction] = []
     failed: dict[Path, str] = {}
     with (
         ThreadPoolExecutor(min(THREADS, cores())) as pool,
@@ -51,12 +51,12 @@ def classify(classifier: Classifier, files: Sequence[Path], fit: str) -> tuple[l
                 else:
                     pixels[file] = read
             if pixels:
-                answers += map(Answer, pixels, rank(classifier, np.stack(list(pixels.values()))))
-    return answers, failed
+                predictions += map(Prediction, pixels, rank_classes(classifier, np.stack(list(pixels.values()))))
+    return predictions, failed
 
 
-def rank(classifier: Classifier, pixels: np.ndarray) -> list[list[tuple[str, float]]]:
-    """The three most probable classes, and their probabilities, of each of the images uint8 [N, 32, 32, 3]."""
+def rank_classes(classifier: Classifier, pixels: np.ndarray) -> list[list[tuple[str, float]]]:
+    """Return the ranking, as in `Prediction`, of each image, uint8 [N, 32, 32, 3]."""
     images = preprocess(pixels.transpose(0, 3, 1, 2), classifier.preprocessing, classifier.whitening)
     logits = classifier.logits(images)
     values, labels = (logits / classifier.temperature).softmax(1).topk(3)
