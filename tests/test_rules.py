@@ -138,7 +138,6 @@ def test_runs_are_read_without_loading_what_trains_or_downloads() -> None:
 
 
 MODULES = {"pyyaml": "yaml", "pillow": "PIL", "opencv-python-headless": "cv2", "scikit-image": "skimage"}
-INDIRECT = {"tabulate"}  # pandas' tables
 
 
 def required(kind: str) -> set[str]:
@@ -153,7 +152,7 @@ def required(kind: str) -> set[str]:
 def test_what_is_required_is_imported_and_what_is_imported_is_required() -> None:
     ours = FLOOR.keys() | sys.stdlib_module_names | {"lightning_fabric"}  # Lightning's own, in the same package
     imported = {name for path in sources(ROOT) for name in imported_by(path)} - ours
-    assert imported == required("") - INDIRECT
+    assert imported == required("")
 
 
 def test_what_single_options_require_is_asked_for_before_it_is_used() -> None:
