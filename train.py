@@ -33,7 +33,7 @@ def summary(result: RunResult) -> str:
     lines: dict[str, object] = {"test accuracy": f"{result.test_acc:.2%}"}
     lines["wall time"] = f"{result.seconds:.1f} s, {result.images_per_second:,.0f} images/s"
     if result.trend:
-        lines |= sentences(result.trend, result.select_on)
+        lines |= sentences(result.trend)
     if result.log_dir:
         lines |= {"logs": result.log_dir, "report": result.log_dir / REPORT, "checkpoint": result.checkpoint}
         lines["next"] = command_line("tensorboard", "--logdir", result.log_dir.parent.parent)

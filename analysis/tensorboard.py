@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from analysis import figures
-from analysis.diagnosis import said_of
+from analysis.diagnosis import SPLITS
 from core.files import write_bytes
 from core.markdown import markdown_table
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 RESULT_SCALARS = {  # of a finished run, by the names of its result: tag and title
-    "val_acc": ("whole_run/best_acc", "best validation accuracy"),
+    "val_acc": ("whole_run/best_acc", "best {images} accuracy"),
     "best_epoch": ("whole_run/best_epoch", "best epoch"),
     "test_acc": ("whole_run/test_acc", "test accuracy"),
     "seconds": ("whole_run/seconds", "seconds"),
@@ -78,9 +78,9 @@ def add_projector(
 
 
 def result_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """A finished run's results in words; `result` is what `train.train` returns."""
+    """Return a finished run's results in words; `result` is what `train.train` returns."""
     return [
-        (said_of(result["select_on"], title), f"{result[name]:.2%}" if "acc" in name else f"{result[name]:.4g}")
+        (title.format(images=SPLITS[result["select_on"]]), f"{result[name]:.{'2%' if 'acc' in name else '4g'}}")
         for name, (_, title) in RESULT_SCALARS.items()
         if result[name] is not None
     ]
@@ -110,7 +110,7 @@ def log_result(
         column.differs = column.name in first
     for metric, (_, title) in zip(data.experiment.metric_infos, RESULT_SCALARS.values(), strict=True):
         # It has to hold for runs whose epoch was chosen on the test set too; a longer one covers its neighbours.
-        metric.display_name = title.replace("validation accuracy", "accuracy (select_on)")
+        metric.display_name = "best accuracy (select_on)" if "{" in title else title
     plugin.content = data.SerializeToString()
     for part in (experiment, start, end):
         writer.file_writer.add_summary(part, epoch)  # type: ignore[attr-defined]

@@ -40,15 +40,15 @@ GUIDE = """
 - **Time Series** and **Scalars**: loss, accuracy and images/s over epochs (the axis says Step); `train/lr`,
   `train/loss_step` and `train/grad_norm` over training steps. What is in `whole_run` has one value a run. Set
   *Smoothing* to 0: a curve of few epochs, smoothed, lags behind its values.
-- **Custom Scalars**: training and validation in one chart; the accuracy of each class. *Matches* tells the lines.{loss}
+- **Custom Scalars**: training and {images} in one chart; the accuracy of each class. *Matches* tells the lines.{loss}
 - **Images**: `what_it_sees`, a training batch as the network gets it, and an image of each class before and after
   preprocessing; `what_it_learned`, the first layer's filters after each epoch (grey is 0; move the slider) and what
-  each layer makes of one image; `where_it_fails`, the best epoch's mistakes on the validation images; `whole_run`,
+  each layer makes of one image; `where_it_fails`, the best epoch's mistakes on the {images} images; `whole_run`,
   the curves. Tick *Show actual image size* to read them.
 - **Graphs**: the network; a double click opens a box.
 - **HParams**: all runs in one table, with their flags and results; tick on the left what to compare. The best accuracy
   is that on the images named by `select_on`. Parallel coordinates leave out runs without a value in a ticked column.
-- **Projector**: {projected} validation images, placed by what the last layer gets. Colour by class, and try T-SNE.
+- **Projector**: {projected} {images} images, placed by what the last layer gets. Colour by class, and try T-SNE.
 - **Text**: results, settings, and the trend of the run with its advice.
 
 The run's log folder has curves, tables and pictures as files, and `report.md`, which shows them.
@@ -56,7 +56,7 @@ The run's log folder has curves, tables and pictures as files, and `report.md`, 
 All that is shown of the best epoch is computed in float32, also where training steps were not.
 """
 OTHER_LOSS = """
-  The loss named {name} is more than the cross-entropy of the labels, which the validation loss is: compare when they
+  The loss named {name} is more than the cross-entropy of the labels, which the {images} loss is: compare when they
   fall and rise, not how high they are."""
 
 
@@ -99,7 +99,7 @@ class BestModel(Callback):
         # After the run, in the first process, if there is validation:
         self.trend: diagnosis.Trend | None = None
         self.temperature: float | None = None  # of `fit_temperature`
-        self._images = diagnosis.said_of(stage, "validation")  # which are classified
+        self.images = diagnosis.SPLITS[stage]  # which are classified
         self._shown = False
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -150,10 +150,24 @@ class BestModel(Callback):
         if epochs:
             train_loss, train_acc, val_loss, val_acc = ([curves[name][epoch] for epoch in epochs] for name in names)
             confusion = predictions.confusion_matrix().numpy()
+            by_class = {
+                name: [curve[epoch] for epoch in epochs]
+                for name in self.class_names
+                if set(epochs) <= set(curve := curves.get(f"{self.stage}_acc_by_class/{name}", {}))
+            }
             self.trend = diagnosis.analyse(
-                train_loss, train_acc, val_loss, val_acc, self.class_names, confusion, epochs[0], self.config
+                train_loss,
+                train_acc,
+                val_loss,
+                val_acc,
+                self.class_names,
+                confusion,
+                epochs[0],
+                self.config,
+                by_class=by_class,
+                images=self.images,
             )
-            text = diagnosis.markdown(self.trend, self.stage)
+            text = diagnosis.markdown(self.trend)
             write_bytes(Path(writer.log_dir) / TREND, text.encode())
             writer.add_text("trend", text, epoch)
 
@@ -164,18 +178,20 @@ class BestModel(Callback):
         )
         if train or val:
             best = self.trend.best_epoch if self.trend else None
-            figure = figures.curves(train, val, best, self._images, self.train_loss_name)
+            figure = figures.curves(train, val, best, self.images, self.train_loss_name)
             add_figure(writer, "whole_run/curves", figure, epoch, Path(writer.log_dir) / CURVES)
-        other = "" if self.train_loss_name == diagnosis.TRAINING else OTHER_LOSS.format(name=self.train_loss_name)
-        writer.add_text(
-            "what_is_where", diagnosis.said_of(self.stage, GUIDE.format(loss=other, projected=PROJECTED)), epoch
+        other = (
+            ""
+            if self.train_loss_name == diagnosis.TRAINING
+            else OTHER_LOSS.format(name=self.train_loss_name, images=self.images)
         )
+        writer.add_text("what_is_where", GUIDE.format(loss=other, projected=PROJECTED, images=self.images), epoch)
 
     def _draw_predictions(
         self, writer: SummaryWriter, predictions: Predictions, shown: np.ndarray, maps: dict[str, Tensor], epoch: int
     ) -> None:
         logits, labels, temperature = predictions.logits, predictions.labels, self.temperature or 1
-        found = findings.draw(logits, labels, shown, self.class_names, self._images, temperature)
+        found = findings.draw(logits, labels, shown, self.class_names, self.images, temperature)
         for file, figure in found.items():
             add_figure(writer, f"where_it_fails/{Path(file).stem}", figure, epoch, Path(writer.log_dir) / file)
         first = slice(PROJECTED)

@@ -2,7 +2,7 @@
 
 Each callback is one part, and works with any LightningModule whose batches are (images [B, 3, H, W], labels [B]):
 
-    pl.Trainer(callbacks=[EpochLines(), GradientNorm(), WhatItSees()], ...)
+    pl.Trainer(callbacks=[ProgressBar(clock), EpochLine(clock), clock, GradientNorm()], ...)
 
 What is logged once an epoch is logged over the number of epochs done, before the checkpoint is written; so a killed
 and resumed run has whole curves.
@@ -26,41 +26,44 @@ from torchmetrics.classification import MulticlassAccuracy
 from tqdm import tqdm
 
 from analysis import figures
-from analysis.diagnosis import TRAINING, said_of
+from analysis.diagnosis import SPLITS, TRAINING
 from analysis.reports import HISTORY, write_csv
 from analysis.tensorboard import add_figure, writer_of
 from cifar10.records import CLASS_NAMES
 from core.streams import Stream
 
-_STAGES = ("train", "val", "test")
-_HISTORY = "history"  # its entry in a checkpoint
-
 SHOWN_IMAGES = 30  # of the first batch
 BUSY = 0.8  # share of the processor time that all threads asked for, below which they wait for each other
 
 
-class EpochLines(Callback):
-    """A progress bar while an epoch trains (on a terminal), and one line that stays when it is over.
+class RunClock(Callback):
+    """Count the images and the seconds of a run.
 
-    The bar shows the epoch's mean loss and accuracy so far (the latter if `training_step` returns the `logits` [B, C]
-    beside the `loss`), and the time left of the whole run. The line's seconds and images/s are those of the whole
-    epoch: validation, logging and checkpoint too.
+    Both are part of the checkpoint, so that a resumed run adds them up; one that was killed counts up to its last
+    checkpoint. The seconds of an epoch are those of all of it: validation, logging and checkpoint too.
 
-    Images and seconds are part of the checkpoint, so that a resumed run adds up its legs; one that was killed counts
-    up to its last checkpoint. So are the values of all epochs, which with each checkpoint are written to HISTORY in the
-    log folder of TensorBoard's logger: the seconds there are without those that writing takes.
+    Args:
+        started: `time.time()` when the command started; None is now.
 
-    `started` is `time.time()` when the command started; None is now. With `quiet` there is neither bar nor line.
+    Attributes:
+        images: Number of images trained on in all epochs, those of all processes together.
+        seconds: Seconds of all finished epochs.
+        epoch_images: Number of images trained on in the running epoch.
     """
 
-    def __init__(self, quiet: bool = False, started: float | None = None) -> None:
-        self.quiet = quiet
+    state_key = "EpochLines"  # its name in checkpoints since format 4
+
+    def __init__(self, started: float | None = None) -> None:
         self.started = time.time() if started is None else started
-        self.images = 0  # trained on in all epochs
-        self.seconds = 0.0  # that all epochs took but the one that goes on
-        self._seconds_of_earlier_legs = 0.0
-        self._history: dict[int, dict[str, float]] = {}  # rows by epoch
-        self._epoch_start: float | None = None  # while an epoch goes on
+        self.images = self.epoch_images = 0
+        self.seconds = 0.0
+        self._seconds_before_resume = 0.0
+        self._epoch_start: float | None = None  # while an epoch runs
+
+    @property
+    def epoch_seconds(self) -> float:
+        """Seconds since the running epoch began; 0 if none is running."""
+        return 0.0 if self._epoch_start is None else time.perf_counter() - self._epoch_start
 
     @property
     def images_per_second(self) -> float:
@@ -68,117 +71,156 @@ class EpochLines(Callback):
 
     @property
     def seconds_elapsed(self) -> float:
-        """Of the whole run, with its start and its end: of all its legs."""
-        return self._seconds_of_earlier_legs + time.time() - self.started
+        """Seconds of the whole run with its start and its end, without the time between a stop and its resume."""
+        return self._seconds_before_resume + time.time() - self.started
 
     def state_dict(self) -> dict[str, Any]:
-        # Checkpoints are written while the epoch ends: its images are counted already, its seconds are not.
-        seconds = self.seconds + self._epoch_seconds()
+        # Checkpoints are written while an epoch ends: its images are counted already, its seconds are not.
+        seconds = self.seconds + self.epoch_seconds
         return {"images": self.images, "seconds": seconds, "seconds_elapsed": self.seconds_elapsed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.images, self.seconds = state_dict["images"], state_dict["seconds"]
-        self._seconds_of_earlier_legs = state_dict["seconds_elapsed"]
+        self._seconds_before_resume = state_dict["seconds_elapsed"]
 
-    @rank_zero_only
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.on_train_end(trainer, pl_module)
+        self.epoch_images, self._epoch_start = 0, time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._epoch_start is not None:
-            epoch = trainer.current_epoch + 1
-            self._history[epoch] = {"epoch": epoch} | self._values(trainer, self._epoch_seconds())
-            self._write_history(trainer)
-        checkpoint[_HISTORY] = self._history
+        self.epoch_images += len(batch[1]) * trainer.world_size
+        self.images += len(batch[1]) * trainer.world_size
 
-    @rank_zero_only
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        self._history = checkpoint.get(_HISTORY, {})  # older versions had none
-        self._write_history(trainer)
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.seconds += self.epoch_seconds
+        self._epoch_start = None
 
-    @rank_zero_only
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._best = best_checkpoint(trainer)
+    def epoch_values(self, trainer: pl.Trainer) -> dict[str, float]:
+        """Return loss and accuracy of each stage, learning rate and speed of the epoch that ends, by their columns in
+        HISTORY."""
+        names = [f"{stage}/{name}" for stage in SPLITS for name in ("loss", "acc")]
+        metrics = trainer.callback_metrics
+        values = {name.replace("/", "_"): metrics[name].item() for name in names if name in metrics}
+        values |= {"lr": trainer.optimizers[0].param_groups[0]["lr"], "seconds": self.epoch_seconds}
+        return values | {"images_per_second": self.epoch_images / self.epoch_seconds}
+
+
+class ProgressBar(Callback):
+    """Show a bar while an epoch trains, on a terminal: mean loss and accuracy so far, and the time left of the run.
+
+    The accuracy is shown if `training_step` returns the `logits` [B, C] beside the `loss`.
+    """
+
+    def __init__(self, clock: RunClock) -> None:
+        self.clock = clock
 
     @rank_zero_only
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._end_epoch(trainer)
-        self._epoch_images = 0
-        self._epoch_start = time.perf_counter()
-        self._sums: dict[str, float | Tensor] = {}  # over this process's images of the epoch
+        self._sums: dict[str, Any] = {}  # over this process's images of the epoch
+        self._images = 0
         self._bar = tqdm(
             total=int(trainer.num_training_batches) if math.isfinite(trainer.num_training_batches) else None,
             desc=f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}",
             bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
             leave=False,
             dynamic_ncols=True,
-            disable=self.quiet or not on_terminal(),
+            disable=not on_terminal(),
         )
 
     @rank_zero_only
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._epoch_images += len(batch[1]) * trainer.world_size
-        self.images += len(batch[1]) * trainer.world_size
-        if not self._bar.disable:
-            sums = {"loss": outputs["loss"].detach() * len(batch[1])}
-            if "logits" in outputs:
-                sums["acc"] = (outputs["logits"].argmax(1) == batch[1]).sum()
-            self._sums = {name: self._sums.get(name, 0) + value for name, value in sums.items()}
-            if self._bar.update():  # true whenever the bar was drawn anew
-                self._bar.set_postfix_str(self._progress(trainer, batch_idx + 1), refresh=False)
+        if self._bar.disable:
+            return
+        self._images += len(batch[1])
+        sums = {"loss": outputs["loss"].detach() * len(batch[1])}
+        if "logits" in outputs:
+            sums["acc"] = (outputs["logits"].argmax(1) == batch[1]).sum()
+        self._sums = {name: self._sums.get(name, 0) + value for name, value in sums.items()}
+        if self._bar.update():  # true whenever the bar was drawn anew
+            self._bar.set_postfix_str(self._describe(trainer, batch_idx + 1), refresh=False)
         if batch_idx + 1 == trainer.num_training_batches:
             self._bar.close()
 
+    def _describe(self, trainer: pl.Trainer, batches: int) -> str:
+        clock = self.clock
+        parts = [f"{name} {float(value) / self._images:.3f}" for name, value in self._sums.items()]
+        batches_left = trainer.num_training_batches * ((trainer.max_epochs or 0) - trainer.current_epoch) - batches
+        images_left = batches_left * clock.epoch_images / batches
+        seconds_left = images_left * (clock.seconds + clock.epoch_seconds) / clock.images
+        parts += [f"{clock.epoch_images / clock.epoch_seconds:,.0f} images/s"]
+        return ", ".join([*parts, f"{tqdm.format_interval(seconds_left)} left"])
+
+
+class EpochLine(Callback):
+    """Print a line when an epoch is over.
+
+    That is when the next one starts: before, the metrics are not complete and the checkpoint is not written. In the
+    Trainer's list it stands before its clock, which that moment sets back.
+    """
+
+    def __init__(self, clock: RunClock) -> None:
+        self.clock = clock
+
+    @rank_zero_only
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._best = best_checkpoint(trainer)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.on_train_end(trainer, pl_module)
+
     @rank_zero_only
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._end_epoch(trainer)
-
-    def _progress(self, trainer: pl.Trainer, batches: int) -> str:
-        images = self._epoch_images / trainer.world_size
-        parts = [f"{name} {float(value) / images:.3f}" for name, value in self._sums.items()]
-        epoch_seconds = self._epoch_seconds()
-        batches_left = trainer.num_training_batches * ((trainer.max_epochs or 0) - trainer.current_epoch) - batches
-        images_left = batches_left * self._epoch_images / batches
-        seconds_left = images_left * (self.seconds + epoch_seconds) / self.images
-        parts += [f"{self._epoch_images / epoch_seconds:,.0f} images/s", f"{tqdm.format_interval(seconds_left)} left"]
-        return ", ".join(parts)
-
-    def _epoch_seconds(self) -> float:
-        """Of the epoch that goes on, so far."""
-        return 0.0 if self._epoch_start is None else time.perf_counter() - self._epoch_start
-
-    def _end_epoch(self, trainer: pl.Trainer) -> None:
-        """Called when the next epoch starts: before, the metrics are not complete and the checkpoint not written."""
-        if self._epoch_start is None:
+        if not self.clock.epoch_seconds:
             return
-        seconds = self._epoch_seconds()
-        self._epoch_start = None
-        self.seconds += seconds
-        values = self._values(trainer, seconds)
+        values = self.clock.epoch_values(trainer)
         parts = [f"epoch {trainer.current_epoch:>{len(str(trainer.max_epochs))}}/{trainer.max_epochs}"]
-        for stage in _STAGES:
+        for stage in SPLITS:
             if f"{stage}_acc" in values:
                 parts.append(f"{stage} loss {values[f'{stage}_loss']:.3f} acc {values[f'{stage}_acc']:.2%}")
-        parts += [f"lr {values['lr']:.2g}", f"{seconds:.1f} s", f"{values['images_per_second']:,.0f} images/s"]
+        parts += [
+            f"lr {values['lr']:.2g}",
+            f"{values['seconds']:.1f} s",
+            f"{values['images_per_second']:,.0f} images/s",
+        ]
         if best_checkpoint(trainer) != self._best:
             self._best = best_checkpoint(trainer)
             parts.append("best so far")
-        if not self.quiet:
-            print("  ".join(parts), flush=True)
+        print("  ".join(parts), flush=True)
 
-    def _values(self, trainer: pl.Trainer, seconds: float) -> dict[str, float]:
-        """Of the epoch that ends, which took `seconds`, by the columns of HISTORY."""
-        names = [f"{stage}/{name}" for stage in _STAGES for name in ("loss", "acc")]
-        metrics = trainer.callback_metrics
-        values = {name.replace("/", "_"): metrics[name].item() for name in names if name in metrics}
-        values["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
-        return values | {"seconds": seconds, "images_per_second": self._epoch_images / seconds}
 
-    def _write_history(self, trainer: pl.Trainer) -> None:
-        writer, rows = writer_of(trainer), list(self._history.values())
+class EpochHistory(Callback):
+    """Write the values of all epochs to HISTORY in the log folder of TensorBoard's logger, with each checkpoint.
+
+    They are part of the checkpoint, so that a resumed run has the rows of all its epochs.
+    """
+
+    def __init__(self, clock: RunClock) -> None:
+        self.clock = clock
+        self._rows: dict[int, dict[str, float]] = {}  # by epoch
+
+    @rank_zero_only
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if self.clock.epoch_seconds:
+            epoch = trainer.current_epoch + 1
+            self._rows[epoch] = {"epoch": epoch} | self.clock.epoch_values(trainer)
+            self._write(trainer)
+        checkpoint["history"] = self._rows
+
+    @rank_zero_only
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._rows = checkpoint.get("history", {})  # someone's own script may have had no history
+        self._write(trainer)
+
+    def _write(self, trainer: pl.Trainer) -> None:
+        writer, rows = writer_of(trainer), list(self._rows.values())
         if writer and rows:
             columns = list(dict.fromkeys(name for row in rows for name in row))
             write_csv(Path(writer.log_dir) / HISTORY, columns, ([row.get(name) for name in columns] for row in rows))
@@ -190,21 +232,24 @@ class ChartLayout(Callback):
     `stage` is as of `BestModel`, and `train_loss_name` of `diagnosis`.
     """
 
-    def __init__(self, stage: str = "val", train_loss_name: str = TRAINING) -> None:
-        self.stage, self.train_loss_name = stage, train_loss_name
+    def __init__(
+        self, stage: str = "val", train_loss_name: str = TRAINING, class_names: Sequence[str] = CLASS_NAMES
+    ) -> None:
+        self.stage, self.train_loss_name, self.class_names = stage, train_loss_name, class_names
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not (writer := writer_of(trainer)):
             return
         # TensorBoard reads the names as regular expressions that match from their start.
         losses, accuracies = (["Multiline", [f"train/{name}$", f"{self.stage}/{name}$"]] for name in ("loss", "acc"))
-        classes = ["Multiline", [f"{self.stage}_acc_by_class/"]]
-        told = self.train_loss_name != TRAINING
-        loss = said_of(self.stage, f"loss: {self.train_loss_name}, and validation") if told else "loss"
+        images = SPLITS[self.stage]
+        loss = "loss" if self.train_loss_name == TRAINING else f"loss: {self.train_loss_name}, and {images}"
         writer.add_custom_scalars(
             {
-                said_of(self.stage, "Training and validation, over epochs"): {loss: losses, "accuracy": accuracies},
-                said_of(self.stage, "Validation accuracy of each class, over epochs"): {"all classes": classes},
+                f"Training and {images}, over epochs": {loss: losses, "accuracy": accuracies},
+                f"{images.capitalize()} accuracy of each class, over epochs": {
+                    name: ["Multiline", [f"{self.stage}_acc_by_class/{name}$"]] for name in self.class_names
+                },
             }
         )
 

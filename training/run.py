@@ -15,7 +15,7 @@ from pytorch_lightning.callbacks import LearningRateMonitor
 from torch import nn
 from torch.distributed import DistNetworkError, DistStoreError
 
-from analysis.diagnosis import markdown, said_of
+from analysis.diagnosis import SPLITS, markdown
 from analysis.reports import write_report
 from analysis.tensorboard import log_result, result_rows
 from cifar10.config import Data
@@ -73,14 +73,16 @@ class Watch:
     """The callbacks of a run that others of its steps ask."""
 
     stop: StopOnSignal
-    lines: visible.EpochLines
+    clock: visible.RunClock
     best_model: BestModel
     best: RunCheckpoint | None  # None if no epoch is chosen
     last: RunCheckpoint
 
     def callbacks(self, config: RunConfig) -> list[pl.Callback]:
         """All that watches a run, in the order in which it acts: checkpoints come last."""
-        parts: list[pl.Callback] = [self.lines, self.stop, visible.SeededEpochs(config.seed)]
+        lines = [] if config.quiet else [visible.ProgressBar(self.clock), visible.EpochLine(self.clock)]
+        parts: list[pl.Callback] = [*lines, visible.EpochHistory(self.clock), self.clock]
+        parts += [self.stop, visible.SeededEpochs(config.seed)]
         if config.fast_dev_run:
             return parts
         stage = config.select_on
@@ -114,7 +116,7 @@ def build(config: RunConfig, resume: Path | None = None, started: float | None =
     best_name = f"best-epoch={{epoch:02d}}-{config.select_on}_acc={{{monitor}:.4f}}"
     watch = Watch(
         stop=StopOnSignal(),
-        lines=visible.EpochLines(config.quiet, started),
+        clock=visible.RunClock(started),
         best_model=BestModel(config.select_on, draw=config.pictures, config=config.plain()),
         best=RunCheckpoint(best_name, config, monitor) if monitor else None,
         last=RunCheckpoint(Path(LAST).stem, config),
@@ -184,8 +186,8 @@ def write(run: Run, tested: dict[str, Any]) -> RunResult:
     result = RunResult(
         epochs=config.epochs,
         select_on=config.select_on,
-        seconds=run.watch.lines.seconds_elapsed,
-        images_per_second=run.watch.lines.images_per_second,
+        seconds=run.watch.clock.seconds_elapsed,
+        images_per_second=run.watch.clock.images_per_second,
         log_dir=Path(run.logger.log_dir) if run.logger else None,
         checkpoint=Path(checkpoint) if checkpoint else None,
         trend=run.watch.best_model.trend,
@@ -256,6 +258,6 @@ def write_run_report(config: RunConfig, result: RunResult, folder: Path) -> None
     defaults = RunConfig(optimizer=config.optimizer).resolved().plain() | {"optimizer": RunConfig.optimizer}
     words = [f"--{name}={in_yaml(value)}" for name, value in config.plain().items() if value != defaults[name]]
     command = command_line("python", "train.py", *words)
-    trend = markdown(result.trend, config.select_on) if result.trend else ""
-    title, images = f"{folder.parent.name}, {folder.name}", said_of(config.select_on, "validation")
+    trend = markdown(result.trend) if result.trend else ""
+    title, images = f"{folder.parent.name}, {folder.name}", SPLITS[config.select_on]
     write_report(folder, title, command, result_rows(result.plain()), images, trend, config.pictures)

@@ -395,10 +395,13 @@ class SomeoneElses(pl.LightningModule):
 
 
 def all_callbacks() -> list[Callback]:
-    names = ("one", "two", "three")
+    names, clock = ("one", "two", "three"), callbacks.RunClock()
     return [
-        callbacks.EpochLines(),
-        callbacks.ChartLayout(),
+        callbacks.ProgressBar(clock),
+        callbacks.EpochLine(clock),
+        callbacks.EpochHistory(clock),
+        clock,
+        callbacks.ChartLayout(class_names=names),
         callbacks.ClassAccuracy(class_names=names),
         callbacks.GradientNorm(),
         callbacks.TrainingSpeed(),
@@ -472,13 +475,13 @@ class Clock(Callback):
 def test_a_resumed_run_adds_up_images_and_seconds_over_its_legs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint_first: bool
 ) -> None:
-    def leg(epochs: int, resume: Path | None = None) -> callbacks.EpochLines:
-        lines = callbacks.EpochLines(quiet=True, started=clock.now - 100)  # of which 100 went before
+    def leg(epochs: int, resume: Path | None = None) -> callbacks.RunClock:
+        counted = callbacks.RunClock(started=clock.now - 100)  # of which 100 went before
         checkpoint = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
-        pair: list[Callback] = [checkpoint, lines] if checkpoint_first else [lines, checkpoint]
+        pair: list[Callback] = [checkpoint, counted] if checkpoint_first else [counted, checkpoint]
         fit_someone_elses(tmp_path, resume=resume, epochs=epochs, logger=False, callbacks=[clock, *pair])
         clock.now += 5
-        return lines
+        return counted
 
     clock = Clock(monkeypatch)
     whole = leg(4)
