@@ -8,7 +8,7 @@ have a third part, its logits, float32 [B, 10]. To predict are the test images, 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         # LightningCLI finds its arguments by the call that takes the flags.
-        self.config = (DataConfig(**flags) if config is None else replace(config, **flags)).group(DataConfig)
+        self.config = (DataConfig(**flags) if config is None else config.changed(flags)).group(DataConfig)
         self.save_hyperparameters(self.config.plain(), logger=False)
         self.preprocessing = self.config.group(Preprocessing)
         self.teacher = teacher

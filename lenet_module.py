@@ -69,8 +69,8 @@ class LeNetModule(pl.LightningModule):
             check_network(network)
             flags = flags | {"network": name_network(network), "network_sha256": None}
         # LightningCLI finds its arguments by the call that takes the flags.
-        config = ModelConfig(**flags) if config is None else replace(config, **flags)
-        self.config = config.group(ModelConfig).resolved()
+        config = ModelConfig(**flags) if config is None else config.changed(flags)
+        self.config = config.group(ModelConfig)
         self.save_hyperparameters(self.config.plain() | {"val_name": val_name}, logger=False)
         if not isinstance(network, nn.Module):
             if self.config.network not in NETWORKS and not _MAY_RUN_FILES.get():

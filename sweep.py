@@ -110,7 +110,7 @@ def check_repeat(chosen: SweepSettings, plan: Plan, cells: Sequence[Cell]) -> No
 def parser() -> Parser:
     parser = Parser(__doc__, usage="%(prog)s [flags]")
     recipes = RECIPES / "sweeps"
-    parser.add_config("YAML file of these flags, or the name of one in recipes/sweeps/.", recipes)
+    parser.add_config(SweepSettings, "YAML file of these flags, or the name of one in recipes/sweeps/.", recipes)
     parser.add_argument(
         "--grid", nargs="+", default=[], metavar="CELLS", help='Grid of runs: "lr=0.1,0.05 seed=0,1" is four.'
     )

@@ -42,7 +42,9 @@ def summary(result: RunResult) -> str:
 
 def parser() -> Parser:
     parser = Parser(__doc__, usage="%(prog)s [flags]")
-    parser.add_config("YAML file of flags: a run's config.yaml, or a recipe, such as best for recipes/best.yaml.")
+    parser.add_config(
+        RunConfig, "YAML file of flags: a run's config.yaml, or a recipe, such as best for recipes/best.yaml."
+    )
     parser.add_argument(
         "--resume", type=Path, metavar="FOLDER", help="Go on with a stopped run: its checkpoint folder."
     )

@@ -104,7 +104,7 @@ def bare_loop(data_dir: Path, batch_size: int, sizes: Sizes, precision: str) -> 
     start = time.perf_counter()
     model = make_network(Network.network)
     loader = datamodule.train_dataloader()
-    optimizer = make_optimizer(model.parameters(), Optimization().resolved())
+    optimizer = make_optimizer(model.parameters(), Optimization())
     schedule = make_schedule(optimizer, "onecycle", len(loader))
     count, loss_sum, correct = 0, 0.0, 0
     for images, labels in itertools.islice(loader, sizes.batches):

@@ -1,17 +1,17 @@
 """The settings of the rooms that make batches: which images, how they are preprocessed and augmented."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any, Literal, TypeAlias
 
-from cifar10.filters import CORRUPT, DENOISE, NORMALIZE, SEGMENT
+from cifar10.filters import DENOISE
 from core.errors import SettingError
 from core.settings import Settings, setting
 
-DenoiseName: TypeAlias = Literal[tuple(DENOISE)]  # type: ignore[valid-type]
-SegmentName: TypeAlias = Literal[SEGMENT]  # type: ignore[valid-type]
-NormalizeName: TypeAlias = Literal[NORMALIZE]  # type: ignore[valid-type]
-CorruptName: TypeAlias = Literal[tuple(CORRUPT)]  # type: ignore[valid-type]
+DenoiseName: TypeAlias = Literal["none", "gaussian", "median", "bilateral", "nlmeans"]
+SegmentName: TypeAlias = Literal["none", "otsu", "grabcut", "superpixels"]
+NormalizeName: TypeAlias = Literal["dataset", "image", "contrast", "zca", "zca-half", "none"]
+CorruptName: TypeAlias = Literal["none", "gaussian", "saltpepper", "jpeg", "blur"]
 SEEDS: dict[str, Any] = {"at_least": 0, "at_most": 2**32 - 1}
 
 
@@ -62,6 +62,7 @@ class Data(Settings):
         return self.cache_dir or self.data_dir / "preprocessed"
 
     def check(self) -> None:
+        super().check()
         if self.batch_size > 50_000 - self.val_size:
             raise SettingError("batch_size", self.batch_size, "more than the training images")
         if self.select_on == "test" and self.val_size:
@@ -91,6 +92,7 @@ class Augmentation(Settings):
     plain_epochs: int = setting(0, "Number of epochs at the end of the run without crop and cutout.", at_least=0)
 
     def check(self) -> None:
+        super().check()
         if self.corruption_versions > 1 and not self.random_corruption:
             raise SettingError("corruption_versions", self.corruption_versions, "needs random_corruption")
 
@@ -105,6 +107,7 @@ class Preprocessing(Settings):
         "Strength of the filter: gaussian takes sigma in pixels, median an odd window in pixels, bilateral the "
         "difference in grey levels that counts as an edge, nlmeans the noise in grey levels; null takes the filter's "
         "default.",
+        follows="denoise",
         above=0,
     )
     segment: SegmentName = setting(
@@ -121,13 +124,17 @@ class Preprocessing(Settings):
         "none",
         "Corruption of whole splits before all else, as in CIFAR-10-C; to test robustness.",
     )
-    severity: int | None = setting(None, "Severity of the corruption, 1 to 5; null takes 3.", at_least=1, at_most=5)
+    severity: int | None = setting(
+        None, "Severity of the corruption, 1 to 5; null takes 3.", follows="corrupt", at_least=1, at_most=5
+    )
     corrupt_on: Literal["test", "both"] = setting(
         "test",
         "Which images are corrupted: the test images, or the training and validation images too.",
+        follows="corrupt",
     )
 
     def check(self) -> None:
+        super().check()
         if self.denoise_strength is not None:
             given = "denoise_strength", f"{self.denoise_strength:g}"
             if self.denoise == "none":
@@ -141,12 +148,6 @@ class Preprocessing(Settings):
             raise SettingError("severity", self.severity, "needs corrupt")
         if self.corrupt_on == "both" and self.corrupt == "none":
             raise SettingError("corrupt_on", "both", "needs corrupt")
-
-    def changed(self, given: dict[str, Any]) -> Self:
-        """With other values; another method does not keep the strength or severity of the one before."""
-        forget: dict[str, Any] = {"denoise_strength": None} if "denoise" in given else {}
-        forget |= {"severity": None, "corrupt_on": "test"} if "corrupt" in given else {}
-        return replace(self, **(forget | given))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ from cifar10.filters import CORRUPT, DEFAULT_SEVERITY, DENOISE, Step
 from core.cache import LazyArray, digest, key, load_or_compute
 from core.cores import cores
 from core.errors import UsageError
-from core.settings import settings as names
+from core.settings import get_fields
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -114,7 +114,7 @@ def from_state(state: Mapping[str, Any]) -> tuple[Preprocessing, np.ndarray | No
         UsageError, KeyError, TypeError, ValueError: They are not what a data module writes.
     """
     stored = state["preprocessing"]
-    if unknown := sorted(stored.keys() - names(Preprocessing).keys()):
+    if unknown := sorted(stored.keys() - get_fields(Preprocessing).keys()):
         raise UsageError(f"has {unknown[0]}, which this version does not know")
     settings = Preprocessing.read(stored)
     whitening = state["whitening"].numpy() if "whitening" in state else None

@@ -1,4 +1,4 @@
-"""The command line of all programs: settings as flags, files of flags, the line that refuses, and how a program ends.
+"""The command line of all programs: settings as flags, files of flags, one-line refusals and exit statuses.
 
 Light to import, so that a bad flag is refused at once.
 """
@@ -10,7 +10,7 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import Field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,7 +19,17 @@ import shtab
 import yaml
 
 from core.errors import DataError, SettingError, UsageError
-from core.settings import Settings, check_format, checked, choices, kinds, settings, types_of
+from core.settings import (
+    Settings,
+    check_format,
+    check_value,
+    drop_followers,
+    get_alternatives,
+    get_choices,
+    get_fields,
+    get_types,
+    to_text,
+)
 from core.signals import Stopped
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -37,16 +47,17 @@ METAVARS = {int: "N", float: "X", Path: "PATH", str: "TEXT"}
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's parser, that says what is wrong in one line.
+    """argparse's parser, with one-line refusals.
 
-    Hyphens and underscores are the same in a flag's name; a flag that is not known names the nearest one; a flag beside
-    `--config` wins wherever it stands. `--print_completion SHELL` prints what completes the flags in a shell.
+    Hyphens and underscores are the same in a flag's name. An unknown flag names the one that was probably meant. A flag
+    on the command line beats the file of `--config`. `--print_completion SHELL` prints a script for the shell.
 
     Args:
-        program: Its docstring: what it does, then examples, which end the help.
+        program: The program's docstring: what it does, then examples, which end the help.
+        hints: What names of other tools are here, as for `suggest`.
     """
 
-    def __init__(self, program: str | None, **options: Any) -> None:
+    def __init__(self, program: str | None, hints: Mapping[str, str] | None = None, **options: Any) -> None:
         description, _, examples = (program or "").partition("\n\n")
         super().__init__(
             description=description,
@@ -55,83 +66,109 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
             **options,
         )
+        self.hints = hints or {}
+        self._settings: type[Settings] | None = None  # that a file of flags may hold, as well as `nargs="+"` flags
         shtab.add_argument_to(self, "--print_completion", help="Print a script that completes the flags in this shell.")
 
-    def add_config(self, help: str, recipes: Path = RECIPES) -> None:
-        """`--config FILE`; `recipes` is the folder in which bare names are looked for."""
-        absent = argparse.SUPPRESS
-        self.add_argument("--config", action=RecipeFile, const=recipes, default=absent, metavar="FILE", help=help)
+    def add_config(self, settings: type[Settings], help: str, recipes: Path = RECIPES) -> None:
+        """Add `--config FILE`, a file of these settings; `recipes` is the folder in which bare names are looked for."""
+        self._settings, self._recipes = settings, recipes
+        self.add_argument("--config", metavar="FILE", help=help)
 
     def add_settings(self, kind: type[Settings], names: Iterable[str] | None = None) -> None:
-        """A flag for each setting of a group, or for some; `parse_args` returns those that are given."""
+        """Add a flag for each setting of a group, or for some; `parse_args` returns those that are given."""
         title, _, what = (kind.__doc__ or "").splitlines()[0].partition(": ")
         group = self.add_argument_group(title, what)
-        for name in settings(kind) if names is None else names:
-            each, hint = settings(kind)[name], types_of(kind)[name]  # type: ignore[arg-type]
-            listed = [str(value) for part in kinds(hint) for value in choices(part)]
+        for name in get_fields(kind) if names is None else names:
+            each, hint = get_fields(kind)[name], get_types(kind)[name]  # type: ignore[arg-type]
+            parts = get_alternatives(hint)
+            listed = [str(value) for part in parts for value in get_choices(part)]
             listed += ["true", "false"] if hint is bool else []
             group.add_argument(
                 f"--{name}",
-                type=taken(each, hint),
-                metavar=f"{{{','.join(listed)}}}" if listed else "|".join(filter(None, map(METAVARS.get, kinds(hint)))),
+                type=make_converter(each, hint),
+                metavar=f"{{{','.join(listed)}}}" if listed else "|".join(filter(None, map(METAVARS.get, parts))),
                 nargs="?" if hint is bool else None,
                 const=True if hint is bool else None,
                 default=argparse.SUPPRESS,
-                help=f"{each.metadata['help']} (default: {in_yaml(each.default)})".replace("%", "%%"),
+                help=f"{each.metadata['help']} (default: {to_text(each.default)})".replace("%", "%%"),
             )
 
     def parse_args(self, arguments: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         words = list(sys.argv[1:] if arguments is None else arguments)
         flags = words.index("--") if "--" in words else len(words)  # what follows are no flags
-        words[:flags] = [self._tidied(word) for word in words[:flags]]
-        parsed = super().parse_args(_config_first(words), namespace)
+        words[:flags] = [self._check_flag(word) for word in words[:flags]]
+        parsed = super().parse_args(words, namespace)
+        if self._settings and parsed.config:
+            values = self._read_config(parsed.config)
+            self.set_defaults(**drop_followers(self._settings, values, vars(parsed)))
+            parsed = super().parse_args(words, namespace)
+        if self._settings:
+            del parsed.config
         del parsed.print_completion
         return parsed
 
-    def _tidied(self, word: str) -> str:
-        """A flag with underscores; an unknown one is refused."""
+    def _read_config(self, name: str) -> dict[str, Any]:
+        """Read the flags in a file, converted; UsageError, which names the file, if one is unknown or invalid."""
+        assert self._settings
+        fields, types = get_fields(self._settings), get_types(self._settings)  # type: ignore[arg-type]
+        lists = [action.dest for action in self._actions if action.nargs == "+"]
+        values = read_recipe(name, self._recipes)
+        for flag, value in values.items():
+            if flag in lists:
+                values[flag] = [to_text(each) for each in (value if isinstance(value, list) else [value])]
+            elif flag in fields:
+                try:
+                    values[flag] = check_value(fields[flag], types[flag], value)
+                except SettingError as error:
+                    raise UsageError(f"{name}: {error}") from error
+            else:
+                raise UsageError(f"{name}: {flag} is no setting{suggest(flag, fields, self.hints)}")
+        return values
+
+    def _check_flag(self, word: str) -> str:
+        """Return a word of the command line with underscores if it is a flag; an unknown flag is refused."""
         if not word.startswith("--"):
             return word
         flag, equals, value = word.partition("=")
-        flag = "--" + flag[2:].replace("-", "_")
-        known = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
-        if flag not in known:
-            nearest = [option for option in known if option.startswith(flag)]
-            nearest = nearest or difflib.get_close_matches(flag, known, n=1)
-            self.error(f"{flag}: no such flag" + (f"; did you mean {nearest[0]}?" if nearest else ""))
-        return flag + equals + value
+        name = flag[2:].replace("-", "_")
+        known = [option[2:] for action in self._actions for option in action.option_strings if option.startswith("--")]
+        if name not in known:
+            self.error(f"--{name}: no such flag{suggest(name, known, self.hints, '--')}")
+        return f"--{name}{equals}{value}"
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {' '.join(message.split())}; see --help\n")
 
 
-class RecipeFile(argparse.Action):
-    """`--config FILE`: a YAML file of flags, which are taken; a bare name is looked for in the folder `const`."""
+def suggest(name: str, known: Iterable[str], hints: Mapping[str, str], prefix: str = "") -> str:
+    """Return the end of a line that refuses an unknown name: which known one was meant, or why there is none.
 
-    def __call__(self, parser: Any, namespace: Any, value: Any, option: str | None = None) -> None:
-        known = {action.dest: action for action in parser._actions}
-        for name, given in read_recipe(value, self.const).items():
-            if name not in known or name in (self.dest, "help", "print_completion"):
-                nearest = difflib.get_close_matches(name, known, n=1)
-                raise UsageError(f"{value}: {name} is no flag" + (f"; did you mean {nearest[0]}?" if nearest else ""))
-            action = known[name]
-            take: Callable[[Any], Any] = action.type or (lambda text: text)
-            if action.nargs == "+":
-                given = [in_yaml(each) for each in (given if isinstance(given, list) else [given])]
-                setattr(namespace, name, [take(each) for each in given])
-            else:
-                setattr(namespace, name, take(given))
+    Args:
+        hints: By names of other tools, the known one, or a sentence on why there is none.
+        prefix: What precedes names in the line, such as "--".
+    """
+    known, hint = list(known), hints.get(name.lower())
+    if hint and hint not in known:
+        return f": {hint}"
+    nearest = [hint] if hint else [each for each in known if each.startswith(name)]
+    nearest = nearest or difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+    return f"; did you mean {prefix}{nearest[0]}?" if nearest else ""
 
 
 def read_recipe(name: str, folder: Path = RECIPES) -> dict[str, Any]:
-    """The flags in a YAML file: a recipe, or the configuration that a run wrote; UsageError if it is none. Aliases are
-    refused, since a few lines of them can stand for terabytes.
+    """Read a YAML file of flags: a recipe, or the configuration that a run wrote.
+
+    YAML aliases are refused, since a few lines of them can stand for terabytes.
+
+    Raises:
+        UsageError: The file cannot be read, or is not of lines `flag: value`.
     """
-    path = recipe_path(name, folder)
+    path = find_recipe(name, folder)
     try:
         text = path.read_text(encoding="utf-8-sig")
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, yaml.SafeLoader)):
-            raise UsageError(f"{path}: YAML aliases are not taken")
+            raise UsageError(f"{path}: YAML aliases are refused")
         values = yaml.safe_load(text) or {}
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from error
@@ -139,44 +176,30 @@ def read_recipe(name: str, folder: Path = RECIPES) -> dict[str, Any]:
         raise UsageError(f"{path}: no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise UsageError(f"{path}: must have lines of the form flag: value")
-    try:
-        if "format" in values:  # as in the configuration of a run
+    if "format" in values:  # as in the configuration of a run
+        try:
             check_format(values)
-        return {name: value for name, value in values.items() if name != "format"}
-    except UsageError as error:
-        raise UsageError(f"{path}: {error}") from error
+        except UsageError as error:
+            raise UsageError(f"{path}: {error}") from error
+    return {name: value for name, value in values.items() if name != "format"}
 
 
-def recipe_path(name: str, folder: Path = RECIPES) -> Path:
-    """The file that the path of a recipe, or its name in this folder, stands for."""
+def find_recipe(name: str, folder: Path = RECIPES) -> Path:
+    """Return the file that a path, or the name of a recipe in this folder, stands for."""
     path, known = Path(os.path.expanduser(name)), folder / f"{name}.yaml"
     return known if not path.is_file() and known.exists() else path
 
 
-def taken(each: Field, hint: Any) -> Callable[[Any], Any]:
-    """Turns the text of a flag into its value; UsageError, which argparse passes on, if it is none."""
+def make_converter(each: Field, hint: Any) -> Callable[[Any], Any]:
+    """Return a function that converts the text of a flag; it raises UsageError, which argparse passes on."""
 
-    def take(value: Any) -> Any:
+    def convert(value: Any) -> Any:
         try:
-            return checked(each, hint, value)
+            return check_value(each, hint, value)
         except SettingError as error:
             raise UsageError(f"--{error}") from error
 
-    return take
-
-
-def in_yaml(value: Any) -> str:
-    """A value as a flag or a file of flags has it."""
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _config_first(words: list[str]) -> list[str]:
-    """The command line with `--config FILE` at its start, so that the other flags win."""
-    for place, word in enumerate(words):
-        if word.partition("=")[0] == "--config":
-            end = place + (1 if "=" in word else 2)
-            return [*words[place:end], *words[:place], *words[end:]]
-    return words
+    return convert
 
 
 def exit_status(program: Callable[[], None]) -> int:

@@ -1,11 +1,11 @@
-"""Settings: frozen dataclasses whose fields say once all that the house must know of them.
+"""Settings: frozen dataclasses whose fields hold their own range, help and role in a run.
 
     @dataclass(frozen=True, kw_only=True)
     class Augmentation(Settings):
         crop: int = setting(2, "Largest random shift, in pixels.", at_least=0, at_most=31)
 
-A value is checked and made plain wherever it comes from: the command line and files of flags give texts, programs give
-values. Imports nothing but the standard library.
+Values are checked and converted when an object is made: the command line gives texts, files of flags and programs give
+values or texts. Imports only the standard library.
 """
 
 import math
@@ -32,52 +32,59 @@ def setting(
     resumable: bool | None = None,
     compared: bool = False,
     named: str | None = None,
+    follows: str | None = None,
     **ends: Any,
 ) -> Any:
-    """A field of a `Settings` class.
+    """Define a field of a `Settings` class.
 
     Args:
-        default: The only place where it stands.
-        help: A line or two for the command line.
+        default: The default, stated nowhere else.
+        help: One or two lines for the command line.
         identity: Whether another value makes a run another run.
-        resumable: Whether it may change when a run is resumed; None is: where it is no part of the identity.
+        resumable: Whether it may change when a run is resumed. None means: if it is not part of the identity.
         compared: Whether it is among the first columns where runs are compared.
-        named: What stands before it in the name of a run's folder; None is not in it.
-        ends: Of its `Range`, if it is a number.
+        named: What precedes the value in the name of a run's folder; None leaves it out of the name.
+        follows: The setting to which a value of this one belongs: where that is changed, this goes back to its default.
+        ends: Arguments of `Range`, for a number.
     """
     known: dict[str, Any] = {"help": help, "identity": identity, "compared": compared, "named": named}
-    known |= {"resumable": not identity if resumable is None else resumable, "range": Range(**ends)}
-    return field(default=default, metadata=known)
+    known |= {"resumable": not identity if resumable is None else resumable, "follows": follows}
+    return field(default=default, metadata=known | {"range": Range(**ends)})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The base of groups of settings, which are frozen dataclasses that take keywords only.
+    """The base of groups of settings: frozen dataclasses with keyword arguments only.
 
     Raises:
-        SettingError: When one is made, a value is not of its type, or out of its range.
+        SettingError: A value is not of its type, or out of its range.
         UsageError: The values contradict each other.
     """
 
     def __post_init__(self) -> None:
-        hints = types_of(type(self))  # type: ignore[arg-type]
-        for name, each in settings(type(self)).items():
-            object.__setattr__(self, name, checked(each, hints[name], getattr(self, name)))
-        for base in type(self).__mro__:
-            if "check" in vars(base):
-                base.check(self)  # type: ignore[attr-defined]
+        hints = get_types(type(self))  # type: ignore[arg-type]
+        for name, each in get_fields(type(self)).items():
+            object.__setattr__(self, name, check_value(each, hints[name], getattr(self, name)))
+        self.check()
 
     def check(self) -> None:
-        """Raise UsageError if values contradict each other; each group checks its own."""
+        """Raise UsageError if values contradict each other; a group that checks calls `super().check()` too."""
 
     def plain(self) -> dict[str, Any]:
-        """All values by name, as YAML and JSON take them."""
+        """Return all values by name, as YAML and JSON take them."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         return {name: value.as_posix() if isinstance(value, Path) else value for name, value in values.items()}
 
     def group(self, kind: type[Group]) -> Group:
-        """The settings of one of the groups that this one is made of, alone."""
-        return kind(**{each.name: getattr(self, each.name) for each in fields(kind)})
+        """Return the settings of one of the groups that this one consists of; they are checked already."""
+        group = object.__new__(kind)
+        for each in fields(kind):
+            object.__setattr__(group, each.name, getattr(self, each.name))
+        return group
+
+    def changed(self, changes: Mapping[str, Any]) -> Self:
+        """Return these settings with changes; those that `drop_followers` leaves out go back to their defaults."""
+        return type(self)(**drop_followers(type(self), self.plain(), changes) | dict(changes)) if changes else self
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Self:
@@ -88,15 +95,31 @@ class Settings:
         Raises:
             UsageError: A value is missing or invalid.
         """
-        for name, each in settings(cls).items():
+        for name, each in get_fields(cls).items():
             if name not in values and each.metadata["identity"]:
                 raise UsageError(f"lacks {name}")
-        return cls(**{name: values[name] for name in settings(cls) if name in values})
+        return cls(**{name: values[name] for name in get_fields(cls) if name in values})
 
 
-def settings(kind: type[Settings]) -> dict[str, Field]:
-    """The fields of a group by name."""
+def get_fields(kind: type[Settings]) -> dict[str, Field]:
+    """Return the fields of a group by name."""
     return {each.name: each for each in fields(kind)}
+
+
+def drop_followers(kind: type[Settings], values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `values` without the settings that follow one to which `changes` give another value.
+
+    The learning rate of one optimizer, for example, is not that of another.
+    """
+    fields = get_fields(kind)
+
+    def is_valid(name: str) -> bool:
+        leader = fields[name].metadata["follows"] if name in fields else None
+        if leader is None or leader not in changes:
+            return True
+        return to_text(changes[leader]) == to_text(values.get(leader, fields[leader].default))
+
+    return {name: value for name, value in values.items() if is_valid(name)}
 
 
 def check_format(entries: Mapping[str, Any]) -> None:
@@ -124,7 +147,7 @@ class Range:
         return self.at_least <= value <= self.at_most and self.above < value < self.below and whole
 
     def __str__(self) -> str:
-        """ "from 0 to 31", "above 0", "a multiple of 10 from 0 to 49990"."""
+        """Return a text such as "from 0 to 31", "above 0" or "a multiple of 10 from 0 to 49990"."""
         words = [] if self.multiple_of == 1 else [f"a multiple of {self.multiple_of}"]
         closed = self.at_least > -math.inf
         if min(self.at_most, self.below) == math.inf:
@@ -136,40 +159,40 @@ class Range:
 
 
 @cache
-def types_of(kind: Any) -> dict[str, Any]:
-    """The types of a group's fields by name."""
+def get_types(kind: Any) -> dict[str, Any]:
+    """Return the types of a group's fields by name."""
     return get_type_hints(kind)
 
 
-def choices(hint: Any) -> tuple[Any, ...]:
-    """The values that a type lists; none if it does not."""
+def get_choices(hint: Any) -> tuple[Any, ...]:
+    """Return the values of a `Literal`, and none of another type."""
     return get_args(hint) if get_origin(hint) is Literal else ()
 
 
-def kinds(hint: Any) -> tuple[Any, ...]:
-    """The alternatives of a type: (int, NoneType) of `int | None`."""
+def get_alternatives(hint: Any) -> tuple[Any, ...]:
+    """Return the parts of a union: (int, NoneType) of `int | None`."""
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
-def checked(each: Field, hint: Any, value: Any) -> Any:
-    """A value, or the text of one, as the plain value of this type; SettingError if it is none or out of range."""
-    if type(None) in kinds(hint) and (value is None or value == "null"):
+def check_value(each: Field, hint: Any, value: Any) -> Any:
+    """Convert a value, or its text, to the type of a setting; SettingError if it is invalid or out of range."""
+    if type(None) in get_alternatives(hint) and (value is None or value == "null"):
         return None
-    for kind in kinds(hint):
+    for kind in get_alternatives(hint):
         try:
-            plain = converted(kind, value)
+            plain = convert_value(kind, value)
         except (ValueError, TypeError, OverflowError, KeyError, RuntimeError):  # RuntimeError: there is no home folder
             continue
         allowed = each.metadata["range"]
         if isinstance(plain, int | float) and not isinstance(plain, bool) and plain not in allowed:
             raise SettingError(each.name, plain, f"must be {allowed}")
         return plain
-    raise SettingError(each.name, value, f"must be {in_words(hint)}")
+    raise SettingError(each.name, value, f"must be {describe_type(hint)}")
 
 
-def converted(kind: Any, value: Any) -> Any:
-    """A value or its text as `kind`; ValueError, TypeError or OverflowError if it is none."""
-    if listed := choices(kind):
+def convert_value(kind: Any, value: Any) -> Any:
+    """Convert a value or its text to `kind`; KeyError, ValueError, TypeError or OverflowError if that is impossible."""
+    if listed := get_choices(kind):
         if value in listed:
             return value
         raise ValueError
@@ -190,8 +213,16 @@ def converted(kind: Any, value: Any) -> Any:
     raise TypeError
 
 
-def in_words(hint: Any) -> str:
-    """What a value of this type is, for people."""
+def to_text(value: Any) -> str:
+    """Return the text of a setting's value: "null", "true", "0.1". `check_value` converts it back."""
+    if isinstance(value, Path):
+        return value.as_posix()
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def describe_type(hint: Any) -> str:
+    """Return what a value of this type is, such as "a whole number"."""
     words = {bool: "true or false", int: "a whole number", float: "a number", Path: "a path", str: "a text"}
-    words |= {kind: f"one of {', '.join(map(repr, choices(kind)))}" for kind in kinds(hint) if choices(kind)}
-    return " or ".join(words[kind] for kind in kinds(hint) if kind in words)
+    parts = get_alternatives(hint)
+    words |= {kind: f"one of {', '.join(map(repr, get_choices(kind)))}" for kind in parts if get_choices(kind)}
+    return " or ".join(words[kind] for kind in parts if kind in words)

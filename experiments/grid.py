@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from core.cli import in_yaml, read_recipe, recipe_path
+from core.cli import find_recipe, read_recipe
 from core.errors import SettingError, UsageError
+from core.settings import drop_followers, to_text
 from experiments.runs import read_cells, read_runs, result_of_row
-from training.config import SETTINGS, RunConfig, with_contents
+from training.config import SETTINGS, RunConfig, resolve_config
 
 FOLDERS = ("data_dir", "log_dir", "checkpoint_dir")  # which the sweep sets
 
@@ -44,7 +45,7 @@ class Plan:
         checkpoint_dir: Path,
         reuse: Path | None = None,
     ) -> None:
-        self.recipe = recipe and str(recipe_path(recipe))
+        self.recipe = recipe and str(find_recipe(recipe))
         self.name = name or Path(recipe or "sweep").stem
         if not re.fullmatch(r"\w[\w.-]*", self.name):
             raise SettingError("name", self.name, "must be letters, digits and _ . - only")
@@ -81,22 +82,22 @@ class Plan:
         """What a run is, with what is in the files that it names; the sweep's own texts are on top of the recipe."""
         key = json.dumps(assigned, sort_keys=True)
         if key not in self._configs:
-            self._configs[key] = with_contents(RunConfig(**self.recipe_flags | self._texts(assigned)))
+            self._configs[key] = resolve_config(RunConfig(**self._flags(assigned)))
         return self._configs[key]
 
     def arguments(self, assigned: dict[str, str], threads: int) -> list[str]:
         """The command line of a run, which gets `threads` unless the sweep's texts say otherwise."""
-        recipe = {flag: in_yaml(value) for flag, value in self.recipe_flags.items()}
-        texts = recipe | {"threads": str(threads)} | self._texts(assigned)
-        return [f"--{flag}={value}" for flag, value in texts.items()]
+        flags = {"threads": threads} | self._flags(assigned)
+        return [f"--{flag}={to_text(value)}" for flag, value in flags.items()]
 
-    def _texts(self, assigned: dict[str, str]) -> dict[str, str]:
-        """All flags on top of the recipe's."""
+    def _flags(self, assigned: dict[str, str]) -> dict[str, Any]:
+        """Return all flags of a run: the recipe's, and the sweep's own texts."""
         folders = zip(FOLDERS, (self.data_dir, self.log_dir, self.checkpoint_dir), strict=True)
         texts = {flag: str(folder) for flag, folder in folders} | self.base | assigned
         unnamed = [flag for flag in assigned if SETTINGS[flag].metadata["named"] is None]
         tag = "-".join(f"{flag}-{assigned[flag]}" for flag in unnamed)
-        return ({"tag": re.sub(r"[^\w.=+-]+", "-", tag)} if tag else {}) | texts  # of a path its slashes go
+        texts = ({"tag": re.sub(r"[^\w.=+-]+", "-", tag)} if tag else {}) | texts  # of a path its slashes go
+        return drop_followers(RunConfig, self.recipe_flags, texts) | texts
 
     def finished(self) -> dict[str, dict[str, Any]]:
         """Results by identity: of the runs in the log folder, and of those in the table to reuse."""

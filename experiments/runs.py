@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from core.errors import SettingError, UsageError
-from core.settings import FORMAT, check_format, checked, types_of
+from core.errors import UsageError
+from core.settings import FORMAT, check_format, check_value, get_types, to_text
 from training.config import SETTINGS, RunConfig, read_config
 from training.files import CONFIG, RunResult, read_result, read_run_config
 
@@ -71,21 +71,18 @@ def row_of_run(run: Run, curves: Curves) -> dict[str, Any]:
 
 def texts_of(config: RunConfig) -> dict[str, str]:
     """A configuration as `cells.csv` has it: texts, empty where a setting is null, and their format."""
-    values = config.resolved().plain()
-    return {"format": str(FORMAT)} | {name: in_text(values[name]) for name in COLUMNS}
+    values = config.plain()
+    return {"format": str(FORMAT)} | {name: to_cell(values[name]) for name in COLUMNS}
 
 
-def in_text(value: Any) -> str:
-    return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+def to_cell(value: Any) -> str:
+    """Return the text of a setting in a table, which is empty for null."""
+    return "" if value is None else to_text(value)
 
 
 def canonical(name: str, text: str) -> str:
-    """The text of a setting as `texts_of` writes it: "5e-2" and "0.05" are one. UsageError if it is no such value."""
-    try:
-        value = checked(SETTINGS[name], types_of(RunConfig)[name], text or None)  # type: ignore[arg-type]
-    except SettingError as error:
-        raise UsageError(str(error)) from error
-    return in_text(value.as_posix() if isinstance(value, Path) else value)
+    """Return the text of a setting as `texts_of` writes it: "0.05" of "5e-2"; SettingError if it is invalid."""
+    return to_cell(check_value(SETTINGS[name], get_types(RunConfig)[name], text or None))  # type: ignore[arg-type]
 
 
 def read_cells(path: Path) -> list[tuple[dict[str, str], RunConfig]]:

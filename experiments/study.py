@@ -33,7 +33,7 @@ from core.errors import UsageError
 from core.extras import require_extra
 from core.files import write_bytes
 from core.locks import hold_lock
-from core.settings import kinds, types_of
+from core.settings import get_alternatives, get_types
 from experiments.grid import Cell, Plan, ends
 from training.config import SETTINGS, RunConfig
 
@@ -212,7 +212,7 @@ def suggest(trial: Trial, flag: str, text: str) -> str:
     if ".." not in text:
         return trial.suggest_categorical(flag, text.split(","))
     low, high = map(float, ends(text))
-    if int in kinds(types_of(RunConfig)[flag]):
+    if int in get_alternatives(get_types(RunConfig)[flag]):
         step = SETTINGS[flag].metadata["range"].multiple_of
         return str(trial.suggest_int(flag, int(low), int(high), step=step, log=low >= 1 and step == 1))
     return f"{trial.suggest_float(flag, low, high, log=low > 0):.3g}"

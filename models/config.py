@@ -1,13 +1,13 @@
 """The settings of the rooms that learn: which network, how its weights are updated, who teaches it."""
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self, TypeAlias
+from typing import Literal, TypeAlias
 
 from core.errors import SettingError
 from core.settings import Settings, setting
-from models.optimizers import OPTIMIZERS, SCHEDULES
+from models.optimizers import OPTIMIZERS
 from models.registry import NETWORKS
 
 
@@ -19,8 +19,10 @@ def _by_optimizer(field: str) -> str:
     return ", ".join(f"{' and '.join(alike)} {value:g}" for value, alike in names.items())
 
 
-OptimizerName: TypeAlias = Literal[tuple(OPTIMIZERS)]  # type: ignore[valid-type]
-ScheduleName: TypeAlias = Literal[tuple(SCHEDULES)]  # type: ignore[valid-type]
+OptimizerName: TypeAlias = Literal[
+    "sgd", "adam", "adamw", "nadam", "radam", "adamax", "rmsprop", "adagrad", "adadelta", "adafactor", "asgd"
+]
+ScheduleName: TypeAlias = Literal["onecycle", "cosine", "step", "constant"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,7 @@ class Network(Settings):
     )
 
     def check(self) -> None:
+        super().check()
         known = NETWORKS.get(self.network)
         if known is None and not re.fullmatch(r".+\.py:[A-Za-z_]\w*", self.network):
             choices = ", ".join(map(repr, NETWORKS))
@@ -66,10 +69,14 @@ class Optimization(Settings):
         f"Peak learning rate; null takes the optimizer's default: {_by_optimizer('lr')}.",
         compared=True,
         named="lr",
+        follows="optimizer",
         above=0,
     )
     weight_decay: float | None = setting(
-        None, f"Weight decay; null takes the optimizer's default: {_by_optimizer('weight_decay')}.", at_least=0
+        None,
+        f"Weight decay; null takes the optimizer's default: {_by_optimizer('weight_decay')}.",
+        follows="optimizer",
+        at_least=0,
     )
     momentum: float = setting(0.9, "Momentum; only sgd uses it.", at_least=0, below=1)
     nesterov: bool = setting(True, "Nesterov momentum instead of the classic one; only sgd uses it.")
@@ -82,14 +89,12 @@ class Optimization(Settings):
         0.0, "Label smoothing: share of the target that is spread evenly over all classes.", at_least=0, below=1
     )
 
-    def resolved(self) -> Self:
-        """With the optimizer's defaults where nothing is given."""
-        defaults = OPTIMIZERS[self.optimizer]
-        return replace(
-            self,
-            lr=defaults.lr if self.lr is None else self.lr,
-            weight_decay=defaults.weight_decay if self.weight_decay is None else self.weight_decay,
-        )
+    def check(self) -> None:
+        """Fill in the optimizer's defaults, too, where a value is null."""
+        super().check()
+        for name in ("lr", "weight_decay"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, getattr(OPTIMIZERS[self.optimizer], name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +119,7 @@ class Teacher(Settings):
     )
 
     def check(self) -> None:
+        super().check()
         if self.teacher_sha256 and not self.teacher:
             raise SettingError("teacher_sha256", self.teacher_sha256, "needs teacher")
 

@@ -13,10 +13,9 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
 from cifar10.config import DataConfig
 from cifar_datamodule import CIFAR10DataModule
-from core.cli import in_yaml
 from core.errors import UsageError
 from core.files import write_bytes
-from core.settings import FORMAT, settings
+from core.settings import FORMAT, get_fields, to_text
 from core.shell import command_line
 from core.signals import Stopped, StopSignals
 from lenet_module import LeNetModule
@@ -133,7 +132,7 @@ def release(checkpoint: Checkpoint, target: Path, test_acc: float) -> None:
     """
     values = config_of(checkpoint).plain()
     flags = {name: values[name] for name, each in SETTINGS.items() if each.metadata["identity"] or name in RELEASED}
-    words = [f"--{name}={in_yaml(value)}" for name, value in flags.items()]  # all of them, since defaults change
+    words = [f"--{name}={to_text(value)}" for name, value in flags.items()]  # all of them, since defaults change
     facts = {
         "test_acc": round(test_acc, 6),  # float32 counts no further
         "measured_on": "the 10,000 test images of CIFAR-10, preprocessed as the flags say, one forward pass",
@@ -141,7 +140,7 @@ def release(checkpoint: Checkpoint, target: Path, test_acc: float) -> None:
     }
     checkpoint = checkpoint.folded()
     flags["network"] = checkpoint.network.network
-    parts = (settings(kind) for kind in (ModelConfig, DataConfig))
+    parts = (get_fields(kind) for kind in (ModelConfig, DataConfig))
     model, data = ({name: flags[name] for name in part if name in flags} for part in parts)
     lightning = {
         "pytorch-lightning_version": pl.__version__,

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias
 
 from cifar10.config import Augmentation, Data, DataConfig, Preprocessing
 from core.errors import SettingError, UsageError
-from core.settings import FORMAT, Settings, setting, settings
+from core.settings import Settings, get_fields, setting
 from models.config import ModelConfig, Network, Optimization, Teacher
 from models.registry import network_sha256
 
@@ -73,6 +73,7 @@ class Output(Settings):
     )
 
     def check(self) -> None:
+        super().check()
         if self.tag and not re.fullmatch(r"[\w.=+-]+", self.tag):
             raise SettingError("tag", self.tag, "must be letters, digits and _ . = + - only")
 
@@ -82,13 +83,14 @@ class RunConfig(DataConfig, ModelConfig, Length, Hardware, Output):
     """A whole run."""
 
     def check(self) -> None:
+        super().check()
         if self.plain_epochs > self.epochs:
             raise SettingError("plain_epochs", self.plain_epochs, f"more than the run's {self.epochs} epochs")
 
     @property
     def name(self) -> str:
         """Of the run's folder."""
-        values = self.plain() | self.group(Optimization).resolved().plain()
+        values = self.plain()
         named = {name: each.metadata["named"] for name, each in SETTINGS.items()}
         short = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in values.items()}
         parts = [f"{word}{short[name]}" for name, word in named.items() if word is not None]
@@ -97,8 +99,6 @@ class RunConfig(DataConfig, ModelConfig, Length, Hardware, Output):
     def identity(self) -> str:
         """Equal for runs that are the same run. Files count by what is in them, which a `resolved` run says."""
         parts = {name: value for name, value in self.plain().items() if SETTINGS[name].metadata["identity"]}
-        defaults = self.group(Optimization).resolved()
-        parts |= {"lr": defaults.lr, "weight_decay": defaults.weight_decay}
         return json.dumps(parts, sort_keys=True)
 
 
@@ -106,10 +106,10 @@ GROUPS: tuple[type[Settings], ...] = (
     *(Optimization, Length, Network, Teacher),
     *(Augmentation, Preprocessing, Data, Output, Hardware),
 )  # in the order in which people want to know
-SETTINGS = {name: each for group in GROUPS for name, each in settings(group).items()}
+SETTINGS = {name: each for group in GROUPS for name, each in get_fields(group).items()}
 
 
-def with_contents(config: RunConfig) -> RunConfig:
+def resolve_config(config: RunConfig) -> RunConfig:
     """With what is in the files that the run is given, the defaults by optimizer, and the number format that this
     processor is fastest with: what its identity needs. UsageError if a file is not there, or holds something else than
     the configuration says.
@@ -127,7 +127,7 @@ def with_contents(config: RunConfig) -> RunConfig:
         from training.hardware import fastest_precision  # takes PyTorch
 
         known["precision"] = fastest_precision(config.accelerator)
-    return replace(config.resolved(), **known)
+    return replace(config, **known)
 
 
 def read_config(values: Mapping[str, Any]) -> RunConfig:
@@ -135,8 +135,3 @@ def read_config(values: Mapping[str, Any]) -> RunConfig:
     if unknown := sorted(values.keys() - SETTINGS.keys()):
         raise UsageError(f"has {unknown[0]}, which this version does not know")
     return RunConfig.read(values)
-
-
-def written(config: RunConfig) -> dict[str, Any]:
-    """What a run writes down: `read_config` is the way back."""
-    return {"format": FORMAT, **config.plain()}

@@ -15,7 +15,7 @@ from core.errors import UsageError
 from core.files import write_bytes
 from core.locks import hold_lock
 from core.settings import FORMAT, check_format
-from training.config import RunConfig, read_config, written
+from training.config import RunConfig, read_config
 
 # In the log folder of a run, logs/<name>/version_N.
 CONFIG = "config.yaml"  # what the run is; `--config` takes it back
@@ -87,7 +87,7 @@ def lock_run(folder: Path) -> ExitStack:
 def write_config(folder: Path, config: RunConfig) -> None:
     """The run's configuration, whole or not at all."""
     text = "# This run again, with the same versions, machine and threads bit for bit: python train.py --config FILE\n"
-    text += yaml.safe_dump(written(config), sort_keys=False, allow_unicode=True)
+    text += yaml.safe_dump({"format": FORMAT} | config.plain(), sort_keys=False, allow_unicode=True)
     write_bytes(folder / CONFIG, text.encode())
 
 

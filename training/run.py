@@ -20,9 +20,9 @@ from analysis.reports import write_report
 from analysis.tensorboard import log_result, result_rows
 from cifar10.config import Data
 from cifar_datamodule import CIFAR10DataModule
-from core.cli import in_yaml
 from core.cores import cores
 from core.errors import SettingError, UsageError
+from core.settings import to_text
 from core.shell import command_line
 from lenet_module import LeNetModule
 from models.checkpoint import LAST
@@ -31,7 +31,7 @@ from models.distillation import load_teacher
 from training import callbacks as visible
 from training.best_model import BestModel
 from training.checkpoints import RunCheckpoint, StopOnSignal, calibrate
-from training.config import SETTINGS, RunConfig, with_contents
+from training.config import SETTINGS, RunConfig, resolve_config
 from training.files import RunResult, lock_run, reserve_version, write_config, write_result
 from training.hardware import keep_freed_memory
 from training.trainer import RunLogger, make_trainer, refuse_hardware
@@ -59,7 +59,7 @@ def train(
         FloatingPointError: The training loss is no longer finite.
         Stopped: Ctrl-C or SIGTERM.
     """
-    run = build(replace(config or RunConfig(), **flags), resume, started)
+    run = build((config or RunConfig()).changed(flags), resume, started)
     with run.lock, run.watch.stop:
         fit(run)
         tested = test(run)
@@ -211,7 +211,7 @@ def resolved(config: RunConfig) -> RunConfig:
     if config.threads or torch.get_num_threads() > cores():  # PyTorch does not know the limits of a container
         torch.set_num_threads(config.threads or cores())
     pl.seed_everything(config.seed, verbose=False)
-    return replace(with_contents(config), threads=torch.get_num_threads())
+    return replace(resolve_config(config), threads=torch.get_num_threads())
 
 
 def make_halves(config: RunConfig) -> tuple[CIFAR10DataModule, LeNetModule]:
@@ -255,8 +255,8 @@ def compared(config: RunConfig) -> tuple[dict[str, Any], list[str]]:
 
 def write_run_report(config: RunConfig, result: RunResult, folder: Path) -> None:
     """Write REPORT into the log folder of a finished run."""
-    defaults = RunConfig(optimizer=config.optimizer).resolved().plain() | {"optimizer": RunConfig.optimizer}
-    words = [f"--{name}={in_yaml(value)}" for name, value in config.plain().items() if value != defaults[name]]
+    defaults = RunConfig(optimizer=config.optimizer).plain() | {"optimizer": RunConfig.optimizer}
+    words = [f"--{name}={to_text(value)}" for name, value in config.plain().items() if value != defaults[name]]
     command = command_line("python", "train.py", *words)
     trend = markdown(result.trend) if result.trend else ""
     title, images = f"{folder.parent.name}, {folder.name}", SPLITS[config.select_on]

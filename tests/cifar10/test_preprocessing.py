@@ -22,11 +22,11 @@ from core.errors import UsageError
 from training.config import SETTINGS, RunConfig
 
 METHODS = [
-    *(Preprocessing(denoise=method) for method in DENOISE if method != "none"),
-    *(Preprocessing(segment=method) for method in SEGMENT if method != "none"),
+    *(Preprocessing().changed({"denoise": method}) for method in DENOISE if method != "none"),
+    *(Preprocessing().changed({"segment": method}) for method in SEGMENT if method != "none"),
     *(Preprocessing(normalize=method) for method in ("image", "contrast")),
 ]
-CORRUPTIONS = [Preprocessing(corrupt=method, severity=5) for method in CORRUPT if method != "none"]
+CORRUPTIONS = [Preprocessing().changed({"corrupt": method, "severity": 5}) for method in CORRUPT if method != "none"]
 
 
 def name(settings: Preprocessing) -> str:

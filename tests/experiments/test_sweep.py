@@ -22,7 +22,7 @@ from experiments import grid
 from experiments.runs import RESULTS, Run, read_runs, texts_of
 from experiments.study import Engine, database, journal, open_study, suggest
 from experiments.tables import write_table
-from training.config import RunConfig, with_contents
+from training.config import RunConfig, resolve_config
 
 BASE = "optimizer=adam batch_size=50 val_size=100 width=1 pictures=false threads=1"
 
@@ -166,7 +166,7 @@ def table_of(sweeps: Sweeps, *cells: dict[str, Any]) -> Path:
     base = dict(word.split("=") for word in f"{BASE} epochs=2".split())
     rows = []
     for number, flags in enumerate(cells):
-        texts = texts_of(with_contents(RunConfig(**base | flags)))
+        texts = texts_of(resolve_config(RunConfig(**base | flags)))
         score, test = 81.0 - number, 79.5
         results = {"best_epoch": 2, "best_val_acc": score, "test_acc_at_best_val": test, "seconds": 7.5}
         if flags.get("select_on") == "test":
