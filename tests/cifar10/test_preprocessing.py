@@ -367,12 +367,6 @@ def test_a_checkpoint_carries_its_preprocessing_and_test_may_change_it(run: Any,
         evaluated(checkpoint, data_dir, denoise_strength=400.0)
 
 
-def test_a_state_from_before_preprocessing_loads(data_dir: Path) -> None:
-    datamodule = CIFAR10DataModule(data_dir=data_dir)
-    datamodule.load_state_dict({"mean": torch.zeros(3), "std": torch.ones(3)})
-    assert datamodule.preprocessing == Preprocessing(normalize="dataset")
-
-
 @pytest.mark.parametrize(
     ("settings", "rows"),
     [

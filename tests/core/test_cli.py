@@ -75,6 +75,10 @@ def test_a_bad_flag_gets_one_line_and_status_2(arguments: list[str], message: st
         b"- lr\n- 0.1\n",
         b"1: 2\n",
         b"help: 1\n",
+        b"resume: 5\n",
+        b'find_lr: "false"\n',
+        b"print_config: true\n",
+        b"lr: [0.1]\n",
         b"format: 99\n",
         b"format: 3\nlr: 0.1\n",
         bytes(range(256)),
@@ -84,7 +88,7 @@ def test_a_bad_recipe_gets_one_line_and_status_2(content: bytes, tmp_path: Path)
     (tmp_path / "recipe.yaml").write_bytes(content)
     done = typed("--config", str(tmp_path / "recipe.yaml"))
     assert done.returncode == 2
-    assert done.stderr.count("\n") == 1 and done.stderr.startswith("train.py: ")
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("train.py: ") and "recipe.yaml: " in done.stderr
 
 
 def given(*arguments: str) -> dict[str, object]:
@@ -112,9 +116,18 @@ def test_hyphens_and_underscores_are_the_same() -> None:
 
 
 def test_a_flag_beside_a_recipe_wins_wherever_it_stands() -> None:
-    for line in (["--config", "best", "--crop", "1"], ["--crop=1", "--config=best"]):
+    twice = ["--crop", "1", "--config", "coursework", "--config", "best"]
+    for line in (["--config", "best", "--crop", "1"], ["--crop=1", "--config=best"], twice):
         flags = given(*line)
         assert flags["crop"] == 1 and flags["cutout"] == 8
+
+
+def test_another_optimizer_than_that_of_the_recipe_has_its_own_rate_and_weight_decay() -> None:
+    assert given("--config", "coursework")["lr"] == 0.005
+    config = RunConfig(**given("--config", "coursework", "--optimizer", "adamw"))  # type: ignore[arg-type]
+    assert (config.lr, config.weight_decay, config.schedule) == (0.002, 0.01, "constant")
+    assert given("--config", "coursework", "--optimizer", "sgd")["lr"] == 0.005
+    assert given("--config", "coursework", "--optimizer", "adam", "--lr", "0.1")["lr"] == 0.1
 
 
 def test_a_recipe_is_found_by_its_name_and_an_empty_one_is_no_flags(

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from cifar10.config import Augmentation, DataConfig
+from cifar10.filters import CORRUPT, DENOISE, NORMALIZE, SEGMENT
 from cifar_datamodule import CIFAR10DataModule
 from conftest import ROOT
 from core import settings
@@ -17,7 +18,7 @@ from core.errors import SettingError, UsageError
 from core.settings import FORMAT
 from lenet_module import LeNetModule
 from models.config import ModelConfig
-from models.optimizers import OPTIMIZERS
+from models.optimizers import OPTIMIZERS, SCHEDULES
 from training.config import GROUPS, SETTINGS, RunConfig, read_config
 from training.files import CONFIG, read_run_config, write_config
 
@@ -167,6 +168,21 @@ def test_a_teacher_counts_by_what_it_knows_and_not_by_where_it_is() -> None:
         RunConfig(teacher=Path(path), teacher_sha256=digest) for path, digest in (("a", "1"), ("b", "1"), ("a", "2"))
     )
     assert one.identity() == moved.identity() != other.identity()
+
+
+def test_the_choices_of_a_setting_are_the_names_in_its_table() -> None:
+    tables: dict[str, Any] = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "denoise": DENOISE, "segment": SEGMENT}
+    tables |= {"normalize": NORMALIZE, "corrupt": CORRUPT}
+    for name, table in tables.items():
+        assert settings.get_choices(settings.get_types(RunConfig)[name]) == tuple(table)
+
+
+def test_values_that_belong_to_another_setting_do_not_outlive_its_change() -> None:
+    run = RunConfig(lr=1, weight_decay=1, denoise="median", denoise_strength=5, corrupt="blur", severity=5)
+    changed = run.changed({"optimizer": "adam", "denoise": "gaussian", "corrupt": "jpeg", "severity": "2"})
+    assert (changed.lr, changed.weight_decay, changed.denoise_strength, changed.severity) == (0.004, 0, None, 2)
+    assert run.changed({"optimizer": "sgd", "crop": 1}) == RunConfig(**run.plain() | {"crop": 1})
+    assert run.changed({"optimizer": "adam", "lr": 3}).lr == 3
 
 
 def test_a_group_knows_its_own_settings_alone() -> None:
