@@ -449,7 +449,7 @@ def test_what_is_kept_is_found_without_loading_the_images(data_dir: Path, monkey
 
 
 def test_what_is_kept_lies_in_the_folder_that_is_named(run: Any, data_dir: Path, tmp_path: Path) -> None:
-    result = run(cache_dir=tmp_path / "kept", epochs=1)
+    result = run(cache_dir=tmp_path / "kept", epochs=1, normalize="zca-half", random_corruption=0.25)
     evaluated(result.checkpoint, data_dir, denoise="median", cache_dir=tmp_path / "kept")
     assert not (data_dir / "preprocessed").exists()
     kinds = {path.name.partition("-")[0] for path in (tmp_path / "kept").glob("*.bin")}
