@@ -1,9 +1,9 @@
-"""Checkpoints: the one reader of a run's file or folder, which gives one typed thing.
+"""Read a run's checkpoint file or folder into one typed object.
 
     checkpoint = load_checkpoint(Path("checkpoints/lenet5-cifar10.ckpt"))
     network = checkpoint.make_network()  # float images [B, 3, 32, 32] to logits [B, 10]
 
-Nothing in a file can run code, and no file that only a checkpoint names is run. Imports no Lightning.
+Nothing in a file can run code, and a file that only a checkpoint names is never run. Imports no Lightning.
 """
 
 import math
@@ -27,75 +27,70 @@ from core.settings import FORMAT, check_format
 from models import registry
 from models.config import Network
 
-# In a run's folder: of the last whole epoch, and of the best one, with what it reached at the end of its name.
-LAST, BEST = "last.ckpt", "best-*=*.ckpt"
+LAST = "last.ckpt"  # in a run's folder: the last whole epoch
+BEST = "best-*=*.ckpt"  # and the best one, whose name ends with its accuracy
 
 # Entries of a file. Lightning chose the first three; the third is the name of the data module's class.
 STATE_DICT, EPOCH, DATA_STATE = "state_dict", "epoch", "CIFAR10DataModule"
 FLAGS, NAMES = "flags", "class_names"
 OPTIMIZER_STATES = "optimizer_states"  # of a run, which can be resumed from there; not in released weights
-TEMPERATURE = "temperature"  # without it, 1
-MODEL = "model."  # before the names of the network's weights, which are an attribute of `LeNetModule`
+TEMPERATURE = "temperature"  # of `fit_temperature`; 1 if it is missing
+MODEL = "model."  # prefix of the network's weights, since the network is an attribute of `LeNetModule`
 
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """What a run left."""
+    """The content of a checkpoint file."""
 
     path: Path
-    flags: dict[str, Any]  # the run's settings by name, as they were written
+    flags: dict[str, Any]  # settings of the run by name, as they were written
     epoch: int  # the last one trained, counted from 0
     network: Network
     data: Data
-    preprocessing: Preprocessing  # what images have to go through before the network
+    data_state: dict[str, Any]  # of `CIFAR10DataModule`
+    preprocessing: Preprocessing  # of the images that the network takes
     whitening: np.ndarray | None  # float32 [3, 3 * ZCA_SIDE**2 + 1] of `fit_whitening`, if the preprocessing has it
     mean: Tensor  # float32 [3], per channel, in [0, 255], as std
     std: Tensor
     class_names: tuple[str, ...]  # by label
     state_dict: dict[str, Tensor]  # of `LeNetModule`
-    temperature: float  # of `fit_temperature`
+    temperature: float  # by which to divide logits
 
     def make_network(self) -> nn.Module:
-        """The trained network; UsageError if the weights are of another one."""
+        """Make the trained network; UsageError if the weights are of another one."""
         chosen = self.network
         network = registry.make_network(chosen.network, chosen.width, chosen.network_sha256)
-        with _fitting(self.path):
+        with explain_errors(self.path):
             network.load_state_dict({name.removeprefix(MODEL): value for name, value in self.state_dict.items()})
         return network
 
-    def folded(self) -> "Checkpoint":
-        """The checkpoint of the network that answers the same without what only training needs; it may be itself."""
+    def fold(self) -> "Checkpoint":
+        """Return the checkpoint with batch normalization merged into the weights, if its network can do that."""
         known = registry.NETWORKS.get(self.network.network)
-        if known is None or known.folded is None:
+        if known is None or known.folds_to is None:
             return self
         network: Any = self.make_network().eval()
-        state_dict = {MODEL + name: value for name, value in network.folded().state_dict().items()}
-        name, flags = known.folded, self.flags | {"network": known.folded}
+        state_dict = {MODEL + name: value for name, value in network.fold().state_dict().items()}
+        name, flags = known.folds_to, self.flags | {"network": known.folds_to}
         return replace(self, network=replace(self.network, network=name), flags=flags, state_dict=state_dict)
 
-    def data_state(self) -> dict[str, Any]:
-        """The state of the data module, as `CIFAR10DataModule.load_state_dict` takes it."""
-        state = {"mean": self.mean, "std": self.std, "preprocessing": self.preprocessing.plain()}
-        return state | ({} if self.whitening is None else {"whitening": torch.from_numpy(self.whitening)})
-
-    def entries(self) -> dict[str, Any]:
-        """Tensors and plain values, from which `load_checkpoint` makes the same checkpoint."""
+    def to_entries(self) -> dict[str, Any]:
+        """Return tensors and plain values from which `load_checkpoint` makes the same checkpoint."""
         run = {"format": FORMAT, FLAGS: self.flags, EPOCH: self.epoch, NAMES: list(self.class_names)}
-        run |= {TEMPERATURE: self.temperature}
-        return run | {DATA_STATE: self.data_state(), STATE_DICT: self.state_dict}
+        return run | {TEMPERATURE: self.temperature, DATA_STATE: self.data_state, STATE_DICT: self.state_dict}
 
 
 def load_checkpoint(path: str | Path, network: str | None = None, last: bool = False) -> Checkpoint:
-    """Read a checkpoint of train.py.
+    """Read a checkpoint of train.py, or of a script that trains `LeNetModule` on `CIFAR10DataModule`.
 
     Args:
-        path: The file, or the folder of its run: then BEST is read, the epoch that the run tested, or LAST if no epoch
-            was chosen, or if `last` is set.
-        network: For a network of someone's own, its "file.py:Class": a checkpoint brings no code.
+        path: File, or checkpoint folder of a run. In a folder BEST is read, the epoch that the run tested, or LAST if
+            there is no best epoch or `last` is set.
+        network: "file.py:Class" of a network of your own, since a checkpoint holds no code.
 
     Raises:
-        UsageError: It is not there, damaged, of another program or format, or would have run code; its
-            entries contradict each other; or `network` is not the network of the run, or is missing.
+        UsageError: The file is missing, damaged, of another program or format, contradicts itself, or would have run
+            code; or `network` is missing or is not the network of the run.
     """
     path = Path(path)
     if path.is_dir():
@@ -116,8 +111,13 @@ def load_checkpoint(path: str | Path, network: str | None = None, last: bool = F
         raise UsageError(f"{path}: no checkpoint of this project")
     if DATA_STATE not in entries:
         raise UsageError(f"{path}: was trained without CIFAR10DataModule, so its preprocessing is unknown")
-    checkpoint = _checkpoint(path, entries)
-    return replace(checkpoint, **_named(checkpoint, network))
+    try:
+        check_format(entries)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
+    with explain_errors(path):
+        checkpoint = parse_entries(path, entries)
+    return name_network_again(checkpoint, network)
 
 
 def refuse_overwriting(option: str, path: Path) -> None:
@@ -145,52 +145,53 @@ def remove_compiled_prefix(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor
     return {name.replace(f"{MODEL}_orig_mod.", MODEL, 1): value for name, value in state_dict.items()}
 
 
-def _checkpoint(path: Path, entries: Mapping[str, Any]) -> Checkpoint:
-    try:
-        check_format(entries)
-    except UsageError as error:
-        raise UsageError(f"{path}: {error}") from error
-    with _fitting(path):
-        flags, state = dict(read_flags(entries)), entries[DATA_STATE]
-        preprocessing, whitening = from_state(state)
-        temperature = float(entries.get(TEMPERATURE, 1))
-        if not 0 < temperature < math.inf:
-            raise UsageError(f"temperature {temperature} is not above 0")
-        names = tuple(entries.get(NAMES, CLASS_NAMES))
-        if len(names) != len(CLASS_NAMES) or not all(isinstance(name, str) for name in names):
-            raise UsageError(f"has no names of {len(CLASS_NAMES)} classes")
-        return Checkpoint(
-            path=path,
-            flags=flags,
-            epoch=int(entries[EPOCH]),
-            network=Network.read(flags),
-            data=Data.read(flags),
-            preprocessing=preprocessing,
-            whitening=whitening,
-            mean=state["mean"].view(3),
-            std=state["std"].view(3),
-            class_names=names,
-            state_dict=remove_compiled_prefix(entries[STATE_DICT]),
-            temperature=temperature,
-        )
+def parse_entries(path: Path, entries: Mapping[str, Any]) -> Checkpoint:
+    """Return the entries of a file as a checkpoint; any exception means that they are invalid."""
+    flags, state = dict(read_flags(entries)), entries[DATA_STATE]
+    preprocessing, whitening = from_state(state)
+    temperature = float(entries.get(TEMPERATURE, 1))
+    if not 0 < temperature < math.inf:
+        raise UsageError(f"temperature {temperature} is not above 0")
+    names = tuple(entries.get(NAMES, CLASS_NAMES))
+    if len(names) != len(CLASS_NAMES) or not all(isinstance(name, str) for name in names):
+        raise UsageError(f"has no names of {len(CLASS_NAMES)} classes")
+    return Checkpoint(
+        path=path,
+        flags=flags,
+        epoch=int(entries[EPOCH]),
+        network=Network.read(flags),
+        data=Data.read(flags),
+        data_state=state,
+        preprocessing=preprocessing,
+        whitening=whitening,
+        mean=state["mean"].view(3),
+        std=state["std"].view(3),
+        class_names=names,
+        state_dict=remove_compiled_prefix(entries[STATE_DICT]),
+        temperature=temperature,
+    )
 
 
-def _named(checkpoint: Checkpoint, name: str | None) -> dict[str, Any]:
-    """The fields that say where the network's code is, by what the caller named."""
-    network, flags = checkpoint.network, checkpoint.flags
-    own = network.network not in registry.NETWORKS
+def name_network_again(checkpoint: Checkpoint, name: str | None) -> Checkpoint:
+    """Return the checkpoint with the place of its network's code, as the caller names it.
+
+    UsageError if it is missing for a network of the user's own, or is another network than the checkpoint's.
+    """
+    known = checkpoint.network.network
+    own = known not in registry.NETWORKS
     if own and name is None:
-        raise UsageError(f"{checkpoint.path}: {registry.missing_code(network.network)}")
-    if name is None or name == network.network:
-        return {}
-    if not own or name in registry.NETWORKS or name.rpartition(":")[2] != network.network.rpartition(":")[2]:
-        raise UsageError(f"{checkpoint.path}: its network is {network.network}, not {name}")
-    return {"network": replace(network, network=name), "flags": flags | {"network": name}}
+        raise UsageError(f"{checkpoint.path}: {registry.missing_code(known)}")
+    if name is None or name == known:
+        return checkpoint
+    if not own or name in registry.NETWORKS or name.rpartition(":")[2] != known.rpartition(":")[2]:
+        raise UsageError(f"{checkpoint.path}: its network is {known}, not {name}")
+    flags = checkpoint.flags | {"network": name}
+    return replace(checkpoint, network=replace(checkpoint.network, network=name), flags=flags)
 
 
 @contextmanager
-def _fitting(path: Path) -> Iterator[None]:
-    """Turns what goes wrong with the content of a checkpoint into one line."""
+def explain_errors(path: Path) -> Iterator[None]:
+    """Turn an exception about the content of a checkpoint into a UsageError of one line."""
     try:
         yield
     except (UsageError, TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:

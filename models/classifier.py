@@ -42,7 +42,7 @@ class Classifier(nn.Module):
 
     def __init__(self, checkpoint: Checkpoint, tta: bool = False) -> None:
         super().__init__()
-        network = checkpoint.folded().make_network()
+        network = checkpoint.fold().make_network()
         self.network = HorizontalFlipAverage(network) if tta else network
         self.class_names = checkpoint.class_names
         self.mean, self.std = nn.Buffer(checkpoint.mean), nn.Buffer(checkpoint.std)

@@ -37,7 +37,7 @@ class LeNet5(nn.Module):
 class BatchNormLeNet5(LeNet5):
     """`LeNet5` with batch normalization (Ioffe and Szegedy 2015) before each ReLU, which trains faster.
 
-    Only training needs it: `folded` merges it into the weights of a `LeNet5`.
+    Only training needs it: `fold` merges it into the weights of a `LeNet5`.
     """
 
     def __init__(self, width: int = 3, num_classes: int = 10) -> None:
@@ -59,7 +59,7 @@ class BatchNormLeNet5(LeNet5):
         x = F.relu(self.norm3(self.fc1(x.flatten(1))))
         return self.fc3(F.relu(self.norm4(self.fc2(x))))
 
-    def folded(self) -> LeNet5:
+    def fold(self) -> LeNet5:
         """Return a `LeNet5` in evaluation mode whose logits equal this network's, up to rounding.
 
         This network must be in evaluation mode.

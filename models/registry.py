@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class NetworkClass:
-    """A class of models/networks.py, whether it takes a `width`, and the network that its `folded` makes."""
+    """A class of models/networks.py, whether it takes a `width`, and the network that its `fold` makes."""
 
     class_name: str
     has_width: bool = False
-    folded: str | None = None
+    folds_to: str | None = None
 
 
 NETWORKS = {
     "lenet5": NetworkClass("LeNet5", has_width=True),
-    "lenet5-bn": NetworkClass("BatchNormLeNet5", has_width=True, folded="lenet5"),
+    "lenet5-bn": NetworkClass("BatchNormLeNet5", has_width=True, folds_to="lenet5"),
     "resnet": NetworkClass("ResNet"),
 }
 

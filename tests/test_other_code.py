@@ -104,7 +104,7 @@ def test_what_a_loaded_data_module_trains_on_is_whitened_as_the_images_of_its_ru
     own = CIFAR10DataModule(val_size=100, normalize="zca-half", **here)
     for datamodule in (loaded, own):
         datamodule.setup()
-    state = load_checkpoint(Path(path)).data_state()
+    state = load_checkpoint(Path(path)).data_state
     for name in ("mean", "std", "whitening"):
         assert torch.equal(loaded.state_dict()[name], state[name])
         assert not torch.equal(own.state_dict()[name], state[name])

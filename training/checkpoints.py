@@ -138,7 +138,7 @@ def release(checkpoint: Checkpoint, target: Path, test_acc: float) -> None:
         "measured_on": "the 10,000 test images of CIFAR-10, preprocessed as the flags say, one forward pass",
         "command": command_line("python", "train.py", *words),
     }
-    checkpoint = checkpoint.folded()
+    checkpoint = checkpoint.fold()
     flags["network"] = checkpoint.network.network
     parts = (get_fields(kind) for kind in (ModelConfig, DataConfig))
     model, data = ({name: flags[name] for name in part if name in flags} for part in parts)
@@ -147,7 +147,7 @@ def release(checkpoint: Checkpoint, target: Path, test_acc: float) -> None:
         LeNetModule.CHECKPOINT_HYPER_PARAMS_KEY: model | {"val_name": flags["select_on"]},
         CIFAR10DataModule.CHECKPOINT_HYPER_PARAMS_KEY: data,
     }
-    entries = replace(checkpoint, flags=flags).entries() | lightning | facts
+    entries = replace(checkpoint, flags=flags).to_entries() | lightning | facts
     try:
         AtomicCheckpointIO().save_checkpoint(entries, target)
     except OSError as error:

@@ -74,7 +74,7 @@ def test_batch_normalisation_folds_into_the_weights_of_lenet5() -> None:
     trained(images)  # running statistics leave their start
     for norm in (trained.norm1, trained.norm2, trained.norm3, trained.norm4):
         torch.nn.init.normal_(norm.bias)
-    folded = trained.eval().folded()
+    folded = trained.eval().fold()
     assert type(folded) is LeNet5 and not folded.training
     torch.testing.assert_close(folded(images), trained(images))
     with pytest.raises(AssertionError):  # the weights alone, without the statistics, answer otherwise
@@ -199,7 +199,7 @@ def test_a_checkpoint_of_the_present_format_says_all_itself(tmp_path: Path) -> N
 
 def test_what_a_checkpoint_writes_is_read_as_the_same(tmp_path: Path) -> None:
     first = load_checkpoint(write_checkpoint(tmp_path / "a.ckpt", state={"preprocessing": ZCA, "whitening": FILTER}))
-    torch.save(first.entries(), tmp_path / "b.ckpt")
+    torch.save(first.to_entries(), tmp_path / "b.ckpt")
     second = load_checkpoint(tmp_path / "b.ckpt")
     for name in ("flags", "epoch", "network", "data", "preprocessing", "class_names"):
         assert getattr(first, name) == getattr(second, name)

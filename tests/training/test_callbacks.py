@@ -232,7 +232,7 @@ def test_in_mixed_precision_the_figures_are_those_of_the_checkpoint_in_float32(
     module = LeNetModule(network="lenet5", width=1)
     module.load_state_dict(checkpoint.state_dict)
     datamodule = CIFAR10DataModule(data_dir=data_dir, val_size=100)
-    datamodule.load_state_dict(checkpoint.data_state())
+    datamodule.load_state_dict(checkpoint.data_state)
     datamodule.setup()
     exact = best_model.predict(module, datamodule.val_dataloader())  # type: ignore[arg-type]
     assert torch.equal(shown[0], exact.confusion_matrix())
