@@ -68,12 +68,12 @@ def sheet(images: np.ndarray, captions: Sequence[str], title: str, columns: int 
 
 
 def before_and_after(rows: Mapping[str, np.ndarray], class_names: Sequence[str], title: str = "") -> Figure:
-    """The same N images, uint8 [N, 3, H, W], in several rows, by what was done to them; `class_names` are theirs."""
+    """The same N images, uint8 [N, H, W, 3], in several rows, by what was done to them; `class_names` are theirs."""
     figure = _figure(1.0 * len(class_names) + 0.4, 1.25 * len(rows) + 0.4, title)
     grid = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
     for axes, (name, images) in zip(grid, rows.items(), strict=True):
-        side = images.shape[-1] + 2
-        axes.imshow(_mosaic(images.transpose(0, 2, 3, 1), len(images), gap=2), interpolation="nearest")
+        side = images.shape[2] + 2
+        axes.imshow(_mosaic(images, len(images), gap=2), interpolation="nearest")
         axes.set_title(name, fontsize=9)
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)

@@ -19,8 +19,7 @@ class Items(Dataset):
     """The training images, kept and answered as torchvision's CIFAR10 does: float32 [3, 32, 32] and an int."""
 
     def __init__(self, data_dir: Path) -> None:
-        images, labels = records.load(data_dir / "cifar-10-batches-bin", train=True)
-        self.images = images.transpose(0, 2, 3, 1)  # uint8 [N, 32, 32, 3]
+        self.images, labels = records.load(data_dir / "cifar-10-batches-bin", train=True)  # uint8 [N, 32, 32, 3]
         self.labels: list[int] = labels.tolist()
         self.transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
 

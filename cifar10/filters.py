@@ -3,8 +3,6 @@
 Each is a function of its arguments alone; the index only chooses the noise of a corruption.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 
 from core.streams import Stream
@@ -36,9 +34,8 @@ RANDOM = (  # what training images are corrupted by, drawn from all alike, with 
 )
 SUPERPIXELS, COMPACTNESS = 64, 10.0  # of about 4 x 4 pixels; scikit-image's default weight of distance against colour
 CLIP_LIMIT, TILES = 2.0, (2, 2)  # of CLAHE; a tile has as many pixels as there are grey levels
+ZCA_SIDE = 9  # pixels of the patches that are whitened
 BYTES_A_DEVIATION = 127.5 / 4  # so 0 and 255 stand for 4 standard deviations on either side of the middle
-
-Step = Callable[[np.ndarray, int], np.ndarray]  # image uint8 [32, 32, 3] and its index, to the new image
 
 
 def to_bytes(values: np.ndarray) -> np.ndarray:
@@ -123,14 +120,15 @@ def _mean_colours(image: np.ndarray, regions: np.ndarray) -> np.ndarray:
     return np.rint(np.stack(means, 1)).astype(np.uint8)[regions]
 
 
-def standardize(image: np.ndarray, index: int) -> np.ndarray:
-    """Mean 0 and standard deviation 1 over all values of the image, as bytes."""
-    values = image.astype(np.float32)
-    return to_bytes((values - values.mean()) / max(values.std(), 1.0))  # 1.0: an image of one colour
+def normalize(method: str, image: np.ndarray, index: int) -> np.ndarray:
+    """Normalize an image by itself.
 
-
-def equalize(image: np.ndarray, index: int) -> np.ndarray:
-    """Contrast-limited adaptive histogram equalisation (Zuiderveld 1994) of the lightness."""
+    image: mean 0 and standard deviation 1 over all its values, as bytes. contrast: contrast-limited adaptive histogram
+    equalization (Zuiderveld 1994) of the lightness.
+    """
+    if method == "image":
+        values = image.astype(np.float32)
+        return to_bytes((values - values.mean()) / max(values.std(), 1.0))  # 1.0: an image of one colour
     import cv2
 
     lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB)
@@ -138,15 +136,13 @@ def equalize(image: np.ndarray, index: int) -> np.ndarray:
     return cv2.cvtColor(lab, cv2.COLOR_LAB2RGB)
 
 
-def filter_channels(kernels: np.ndarray, offsets: np.ndarray, image: np.ndarray, index: int) -> np.ndarray:
-    """Each new channel a sum of the filtered old ones and an offset, as bytes; beyond the edge the image is reflected.
-
-    `kernels` are float32 [3, 3, K, K], new channel by old channel, K odd, `offsets` float32 [3].
-    """
+def whiten(whitening: np.ndarray, image: np.ndarray, index: int) -> np.ndarray:
+    """Filter an image with what `preprocessing.fit_whitening` returned; beyond the edge the image is reflected."""
     import cv2
 
     planes = cv2.split(image.astype(np.float32))
+    kernels = whitening[:, :-1].reshape(3, 3, ZCA_SIDE, ZCA_SIDE)  # new channel by old channel
     channels = [
         sum(cv2.filter2D(plane, -1, kernel) for plane, kernel in zip(planes, row, strict=True)) for row in kernels
     ]
-    return to_bytes(np.stack(channels, 2) + offsets)
+    return to_bytes(np.stack(channels, 2) + whitening[:, -1])

@@ -1,110 +1,191 @@
-"""What is done once to every image before training: corrupt (for studies), denoise, segment, normalise, in this order.
+"""What is done once to every image before training: corrupt (for studies), denoise, segment, normalize, in this order.
 
-    images = preprocess(images, Preprocessing(denoise="median"))  # uint8 [N, 3, 32, 32] to the same
+    images = preprocess(images, Preprocessing(denoise="median"))  # uint8 [N, 32, 32, 3] to the same
 
-What happens to an image is a function of the image and its index alone. With a folder, results are kept there: each
-step is computed once, verified whenever it is read, and mapped into memory. Light to import; what is off costs nothing.
+The result for an image depends on that image and its index alone. Imports neither PyTorch nor OpenCV until they are
+needed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import cache, partial
+from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from cifar10 import filters
 from cifar10.config import Preprocessing
-from cifar10.filters import CORRUPT, DEFAULT_SEVERITY, DENOISE, Step
-from core.cache import LazyArray, digest, key, load_or_compute
+from cifar10.filters import CORRUPT, DEFAULT_SEVERITY, DENOISE, ZCA_SIDE
+from core.cache import LazyArray, array_sha256
 from core.cores import cores
 from core.errors import UsageError
+from core.files import sha256
 from core.settings import get_fields
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-ZCA_SIDE = 9  # pixels of the patches whose correlations are removed
-ZCA_STRIDE = 7  # pixels from one patch that is fitted to the next
-WHITENING = {"zca": 0.5, "zca-half": 0.25}  # the power of the variances that is divided by; 0.5 makes all of them 1
+ZCA_STRIDE = 7  # pixels from one patch that whitening is fitted on to the next
 ZCA_EPSILON = 0.1  # as pylearn2 whitened CIFAR-10 (Goodfellow et al. 2013, Maxout Networks)
-_REVISION = "1"  # part of the key of what is kept: to be raised when a method or a constant of one changes
-# What a method calls beside NumPy, by module; one that is not here calls OpenCV.
-LIBRARIES: dict[str, list[str]] = {"fit": [], "image": [], "superpixels": ["skimage"]}
-DISTRIBUTIONS = {  # in which packages a library may come
-    "cv2": [f"opencv{contrib}-python{headless}" for contrib in ("", "-contrib") for headless in ("-headless", "")],
-    "skimage": ["scikit-image"],
-}
-_CHUNK = 250  # images
+WHITENING = {"zca": 0.5, "zca-half": 0.25}  # the power of the variances that is divided by; 0.5 makes all of them 1
+REVISION = "2"  # part of the identity of cached results: to be raised when a method or a constant of one changes
+PACKAGES = (  # that compute, any of which may be the one that brings OpenCV
+    *(f"opencv{contrib}-python{headless}" for contrib in ("", "-contrib") for headless in ("", "-headless")),
+    *("numpy", "scikit-image"),
+)
+CHUNK = 250  # images
 
 
-def steps(settings: Preprocessing, corrupted: bool) -> dict[str, Step]:
-    """What is to be done, by a name that tells method and parameters, in order; without zca, which is fitted."""
-    steps: dict[str, Step] = {}
+@dataclass(frozen=True)
+class Step:
+    """One change of every image.
+
+    Attributes:
+        method: A function of `filters`; it takes the parameters, an image, uint8 [32, 32, 3], and its index.
+        parameters: Names, numbers and arrays.
+    """
+
+    method: Callable[..., np.ndarray]
+    parameters: tuple[Any, ...] = ()
+
+    def __str__(self) -> str:
+        """Return method and parameters in words, such as "denoise median 3.0"."""
+        words = [self.method.__name__.replace("_", " ")]
+        return " ".join(words + [str(value) for value in self.parameters if not isinstance(value, np.ndarray)])
+
+    @property
+    def identity(self) -> str:
+        """A text that is equal only for steps that give equal results."""
+        values = [array_sha256(value) if isinstance(value, np.ndarray) else repr(value) for value in self.parameters]
+        return "\n".join([self.method.__name__, *values, library_versions()])
+
+
+def make_steps(settings: Preprocessing, whitening: np.ndarray | None = None, corrupted: bool = False) -> list[Step]:
+    """Return the steps of `settings`, in order.
+
+    Args:
+        whitening: What `fit_whitening` returned; None leaves whitening out.
+        corrupted: Whether the images are corrupted first.
+    """
+    steps = []
     if corrupted and settings.corrupt != "none":
-        severity = settings.severity or DEFAULT_SEVERITY
-        level = CORRUPT[settings.corrupt][severity - 1]
-        steps[f"corrupt-{settings.corrupt}-{severity}"] = partial(filters.corrupt, settings.corrupt, level)
+        level = CORRUPT[settings.corrupt][(settings.severity or DEFAULT_SEVERITY) - 1]
+        steps.append(Step(filters.corrupt, (settings.corrupt, level)))
     if settings.denoise != "none":
         strength = settings.denoise_strength or DENOISE[settings.denoise][0]
-        steps[f"denoise-{settings.denoise}-{strength:g}"] = partial(filters.denoise, settings.denoise, strength)
+        steps.append(Step(filters.denoise, (settings.denoise, strength)))
     if settings.segment != "none":
-        steps[f"segment-{settings.segment}"] = partial(filters.segment, settings.segment)
-    if settings.normalize == "image":
-        steps["normalize-image"] = filters.standardize
-    if settings.normalize == "contrast":
-        steps["normalize-contrast"] = filters.equalize
+        steps.append(Step(filters.segment, (settings.segment,)))
+    if settings.normalize in ("image", "contrast"):
+        steps.append(Step(filters.normalize, (settings.normalize,)))
+    if whitening is not None:
+        steps.append(Step(filters.whiten, (whitening,)))
     return steps
 
 
 def preprocess(
-    images: np.ndarray,
-    settings: Preprocessing,
-    whitening: np.ndarray | None = None,
-    corrupted: bool = False,
-    folder: Path | None = None,
+    images: np.ndarray, settings: Preprocessing, whitening: np.ndarray | None = None, corrupted: bool = False
 ) -> np.ndarray:
-    """Do to all images what `settings` say.
-
-    Args:
-        images: uint8 [N, 3, 32, 32]; fastest when channels lie last in memory.
-        whitening: What `fit_whitening` returned; without it zca is left out.
-        corrupted: Whether they are to be corrupted first.
-        folder: Where results are kept, or found if they were computed before; DataError if it cannot be written.
+    """Apply the steps of `settings`, as of `make_steps`, to images, uint8 [N, 32, 32, 3], in memory.
 
     Returns:
-        uint8 [N, 3, 32, 32], channels last in memory; `images` itself if there is nothing to do.
+        uint8 [N, 32, 32, 3]; `images` itself if there are no steps.
     """
-    return preprocess_lazily(_lazy(images, folder), settings, whitening, corrupted, folder).array
-
-
-def preprocess_lazily(
-    images: LazyArray,
-    settings: Preprocessing,
-    whitening: np.ndarray | None = None,
-    corrupted: bool = False,
-    folder: Path | None = None,
-) -> LazyArray:
-    """As `preprocess`; what is kept in `folder` is found by the identity of `images`, which need not be loaded then."""
-    for name, step in steps(settings, corrupted).items():
-        images = _mapped(images, name, step, folder)
-    if whitening is not None:
-        kernels = whitening[:, :-1].reshape(3, 3, ZCA_SIDE, ZCA_SIDE)
-        step = partial(filters.filter_channels, kernels, whitening[:, -1])
-        images = _mapped(images, f"normalize-zca-{digest(whitening)[:8]}", step, folder)
+    for step in make_steps(settings, whitening, corrupted):
+        images = apply_step(images, step)
     return images
 
 
-def corrupt_lazily(images: LazyArray, version: int, folder: Path | None = None) -> LazyArray:
-    """Images each corrupted by `corrupt_at_random`; `folder` as in `preprocess`."""
-    return _mapped(images, f"corrupt-random-{version}", partial(filters.corrupt_at_random, version), folder)
+def preprocess_lazily(images: LazyArray, steps: Sequence[Step], folder: Path) -> LazyArray:
+    """Return the images after the steps; each step's result is computed when it is needed, and stored in `folder`."""
+
+    def after(images: LazyArray, step: Step) -> LazyArray:
+        identity = sha256(f"{images.identity}\n{step.identity}".encode())
+        return LazyArray(str(step), identity, images.shape, lambda: apply_step(images.array, step), folder=folder)
+
+    for step in steps:
+        images = after(images, step)
+    return images
+
+
+def apply_step(images: np.ndarray, step: Step) -> np.ndarray:
+    """Return a new array of the images, uint8 [N, 32, 32, 3], each after the step; runs on all cores."""
+    import cv2
+
+    cv2.setNumThreads(1)  # the images are shared out here, which pays more for small ones
+    done = np.empty(images.shape, np.uint8)
+
+    def work(start: int) -> None:
+        for index in range(start, min(start + CHUNK, len(images))):
+            done[index] = step.method(*step.parameters, images[index], index)
+
+    with ThreadPoolExecutor(cores()) as pool:  # threads, since OpenCV and BLAS release the GIL
+        list(pool.map(work, range(0, len(images), CHUNK)))
+    return done
+
+
+def fit_whitening(images: np.ndarray, indices: np.ndarray, method: str = "zca") -> np.ndarray:
+    """Fit ZCA whitening (Bell and Sejnowski 1997), regularized by ZCA_EPSILON, on the images `indices` alone.
+
+    The patches of ZCA_SIDE x ZCA_SIDE pixels are whitened; a pixel becomes the centre of its whitened patch.
+    Photographs look alike wherever one cuts them, so one filter serves for all pixels.
+
+    Args:
+        images: uint8 [N, 32, 32, 3].
+        indices: int64 [M].
+        method: Of WHITENING. zca-half takes the square root of the matrix that zca multiplies patches by: fine
+            details, where noise lies, are amplified less.
+
+    Returns:
+        float32 [3, 3 * ZCA_SIDE**2 + 1]: for each channel of the result the weights of the patch [3, ZCA_SIDE,
+        ZCA_SIDE] and an offset, for pixels in [0, 255]. Results have mean 0 and variance 1 over the patches fitted.
+    """
+    size = 3 * ZCA_SIDE**2
+    total, products, count = np.zeros(size), np.zeros((size, size)), 0
+    for start in range(0, len(indices), 1000):  # bounds the memory
+        chunk = images[indices[start : start + 1000]]
+        patches = np.lib.stride_tricks.sliding_window_view(chunk, (ZCA_SIDE, ZCA_SIDE), axis=(1, 2))
+        values = patches[:, ::ZCA_STRIDE, ::ZCA_STRIDE].reshape(-1, size).astype(np.float64)
+        total += values.sum(0)
+        products += values.T @ values  # sums of whole numbers, exact in float64 in any order
+        count += len(values)
+    mean = total / count
+    covariance = products / count - np.outer(mean, mean)
+    scale = max(covariance.trace() / size, 1.0)  # of a pixel, squared grey levels; all images may be of one colour
+    variances, directions = np.linalg.eigh(covariance / scale)
+    whitening = directions / (variances.clip(0) + ZCA_EPSILON) ** WHITENING[method] @ directions.T
+    kernels = whitening[ZCA_SIDE**2 // 2 :: ZCA_SIDE**2]  # of the central pixel, a row a channel
+    variance = np.einsum("ij,jk,ik->i", kernels, covariance, kernels).mean()
+    kernels = kernels / np.sqrt(variance or 1.0)
+    return np.hstack([kernels, -(kernels @ mean)[:, None]]).astype(np.float32)
+
+
+def fit_whitening_lazily(images: LazyArray, indices: np.ndarray, method: str, folder: Path) -> LazyArray:
+    """Return what `fit_whitening` returns, computed when it is needed, and stored in `folder`."""
+    identity = sha256("\n".join([images.identity, array_sha256(indices), method, library_versions()]).encode())
+    shape = (3, 3 * ZCA_SIDE**2 + 1)
+    return LazyArray(
+        f"fit {method}", identity, shape, lambda: fit_whitening(images.array, indices, method), np.float32, folder
+    )
+
+
+@cache
+def library_versions() -> str:
+    """Return the versions of what computes the steps, for the identity of their results."""
+    found = {}
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    if not any(package.startswith("opencv") for package in found):  # it came from elsewhere, such as Conda
+        found["cv2"] = import_module("cv2").__version__
+    return f"{REVISION} {found}"
 
 
 def from_state(state: Mapping[str, Any]) -> tuple[Preprocessing, np.ndarray | None]:
@@ -126,7 +207,7 @@ def from_state(state: Mapping[str, Any]) -> tuple[Preprocessing, np.ndarray | No
 
 
 def normalize(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """uint8 [B, 32, 32, 3] to float32 [B, 3, 32, 32], contiguous, by mean and std, float32 [3], in [0, 255]."""
+    """Normalize uint8 [B, 32, 32, 3] to contiguous float32 [B, 3, 32, 32] by mean and std, float32 [3], in [0, 255]."""
     planes = pixels.permute(0, 3, 1, 2).contiguous()  # bytes are moved faster than floats, and planes computed with
     return planes.sub(mean[:, None, None]).div_(std[:, None, None])
 
@@ -134,12 +215,11 @@ def normalize(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 def before_and_after(
     images: np.ndarray, settings: Preprocessing, whitening: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
-    """Images at each stage, to look at: as they are and, where that is on, preprocessed, corrupted, and both.
-
-    All are uint8 [N, 3, 32, 32]; `whitening` as in `preprocess`.
+    """Return images, uint8 [N, 32, 32, 3], at each stage, to look at: as they are and, where that is on, preprocessed,
+    corrupted, and both; `whitening` as in `make_steps`.
     """
     rows = {"as it is": images}
-    if whitening is not None or steps(settings, corrupted=False):
+    if make_steps(settings, whitening):
         rows["preprocessed"] = preprocess(images, settings, whitening)
     if settings.corrupt != "none":
         corruption = Preprocessing(corrupt=settings.corrupt, severity=settings.severity)
@@ -147,119 +227,3 @@ def before_and_after(
         if "preprocessed" in rows:
             rows["corrupted, preprocessed"] = preprocess(rows["corrupted"], settings, whitening)
     return rows
-
-
-def fit_whitening(
-    images: np.ndarray | LazyArray, indices: np.ndarray, folder: Path | None = None, method: str = "zca"
-) -> np.ndarray:
-    """Fit ZCA whitening (Bell and Sejnowski 1997), regularised by ZCA_EPSILON, on the images `indices` alone.
-
-    What is whitened are the patches of ZCA_SIDE x ZCA_SIDE pixels; a pixel becomes the centre of its whitened patch.
-    As photographs look alike wherever one cuts them, one filter for all pixels does it.
-
-    Args:
-        images: uint8 [N, 3, H, W]; `indices` are int64 [M], and `folder` as in `preprocess`.
-        method: Of WHITENING. zca-half takes the square root of the matrix that zca multiplies patches by: fine
-            details, where noise lies, are amplified less.
-
-    Returns:
-        float32 [3, 3 * ZCA_SIDE**2 + 1]: for each channel of the result the weights of the patch [3, ZCA_SIDE,
-        ZCA_SIDE] and an offset, for pixels in [0, 255]. Results have mean 0 and variance 1 over the patches fitted.
-    """
-
-    def fit() -> np.ndarray:
-        total, products, count = np.zeros(size), np.zeros((size, size)), 0
-        for start in tqdm(range(0, len(indices), 1000), "fit-zca", leave=False, disable=None):  # bounds the memory
-            chunk = source.array[indices[start : start + 1000]]
-            patches = np.lib.stride_tricks.sliding_window_view(chunk, (ZCA_SIDE, ZCA_SIDE), axis=(2, 3))
-            patches = patches[:, :, ::ZCA_STRIDE, ::ZCA_STRIDE].transpose(0, 2, 3, 1, 4, 5)
-            values = patches.reshape(-1, size).astype(np.float64)
-            total += values.sum(0)
-            products += values.T @ values  # sums of whole numbers, exact in float64 in any order
-            count += len(values)
-        mean = total / count
-        covariance = products / count - np.outer(mean, mean)
-        scale = max(covariance.trace() / size, 1.0)  # of a pixel, squared grey levels; all images may be of one colour
-        variances, directions = np.linalg.eigh(covariance / scale)
-        whitening = directions / (variances.clip(0) + ZCA_EPSILON) ** WHITENING[method] @ directions.T
-        kernels = whitening[ZCA_SIDE**2 // 2 :: ZCA_SIDE**2]  # of the central pixel, a row a channel
-        variance = np.einsum("ij,jk,ik->i", kernels, covariance, kernels).mean()
-        kernels = kernels / np.sqrt(variance or 1.0)
-        return np.hstack([kernels, -(kernels @ mean)[:, None]]).astype(np.float32)
-
-    size = 3 * ZCA_SIDE**2
-    source = _lazy(images, folder)
-    inputs = (source.identity, digest(indices), *_versions("fit"))
-    return load_or_compute(folder, f"fit-{method}-{ZCA_SIDE}", inputs, (3, size + 1), np.float32, fit)
-
-
-def method_versions(settings: Preprocessing) -> tuple[str, ...]:
-    """Of the methods in `settings` and of the libraries that they call, for the key of what is computed with them."""
-    methods = {settings.corrupt, settings.denoise, settings.segment, settings.normalize} - {"none", "dataset"}
-    return tuple(sorted({_REVISION}.union(*map(_versions, methods))))
-
-
-def whiten(images: np.ndarray, whitening: np.ndarray) -> np.ndarray:
-    """Whiten images by what `fit_whitening` returned; shapes and types as in `preprocess`."""
-    return preprocess(images, Preprocessing(), whitening)
-
-
-def _lazy(images: np.ndarray | LazyArray, folder: Path | None) -> LazyArray:
-    """Images that are there; their identity costs reading them all, and only what is kept needs one."""
-    if isinstance(images, LazyArray):
-        return images
-    return LazyArray(digest(_pixels(images)) if folder else "", images.shape, lambda: images)
-
-
-def _mapped(images: LazyArray, name: str, step: Step, folder: Path | None) -> LazyArray:
-    """Images [N, 3, 32, 32], each after the step."""
-
-    def compute() -> np.ndarray:
-        import cv2
-
-        cv2.setNumThreads(1)  # the images are shared out here, which pays more for small ones
-        pixels = _pixels(images.array)
-        done = np.empty_like(pixels)
-
-        def work(start: int) -> int:
-            chunk = _each(step, pixels[start : start + _CHUNK], start)
-            done[start : start + _CHUNK] = chunk
-            return len(chunk)
-
-        bar = tqdm(total=len(pixels), desc=name, unit=" images", leave=False, disable=None)  # None: only on a terminal
-        with ThreadPoolExecutor(cores()) as pool, bar:  # threads, since OpenCV and BLAS release the GIL
-            for count in pool.map(work, range(0, len(pixels), _CHUNK)):
-                bar.update(count)
-        return done
-
-    count, channels, *size = images.shape
-    inputs = (images.identity, *_versions(name.split("-")[1]))
-
-    def make() -> np.ndarray:
-        return load_or_compute(folder, name, inputs, (count, *size, channels), np.uint8, compute).transpose(0, 3, 1, 2)
-
-    return LazyArray(key(name, inputs), images.shape, make)
-
-
-def _each(step: Step, chunk: np.ndarray, start: int) -> np.ndarray:
-    return np.stack([step(image, start + number) for number, image in enumerate(chunk)])
-
-
-@cache
-def _versions(method: str) -> tuple[str, ...]:
-    """Of a method, by its name in `filters`, and of the libraries that it calls."""
-    libraries = (f"{name} {_version(name)}" for name in LIBRARIES.get(method, ["cv2"]))
-    return (_REVISION, f"numpy {np.__version__}", *libraries)
-
-
-def _version(library: str) -> str:
-    """Of a library, by its module. That is not imported for it, which takes a second from a cold disk."""
-    for distribution in DISTRIBUTIONS[library]:
-        with suppress(PackageNotFoundError):
-            return version(distribution)
-    return import_module(library).__version__  # from another kind of package, such as Conda's
-
-
-def _pixels(images: np.ndarray) -> np.ndarray:
-    """[N, 3, 32, 32] as contiguous [N, 32, 32, 3], without a copy where the memory has that order already."""
-    return np.ascontiguousarray(images.transpose(0, 2, 3, 1))

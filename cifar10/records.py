@@ -1,6 +1,6 @@
 """CIFAR-10's official binary version: the names and hashes of its files, and how they are read.
 
-images, labels = load(prepare("data"), train=True)  # uint8 [50000, 3, 32, 32], int64 [50000]
+images, labels = load(prepare("data"), train=True)  # uint8 [50000, 32, 32, 3], int64 [50000]
 """
 
 from pathlib import Path
@@ -24,46 +24,36 @@ FOLDER = "cifar-10-batches-bin"  # below the data folder
 
 
 def load(folder: Path, train: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Reads the training or the test files in the folder that `prepare` returned.
+    """Read the training or the test files in the folder that `prepare` returned.
 
-    Returns images, uint8 [N, 3, 32, 32] in RGB, and labels, int64 [N] in 0..9; N is 50,000 or 10,000. In memory the
-    three values of a pixel lie side by side (channels last), as batches are gathered from them fastest.
-    Raises DataError when a file is no whole number of records, or has a label above 9.
+    Returns images, uint8 [N, 32, 32, 3] in RGB, and labels, int64 [N] in 0..9; N is 50,000 or 10,000.
+    Raises DataError when a file is not there, is no whole number of records, or has a label above 9.
     """
     labels = load_labels(folder, train)
-    pixels = np.empty((len(labels), 32, 32, 3), np.uint8)
+    images = np.empty((len(labels), 32, 32, 3), np.uint8)
     start = 0
     for name in _names(train):  # one file mapped at a time: that halves the peak of memory
-        images, _ = read_records(folder / name)
+        part, _ = read_records(folder / name)
         for channel in range(3):  # three times faster than all at once
-            pixels[start : start + len(images), ..., channel] = images[:, channel]
-        start += len(images)
-    return pixels.transpose(0, 3, 1, 2), labels
+            images[start : start + len(part), ..., channel] = part[..., channel]
+        start += len(part)
+    return images, labels
 
 
 def load_labels(folder: Path, train: bool) -> np.ndarray:
-    """The labels of `load`, at next to no cost; fails as `load`."""
+    """Read the labels of `load` without the images; raises as `load`."""
     return np.concatenate([read_records(folder / name)[1] for name in _names(train)])
 
 
-def pick(folder: Path, train: bool, indices: np.ndarray) -> np.ndarray:
-    """Some images of `load`, uint8 [M, 3, 32, 32], without reading the others; fails as `load`.
-
-    Args:
-        indices: int64 [M].
-    """
-    picked = np.empty((len(indices), 3, 32, 32), np.uint8)
-    start = 0
-    for name in _names(train):  # one file mapped at a time, as in `load`
-        images, _ = read_records(folder / name)
-        here = (start <= indices) & (indices < start + len(images))
-        picked[here] = images[indices[here] - start]
-        start += len(images)
-    return picked
+def load_some(folder: Path, train: bool, indices: np.ndarray) -> np.ndarray:
+    """Read the images `indices`, int64 [M], of `load`, uint8 [M, 32, 32, 3], without the others; raises as `load`."""
+    files = [read_records(folder / name)[0] for name in _names(train)]
+    count = len(files[0])  # all files have as many
+    return np.array([files[index // count][index % count] for index in indices])
 
 
 def identity(train: bool) -> str:
-    """What tells the images of `load` from any others, since `prepare` has checked it: the hashes of their files."""
+    """Return what tells the images of `load` from any others, since `prepare` checks it: the hashes of their files."""
     return " ".join(FILES[name] for name in _names(train))
 
 
@@ -72,7 +62,12 @@ def _names(train: bool) -> list[str]:
 
 
 def read_records(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Maps a file of N >= 1 records: read-only images, uint8 [N, 3, 32, 32], and labels, int64 [N]; fails as `load`."""
+    """Map a file of N >= 1 records: read-only images, uint8 [N, 32, 32, 3], not contiguous, and labels, int64 [N].
+
+    Raises as `load`.
+    """
+    if not path.exists():
+        raise DataError(f"{path} is not there: call prepare_data first")
     size = path.stat().st_size
     if size == 0 or size % RECORD_BYTES:
         raise DataError(f"{path} has {size:,} bytes, which is no whole number of {RECORD_BYTES}-byte records")
@@ -80,4 +75,4 @@ def read_records(path: Path) -> tuple[np.ndarray, np.ndarray]:
     labels = records[:, 0].astype(np.int64)
     if labels.max() >= len(CLASS_NAMES):
         raise DataError(f"{path} has label {labels.max()} in record {labels.argmax()}; labels end at 9")
-    return records[:, 1:].reshape(-1, 3, 32, 32), labels
+    return records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels

@@ -1,9 +1,9 @@
-"""Arrays that take long to compute, kept in files: computed once, verified at each use, mapped into memory."""
+"""Arrays that take long to compute, stored in files: computed once, verified at each use, mapped into memory."""
 
 import errno
-import hashlib
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -11,78 +11,73 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from core.errors import DataError
-from core.files import write_bytes
+from core.files import sha256, write_bytes
 from core.locks import hold_lock
+from core.progress import print_if_slow
 
 
+@dataclass(eq=False)
 class LazyArray:
-    """An array that is made when it is first asked for; its `identity` is equal for equal arrays alone."""
+    """An array that is read from its file in `folder`, or computed and stored there, when `array` is first used.
 
-    def __init__(self, identity: str, shape: tuple[int, ...], make: Callable[[], np.ndarray]) -> None:
-        self.identity, self.shape, self._make = identity, shape, make
+    The file holds the array's bytes and their SHA-256; a file that does not is computed again. Of several processes
+    that need the array at once, one computes it and the others wait. Changes of the array in memory never reach the
+    file. If this process lacks the permission to write to the folder, a line says so and nothing is stored.
+    """
+
+    name: str  # in words, for the file and for people
+    identity: str  # equal only for equal arrays: made of all that the values depend on, versions of libraries too
+    shape: tuple[int, ...]
+    compute: Callable[[], np.ndarray]
+    dtype: DTypeLike = np.uint8
+    folder: Path | None = None  # None stores nothing
 
     @cached_property
     def array(self) -> np.ndarray:
-        return self._make()
+        """The array itself. Raises DataError if the folder cannot be written, other than for lack of permission."""
+        if self.folder is None:
+            return self.compute()
+        path = self.folder / f"{self.name.replace(' ', '-')}-{self.identity[:16]}.bin"
+        if (stored := self._read(path)) is not None:
+            return stored
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with hold_lock(self.folder / ".lock"):  # again by this thread, if `compute` needs another LazyArray
+                if (stored := self._read(path)) is not None:  # another process has computed it meanwhile
+                    return stored
+                size = f"{self._bytes / 1e6:.3g} MB"
+                with print_if_slow(f"Computing {self.name} ({size}); later runs read it from {self.folder}"):
+                    computed = np.ascontiguousarray(self.compute())
+                write_bytes(path, computed.data, bytes.fromhex(array_sha256(computed)))
+            return computed
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+                _warn_of_no_permission(self.folder)
+                return self.compute()
+            raise DataError(f"{self.folder}, the folder of preprocessed images, cannot be written: {error}") from error
+
+    @property
+    def _bytes(self) -> int:
+        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+
+    def _read(self, path: Path) -> np.ndarray | None:
+        """Map the file into memory; return None if it is not there or damaged."""
+        try:
+            stored = np.asarray(np.memmap(path, np.uint8, mode="c"))
+        except (OSError, ValueError):  # ValueError: it is empty
+            return None
+        data = stored[:-32]
+        if data.size != self._bytes or bytes.fromhex(array_sha256(data)) != stored[-32:].tobytes():
+            return None
+        return data.view(self.dtype).reshape(self.shape)
 
 
-def load_or_compute(
-    folder: Path | None,
-    name: str,
-    inputs: tuple[str, ...],
-    shape: tuple[int, ...],
-    dtype: DTypeLike,
-    compute: Callable[[], np.ndarray],
-) -> np.ndarray:
-    """What `compute` returns, of this shape and dtype, read from `folder`, if there is one, if it was called with this
-    name and these inputs before: all that the result depends on, versions of libraries too.
-
-    The file is the array's bytes and their SHA-256; one that does not hold it counts as not there. Of several processes
-    that ask at once, one computes and the others wait. What is done to the array in memory never reaches the file.
-    Where nobody lets this process write, as in a shared folder of data, a line says that nothing is kept; DataError if
-    the folder cannot be written for another reason.
-    """
-    if folder is None:
-        return compute()
-    path = folder / f"{name}-{key(name, inputs)[:16]}.bin"
-    if (found := _read(path, shape, dtype)) is not None:
-        return found
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with hold_lock(folder / ".lock"):  # `compute` may ask for what another step has kept
-            if (found := _read(path, shape, dtype)) is None:  # else another process has made it meanwhile
-                found = np.ascontiguousarray(compute())
-                write_bytes(path, found.data, bytes.fromhex(digest(found)))
-        return found
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            _say_unkept(folder)
-            return compute()
-        raise DataError(f"{folder} cannot be written, and preprocessed images are kept there: {error}") from error
+def array_sha256(array: np.ndarray) -> str:
+    """Return the SHA-256 of the array's values in C order; neither shape nor dtype counts."""
+    return sha256(np.ascontiguousarray(array).data)
 
 
 @cache
-def _say_unkept(folder: Path) -> None:
-    """Once for each folder."""
-    print(f"{folder} cannot be written: computing in memory; --cache_dir keeps it elsewhere", file=sys.stderr)
-
-
-def key(name: str, inputs: tuple[str, ...]) -> str:
-    """The identity of what a computation `name` makes of these inputs."""
-    return hashlib.sha256("\n".join((name, *inputs)).encode()).hexdigest()
-
-
-def digest(array: np.ndarray) -> str:
-    """SHA-256 of the array's values in C order; neither shape nor dtype counts."""
-    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
-
-
-def _read(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray | None:
-    try:
-        stored = np.asarray(np.memmap(path, np.uint8, mode="c"))
-    except (OSError, ValueError):  # ValueError: it is empty
-        return None
-    data = stored[:-32]
-    if data.size != np.prod(shape) * np.dtype(dtype).itemsize or digest(data) != stored[-32:].tobytes().hex():
-        return None
-    return data.view(dtype).reshape(shape)
+def _warn_of_no_permission(folder: Path) -> None:
+    """Print a warning once for each folder."""
+    print(f"{folder} cannot be written: computing in memory; --cache_dir names another folder", file=sys.stderr)

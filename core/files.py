@@ -1,5 +1,6 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and hashes."""
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -20,3 +21,20 @@ def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def sha256(*parts: bytes | memoryview) -> str:
+    """Return the SHA-256 of the parts, one after the other, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def file_sha256(path: Path) -> str | None:
+    """Return the SHA-256 of a file's content as 64 hexadecimal digits; None if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None

@@ -50,20 +50,18 @@ class Classifier(nn.Module):
         self.temperature = checkpoint.temperature
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute probabilities, float32 [N, C], of preprocessed images, uint8 [N, 3, 32, 32]."""
-        return (self.network(self._normalize(images)) / self.temperature).softmax(1)
+        """Compute probabilities, float32 [N, C], of preprocessed images, uint8 [N, 32, 32, 3]."""
+        return (self.network(normalize(images, self.mean, self.std)) / self.temperature).softmax(1)
 
     def logits(self, images: np.ndarray, progress: str | None = None) -> Tensor:
-        """Compute logits, float32 [N, C], of preprocessed images, uint8 [N, 3, 32, 32], in batches.
+        """Compute logits, float32 [N, C], of preprocessed images, uint8 [N, 32, 32, 3], in batches.
 
         `progress` names a progress bar, which a terminal shows.
         """
         batches = torch.from_numpy(images).split(BATCH_SIZE)
         batches = tqdm(batches, progress, leave=False, disable=None if progress else True)
-        return torch.cat([compute_logits(self.network, self._normalize(batch)) for batch in batches])
-
-    def _normalize(self, images: Tensor) -> Tensor:
-        return normalize(images.permute(0, 2, 3, 1), self.mean, self.std)
+        normalized = (normalize(batch, self.mean, self.std) for batch in batches)
+        return torch.cat([compute_logits(self.network, images) for images in normalized])
 
 
 def load_classifier(path: str | Path, tta: bool = False, network: str | None = None) -> Classifier:

@@ -4,7 +4,6 @@ Hinton, Vinyals, Dean (2015), Distilling the Knowledge in a Neural Network. The 
 are computed once, before training, and kept.
 """
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cifar10.config import Data, Preprocessing
-from cifar10.preprocessing import method_versions, preprocess
-from core.cache import digest, load_or_compute
+from cifar10.preprocessing import make_steps, preprocess
+from core.cache import LazyArray, array_sha256
 from core.errors import SettingError, UsageError
+from core.files import sha256
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.classifier import Classifier, make_classifier
 from models.config import Teacher
@@ -44,22 +44,23 @@ class TeacherLogits:
     """
 
     classifier: Classifier
-    sha256: str
+    teacher_sha256: str
     folder: Path
 
     def __call__(self, images: np.ndarray) -> Tensor:
-        """Images of the data set, uint8 [N, 3, 32, 32], to logits, float32 [N, C].
+        """Compute the logits, float32 [N, C], of images of the data set, uint8 [N, 32, 32, 3].
 
-        DataError as of `load_or_compute`.
+        Raises DataError if the folder cannot be written.
         """
-        inputs = (digest(images), self.sha256, *method_versions(self.classifier.preprocessing), torch.__version__)
+        preprocessing, whitening = self.classifier.preprocessing, self.classifier.whitening
+        steps = [step.identity for step in make_steps(preprocessing, whitening)]
+        identity = sha256("\n".join([array_sha256(images), self.teacher_sha256, *steps, torch.__version__]).encode())
         shape = (len(images), len(self.classifier.class_names))
 
         def compute() -> np.ndarray:
-            pixels = preprocess(images, self.classifier.preprocessing, self.classifier.whitening)
-            return self.classifier.logits(pixels, "teacher").numpy()
+            return self.classifier.logits(preprocess(images, preprocessing, whitening), "teacher").numpy()
 
-        return torch.from_numpy(load_or_compute(self.folder, "teacher", inputs, shape, np.float32, compute))
+        return torch.from_numpy(LazyArray("teacher logits", identity, shape, compute, np.float32, self.folder).array)
 
 
 def load_teacher(teacher: Teacher, data: Data, folder: Path) -> TeacherLogits:
@@ -72,18 +73,17 @@ def load_teacher(teacher: Teacher, data: Data, folder: Path) -> TeacherLogits:
     path = teacher.teacher
     assert path is not None
     checkpoint = _load(path)
-    sha256 = _sha256(checkpoint)
-    if teacher.teacher_sha256 not in (None, sha256):
+    found = _sha256(checkpoint)
+    if teacher.teacher_sha256 not in (None, found):
         raise UsageError(
-            f"the teacher is another one than that of the run: {path} has SHA-256 {sha256}, not "
-            f"{teacher.teacher_sha256}"
+            f"the teacher is another one than that of the run: {path} has SHA-256 {found}, not {teacher.teacher_sha256}"
         )
     # Of one split seed, a smaller validation split is within a larger one.
     trained = checkpoint.data
     if data.val_size and (trained.split_seed != data.split_seed or trained.val_size < data.val_size):
         split = f"val_size {trained.val_size} and split_seed {trained.split_seed}"
         raise SettingError("teacher", path, f"was trained with {split}, so it has seen validation images of this run")
-    return TeacherLogits(make_classifier(checkpoint, tta=True), sha256, folder)
+    return TeacherLogits(make_classifier(checkpoint, tta=True), found, folder)
 
 
 def teacher_sha256(path: Path) -> str:
@@ -116,7 +116,5 @@ def _sha256(checkpoint: Checkpoint) -> str:
     chosen = {name: value for name, value in checkpoint.preprocessing.plain().items() if value != off[name]}
     shapes = [[name, str(value.dtype), list(value.shape)] for name, value in tensors.items()]
     what = {"network": checkpoint.network.network, "preprocessing": chosen, "tensors": shapes}
-    found = hashlib.sha256(json.dumps(what, sort_keys=True).encode())
-    for value in tensors.values():
-        found.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+    contents = [value.reshape(-1).view(torch.uint8).numpy().data for value in tensors.values()]
+    return sha256(json.dumps(what, sort_keys=True).encode(), *contents)

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cifar10.filters import BYTES_A_DEVIATION
-from cifar10.preprocessing import ZCA_SIDE, steps
+from cifar10.filters import BYTES_A_DEVIATION, ZCA_SIDE
+from cifar10.preprocessing import make_steps
 from core.errors import UsageError
 from core.files import write_bytes
 from models.classifier import Classifier
@@ -20,11 +20,11 @@ def export(classifier: Classifier, path: Path) -> None:
     Its metadata has `class_names`, a JSON list. UsageError if its preprocessing does more than whiten, or if the file
     cannot be written.
     """
-    if left := steps(classifier.preprocessing, corrupted=False):
-        raise UsageError(f"the checkpoint's preprocessing has no ONNX form: {', '.join(left)}")
+    if steps := make_steps(classifier.preprocessing):
+        raise UsageError(f"the checkpoint's preprocessing has no ONNX form: {', '.join(map(str, steps))}")
 
     program = torch.onnx.export(
-        classifier if classifier.whitening is None else Whitened(classifier).eval(),
+        Exported(classifier).eval(),
         (torch.zeros(2, 3, 32, 32, dtype=torch.uint8),),
         input_names=["images"],
         output_names=["probabilities"],
@@ -40,19 +40,21 @@ def export(classifier: Classifier, path: Path) -> None:
         raise UsageError(f"{path}: {error.strerror}") from error
 
 
-class Whitened(nn.Module):
-    """A classifier whose preprocessing is its whitening alone, with what `preprocessing.whiten` does in the network."""
+class Exported(nn.Module):
+    """A classifier that takes channels first, as ONNX programs give them, and whitens images as `filters.whiten`."""
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
-        assert classifier.whitening is not None
         self.classifier = classifier
-        whitening = torch.from_numpy(classifier.whitening)
+        self.whitens = classifier.whitening is not None
+        whitening = torch.from_numpy(classifier.whitening) if self.whitens else torch.zeros(3, 3 * ZCA_SIDE**2 + 1)
         self.kernels = nn.Buffer(whitening[:, :-1].reshape(3, 3, ZCA_SIDE, ZCA_SIDE))
         self.offsets = nn.Buffer(whitening[:, -1])
 
     def forward(self, images: Tensor) -> Tensor:
         """Images, uint8 [N, 3, 32, 32], to probabilities, float32 [N, C]."""
-        padded = F.pad(images.float(), [ZCA_SIDE // 2] * 4, mode="reflect")
-        values = F.conv2d(padded, self.kernels, self.offsets)
-        return self.classifier((values * BYTES_A_DEVIATION + 127.5).round().clamp(0, 255).to(torch.uint8))
+        if self.whitens:
+            padded = F.pad(images.float(), [ZCA_SIDE // 2] * 4, mode="reflect")
+            values = F.conv2d(padded, self.kernels, self.offsets)
+            images = (values * BYTES_A_DEVIATION + 127.5).round().clamp(0, 255).to(torch.uint8)
+        return self.classifier(images.permute(0, 2, 3, 1))

@@ -20,6 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import train as door
 from cifar10 import records
+from core import progress
 from core.cores import cores
 from training.files import RunResult
 
@@ -48,8 +49,11 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 @pytest.fixture(autouse=True)
-def start_alike() -> None:
-    """Each test starts with the same random numbers and threads, whichever ran before it."""
+def start_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test starts with the same random numbers and threads, whichever ran before it, and prints nothing more on
+    slow machines.
+    """
+    monkeypatch.setattr(progress, "SLOW_SECONDS", 3600)
     torch.manual_seed(0)
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 

@@ -34,8 +34,8 @@ def test_with_a_teacher_training_batches_have_its_logits_for_their_images_and_va
     data_dir: Path,
 ) -> None:
     def teacher(images: np.ndarray) -> Tensor:
-        assert images.shape == (1000, 3, 32, 32) and images.dtype == np.uint8
-        return torch.from_numpy(images.mean((2, 3), dtype=np.float64)).float()
+        assert images.shape == (1000, 32, 32, 3) and images.dtype == np.uint8
+        return torch.from_numpy(images.mean((1, 2), dtype=np.float64)).float()
 
     datamodule = ready(data_dir, crop=0, random_corruption=0, normalize="dataset", teacher=teacher)
     assert datamodule.mean is not None and datamodule.std is not None
@@ -48,7 +48,7 @@ def test_with_a_teacher_training_batches_have_its_logits_for_their_images_and_va
 def test_a_corrupted_image_keeps_the_teachers_logits_for_the_image_as_it_is(data_dir: Path) -> None:
     def batch(share: float) -> tuple[Tensor, ...]:
         def teacher(images: np.ndarray) -> Tensor:
-            return torch.from_numpy(images.mean((2, 3), dtype=np.float32))
+            return torch.from_numpy(images.mean((1, 2), dtype=np.float32))
 
         datamodule = ready(data_dir, random_corruption=share, teacher=teacher)
         return datamodule.train_dataloader().dataset[0, torch.arange(64)]

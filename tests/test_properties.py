@@ -28,7 +28,7 @@ def test_records_are_read_as_they_were_written(count: int, seed: int) -> None:
         path = Path(folder, "records.bin")
         path.write_bytes(np.column_stack([labels.astype(np.uint8), images.reshape(count, -1)]).tobytes())
         read_images, read_labels = read_records(path)
-        assert np.array_equal(read_images, images) and np.array_equal(read_labels, labels)
+        assert np.array_equal(read_images.transpose(0, 3, 1, 2), images) and np.array_equal(read_labels, labels)
         del read_images  # Windows does not delete a mapped file
 
 

@@ -22,13 +22,11 @@ from analysis import figures
 from analysis import reports as findings
 from analysis.charts import plot_heat_map
 from analysis.reports import CORRUPTED, CORRUPTIONS
-from cifar10 import download, records
 from cifar10.config import Data, Preprocessing
 from cifar10.filters import CORRUPT, DEFAULT_SEVERITY, corrupt
 from cifar10.pictures import find_images, label, read_or_reason
-from cifar10.preprocessing import preprocess, preprocess_lazily
-from cifar_datamodule import stratified_split
-from core.cache import LazyArray
+from cifar10.preprocessing import preprocess
+from cifar_datamodule import CIFAR10DataModule
 from core.errors import SettingError, UsageError
 from core.markdown import markdown_table
 from core.shell import command_line
@@ -125,9 +123,9 @@ def evaluate(
         return _summarize(checkpoint, labelled.images, found, out, labelled.folders)
     if on in SPLITS:
         corrupted = settings.corrupt != "none" and (corrupted or on == "test" or settings.corrupt_on == "both")
-        pixels = _preprocess_split(checkpoint, settings, data, on, labelled.indices, corrupted)
+        pixels = _preprocess_split(checkpoint, settings, data, on, corrupted)
     else:
-        pixels = preprocess(labelled.pixels.transpose(0, 3, 1, 2), settings, checkpoint.whitening, corrupted)
+        pixels = preprocess(labelled.pixels, settings, checkpoint.whitening, corrupted)
     logits, labels = classifier.logits(pixels), labelled.labels
     probabilities = (logits / checkpoint.temperature).softmax(1)
     result = {
@@ -157,7 +155,7 @@ def evaluate_corruptions(classifier: Classifier, images: Labelled, settings: Pre
         if kind != CLEAN:
             pairs = zip(pixels, images.indices, strict=True)
             pixels = np.stack([corrupt(method, level, image, index) for image, index in pairs])
-        logits = classifier.logits(preprocess(pixels.transpose(0, 3, 1, 2), settings, classifier.whitening))
+        logits = classifier.logits(preprocess(pixels, settings, classifier.whitening))
         found[kind] = measure_accuracy(logits, images.labels)
     return found
 
@@ -186,7 +184,7 @@ def evaluate_archive(classifier: Classifier, folder: Path, settings: Preprocessi
     for file, images in arrays.items():
         for severity in range(SEVERITIES):
             part = slice(severity * count, (severity + 1) * count)
-            pixels = np.array(images[part]).transpose(0, 3, 1, 2)
+            pixels = np.array(images[part])
             logits = classifier.logits(preprocess(pixels, settings, classifier.whitening, corrupted))
             found[file.stem, severity + 1] = measure_accuracy(logits, torch.from_numpy(labels[part].astype(np.int64)))
     return found
@@ -194,26 +192,21 @@ def evaluate_archive(classifier: Classifier, folder: Path, settings: Preprocessi
 
 def load_split(checkpoint: Checkpoint, data: Data, on: str) -> Labelled:
     """Read the test set, or the run's validation images; UsageError if it had none, DataError as of `evaluate`."""
-    train = on == "val"
-    if train and not data.val_size:
+    if on == "val" and not data.val_size:
         raise UsageError(f"{checkpoint.path}: its run had no validation images")
-    download.prepare(data.data_dir, data.mirror)
-    folder = data.data_dir / records.FOLDER
-    labels = torch.from_numpy(records.load_labels(folder, train))
-    chosen = stratified_split(labels, data.val_size, data.split_seed)[1] if train else torch.arange(len(labels))
-    pixels = records.pick(folder, train, chosen.numpy()).transpose(0, 2, 3, 1)
-    return Labelled(SPLITS[on], pixels, labels[chosen], chosen.numpy())
+    datamodule = CIFAR10DataModule(**data.plain())
+    datamodule.prepare_data()
+    images = datamodule.load_split(on)
+    return Labelled(SPLITS[on], images.originals, images.labels, images.indices.numpy())
 
 
 def _preprocess_split(
-    checkpoint: Checkpoint, settings: Preprocessing, data: Data, on: str, indices: np.ndarray, corrupted: bool
+    checkpoint: Checkpoint, settings: Preprocessing, data: Data, on: str, corrupted: bool
 ) -> np.ndarray:
     """The images of `load_split` as the network takes them, by way of the cache."""
-    train, folder = on == "val", data.data_dir / records.FOLDER
-    shape = (len(records.load_labels(folder, train)), 3, 32, 32)
-    images = LazyArray(records.identity(train), shape, lambda: records.load(folder, train)[0])
-    pixels = preprocess_lazily(images, settings, checkpoint.whitening, corrupted, data.cache_folder).array
-    return pixels.transpose(0, 2, 3, 1)[indices].transpose(0, 3, 1, 2) if train else pixels
+    datamodule = CIFAR10DataModule(**data.plain())
+    datamodule.preprocessing, datamodule.whitening = settings, checkpoint.whitening
+    return datamodule.preprocess_split(on, corrupted)
 
 
 def _load_pictures(folder: Path, class_names: Sequence[str]) -> Labelled:

@@ -23,7 +23,7 @@ from PIL import Image
 
 from cifar10 import download, records
 from cifar10.download import BINARY, NPM, PYTHON, prepare
-from cifar10.records import load, load_labels, pick, read_records
+from cifar10.records import load, load_labels, load_some, read_records
 from core.errors import DataError
 
 OFFICIAL = {name: dict(getattr(download, name)) for name in ("FILES", "ARCHIVES", "PICKLES")}
@@ -215,12 +215,12 @@ def test_load_gives_the_records_of_either_split(tmp_path):
         expected = np.concatenate([MADE_UP[name] for name in names])
         images, labels = load(folder, train)
         assert images.dtype == np.uint8 and labels.dtype == np.int64
-        assert images.shape == (len(names) * RECORDS, 3, 32, 32)
-        np.testing.assert_array_equal(images.reshape(len(images), -1), expected[:, 1:])
+        assert images.shape == (len(names) * RECORDS, 32, 32, 3)
+        np.testing.assert_array_equal(images.transpose(0, 3, 1, 2).reshape(len(images), -1), expected[:, 1:])
         np.testing.assert_array_equal(labels, expected[:, 0])
         np.testing.assert_array_equal(load_labels(folder, train), labels)
         chosen = np.array([len(labels) - 1, 0, RECORDS - 1, 0, len(labels) // 2])
-        np.testing.assert_array_equal(pick(folder, train, chosen), images[chosen])
+        np.testing.assert_array_equal(load_some(folder, train, chosen), images[chosen])
 
 
 @pytest.mark.parametrize("size", [0, 1, 3072, 3074, 2 * 3073 - 1])
@@ -752,5 +752,5 @@ def test_the_npm_package_holds_the_official_cifar10(tmp_path, monkeypatch):
     assert_complete(folder)
     for train, count in ((True, 5000), (False, 1000)):
         images, labels = load(folder, train)
-        assert images.shape == (10 * count, 3, 32, 32)
+        assert images.shape == (10 * count, 32, 32, 3)
         assert np.bincount(labels).tolist() == [count] * 10

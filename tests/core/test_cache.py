@@ -1,30 +1,28 @@
-"""What is kept of computations on disk: found again, verified, made anew when anything that it depends on changes."""
+"""What is stored of computations: found again, verified, computed again when it is damaged."""
 
 import errno
 import os
 import subprocess
 import sys
-from dataclasses import replace
-from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 
-from cifar10 import preprocessing
-from cifar10.preprocessing import Preprocessing, method_versions, preprocess
 from conftest import ROOT
-from core import cache
+from core import cache, progress
+from core.cache import LazyArray, array_sha256
 
-MEDIAN = Preprocessing(denoise="median", normalize="dataset")
+VALUES = np.arange(6000, dtype=np.int32).reshape(3, 2000)
 
 
-@pytest.fixture
-def images() -> np.ndarray:
-    """uint8 [10, 3, 32, 32]."""
-    return np.random.default_rng(0).integers(0, 256, (10, 3, 32, 32), dtype=np.uint8)
+def stored(folder: Path | None, identity: str = "a" * 64, compute: Any = VALUES.copy) -> np.ndarray:
+    return LazyArray("some values", identity, VALUES.shape, compute, np.int32, folder).array
+
+
+def fail() -> np.ndarray:
+    raise ZeroDivisionError
 
 
 def the_file(folder: Path) -> Path:
@@ -32,127 +30,80 @@ def the_file(folder: Path) -> Path:
     return path
 
 
-def test_what_was_computed_once_is_read(images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = preprocess(images, MEDIAN, folder=tmp_path / "kept")
-    monkeypatch.setattr("cifar10.preprocessing._each", lambda *arguments: 1 / 0)
-    again = preprocess(images, MEDIAN, folder=tmp_path / "kept")
-    assert np.array_equal(first, again) and again.shape == images.shape
+def test_what_was_computed_once_is_read(tmp_path: Path) -> None:
+    assert np.array_equal(stored(tmp_path / "new"), VALUES)
+    assert the_file(tmp_path / "new").name == f"some-values-{'a' * 16}.bin"
+    again = stored(tmp_path / "new", compute=fail)
+    assert np.array_equal(again, VALUES) and again.dtype == VALUES.dtype
     again[:] = 0  # in memory only
-    assert np.array_equal(preprocess(images, MEDIAN, folder=tmp_path / "kept"), first)
-    for other, settings in ((images, replace(MEDIAN, denoise="gaussian")), (images[::-1], MEDIAN)):
+    assert np.array_equal(stored(tmp_path / "new", compute=fail), VALUES)
+    for folder, identity in ((tmp_path / "new", "b" * 64), (None, "a" * 64)):
         with pytest.raises(ZeroDivisionError):
-            preprocess(other, settings, folder=tmp_path / "kept")
+            stored(folder, identity, fail)
 
 
 @pytest.mark.parametrize("damage", ["torn", "empty", "bit", "longer"])
-def test_a_damaged_file_is_noticed_and_made_anew(damage: str, images: np.ndarray, tmp_path: Path) -> None:
-    right = preprocess(images, MEDIAN, folder=tmp_path).copy()
+def test_a_damaged_file_is_noticed_and_computed_again(damage: str, tmp_path: Path) -> None:
+    stored(tmp_path)
     path = the_file(tmp_path)
     data = bytearray(path.read_bytes())
     if damage == "bit":
         data[1000] ^= 1
     contents = {"torn": data[:-100], "empty": bytearray(), "bit": data, "longer": data + b"x"}
     path.write_bytes(contents[damage])
-    assert np.array_equal(preprocess(images, MEDIAN, folder=tmp_path), right)
-    assert np.array_equal(preprocess(images, MEDIAN, folder=tmp_path), right)
-    assert len(path.read_bytes()) == right.size + 32
+    assert np.array_equal(stored(tmp_path), VALUES)
+    assert np.array_equal(stored(tmp_path, compute=fail), VALUES)
+    assert len(path.read_bytes()) == VALUES.nbytes + 32
 
 
-def test_another_library_version_computes_anew(
-    images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_array_is_known_by_its_values_in_c_order() -> None:
+    assert array_sha256(VALUES.T) == array_sha256(np.ascontiguousarray(VALUES.T)) != array_sha256(VALUES)
+
+
+def test_a_computation_that_takes_long_is_named_once_with_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    preprocess(images, MEDIAN, folder=tmp_path)
-    monkeypatch.setattr("cifar10.preprocessing._versions", lambda method: ("0",))
-    preprocess(images, MEDIAN, folder=tmp_path)
-    assert len(list(tmp_path.glob("*.bin"))) == 2
+    def compute() -> np.ndarray:
+        while not printed:
+            pass
+        return VALUES
+
+    printed: list[str] = []
+    monkeypatch.setattr(progress, "SLOW_SECONDS", 0)
+    monkeypatch.setattr("builtins.print", lambda line, **options: printed.append(line))
+    stored(tmp_path, compute=compute)
+    assert printed == [f"Computing some values (0.024 MB); later runs read it from {tmp_path}"]
+    monkeypatch.setattr(progress, "SLOW_SECONDS", 60)
+    stored(tmp_path, "b" * 64)
+    assert len(printed) == 1
 
 
-@pytest.fixture
-def installed(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Sets which packages are there, by name, with their versions."""
-
-    def install(**packages: str) -> None:
-        def version(name: str) -> str:
-            try:
-                return packages[name.replace("-", "_")]
-            except KeyError:
-                raise PackageNotFoundError(name) from None
-
-        preprocessing._versions.cache_clear()
-        monkeypatch.setattr(preprocessing, "version", version)
-
-    yield install
-    preprocessing._versions.cache_clear()
-
-
-@pytest.mark.parametrize("package", ["opencv_python", "opencv_python_headless", "opencv_contrib_python_headless"])
-def test_opencv_is_known_by_whichever_package_brings_it(package: str, installed: Any) -> None:
-    installed(**{package: "4.99"})
-    assert "cv2 4.99" in method_versions(MEDIAN)
-
-
-def test_opencv_without_a_package_is_asked_itself(installed: Any) -> None:
-    installed()
-    assert f"cv2 {cv2.__version__}" in method_versions(MEDIAN)
-
-
-def test_only_what_a_method_calls_is_part_of_what_its_result_is_known_by(
-    images: np.ndarray, tmp_path: Path, installed: Any
-) -> None:
-    def kept(settings: Preprocessing, **packages: str) -> int:
-        installed(**({"opencv_python": "1", "scikit_image": "1"} | packages))
-        preprocess(images, settings, folder=tmp_path / repr(settings))
-        return len(list((tmp_path / repr(settings)).glob("*.bin")))
-
-    superpixels = Preprocessing(segment="superpixels", normalize="dataset")
-    standardised = Preprocessing(normalize="image")
-    assert kept(MEDIAN) == kept(MEDIAN, scikit_image="2") == 1
-    assert kept(MEDIAN, opencv_python="2") == 2
-    assert kept(superpixels) == kept(superpixels, opencv_python="2") == 1
-    assert kept(superpixels, scikit_image="2") == 2
-    assert kept(standardised) == kept(standardised, opencv_python="2", scikit_image="2") == 1
-
-
-def test_the_versions_of_a_choice_of_methods_are_those_of_each(installed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    installed(opencv_python="4.99", scikit_image="0.99")
-    numpy = f"numpy {np.__version__}"
-    plain = Preprocessing(normalize="dataset")
-    assert method_versions(plain) == ("1",) and method_versions(replace(plain, normalize="image")) == ("1", numpy)
-    both = replace(plain, segment="superpixels", normalize="zca")
-    assert method_versions(both) == ("1", "cv2 4.99", numpy, "skimage 0.99")
-    preprocessing._versions.cache_clear()
-    monkeypatch.setattr(preprocessing, "_REVISION", "2")
-    assert method_versions(both)[0] == "2" and method_versions(plain) == ("2",)
-
-
-def test_a_folder_that_cannot_be_written_is_one_clear_error(images: np.ndarray, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(cache.DataError, match="cannot be written"):
-        preprocess(images, MEDIAN, folder=tmp_path / "file")
+        stored(tmp_path / "file")
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
 def test_where_nothing_may_be_written_a_line_says_so_and_all_is_computed_in_memory(
-    images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, number: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, number: int
 ) -> None:
-    expected = preprocess(images, MEDIAN)
-
     def refuse(*arguments: Any, **options: Any) -> None:  # since permissions do not bind a test that runs as root
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(Path, "mkdir", refuse)
     for _ in range(2):
-        assert np.array_equal(preprocess(images, MEDIAN, folder=tmp_path / "kept"), expected)
+        assert np.array_equal(stored(tmp_path / "new"), VALUES)
     assert capsys.readouterr().err.count("\n") == 1
     monkeypatch.undo()
-    (tmp_path / "kept").mkdir()
+    (tmp_path / "new").mkdir()
     monkeypatch.setattr(cache, "hold_lock", refuse)
-    assert np.array_equal(preprocess(images, MEDIAN, folder=tmp_path / "kept"), expected)
-    assert list((tmp_path / "kept").iterdir()) == []
+    assert np.array_equal(stored(tmp_path / "new"), VALUES)
+    assert list((tmp_path / "new").iterdir()) == []
 
 
-def test_a_fresh_folder_without_locks_is_filled(images: np.ndarray, tmp_path: Path, no_locks: None) -> None:
-    assert np.array_equal(preprocess(images, MEDIAN, folder=tmp_path), preprocess(images, MEDIAN))
+def test_a_fresh_folder_without_locks_is_filled(tmp_path: Path, no_locks: None) -> None:
+    assert np.array_equal(stored(tmp_path), VALUES)
     assert the_file(tmp_path).stat().st_size
 
 
@@ -170,7 +121,7 @@ def compute():
     return np.arange(2**20)
 if "die" in sys.argv:
     os.fsync = lambda number: os._exit(9)  # killed with the bytes written, but not yet the file in place
-found = cache.load_or_compute(folder, "a", ("b",), (2**20,), np.int64, compute)
+found = cache.LazyArray("a", "b", (2**20,), compute, np.int64, folder).array
 assert np.array_equal(found, np.arange(2**20))
 """
 

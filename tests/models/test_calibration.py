@@ -48,7 +48,7 @@ def test_a_run_fits_its_best_checkpoint_and_everything_that_gives_probabilities_
         expected = (module(images) / checkpoint.temperature).softmax(1)
         torch.testing.assert_close(module.predict_step(images, 0), expected)
 
-    pixels = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    pixels = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8)
     with torch.no_grad():
         expected = (classifier.logits(pixels.numpy()) / checkpoint.temperature).softmax(1)
         torch.testing.assert_close(classifier(pixels), expected)
@@ -56,7 +56,7 @@ def test_a_run_fits_its_best_checkpoint_and_everything_that_gives_probabilities_
     load.whitening, load.preprocessing = None, load.preprocessing.changed({"normalize": "dataset"})  # takes pixels then
     export(load, tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
-    (answered,) = session.run(None, {session.get_inputs()[0].name: pixels.numpy()})
+    (answered,) = session.run(None, {session.get_inputs()[0].name: pixels.permute(0, 3, 1, 2).numpy()})
     np.testing.assert_allclose(answered, expected, atol=1e-4)
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from cifar10.config import Data, Preprocessing
-from cifar10.preprocessing import ZCA_SIDE
+from cifar10.filters import ZCA_SIDE
 from conftest import ROOT
 from core.errors import UsageError
 from core.settings import FORMAT
@@ -36,7 +36,7 @@ from models.onnx import export
 from models.registry import NETWORKS, NetworkClass, make_network, network_sha256
 from training.config import RunConfig
 
-IMAGES = torch.randint(256, (5, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+IMAGES = torch.randint(256, (5, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 ZCA = PREPROCESSED | {"normalize": "zca"}
 FILTER = torch.zeros(3, 3 * ZCA_SIDE**2 + 1)  # of the right shape
 
@@ -104,13 +104,13 @@ def test_a_network_in_a_file_of_ones_own_is_classified_with_and_exported(tmp_pat
     settings: dict[str, Any] = {"network": name, "network_sha256": network_sha256(name), "width": 3}
     path = write_checkpoint(tmp_path / "a.ckpt", network, **settings)
     classifier = load_classifier(path, network=name)
-    normalised = (IMAGES - STATE["mean"].view(3, 1, 1)) / STATE["std"].view(3, 1, 1)
+    normalised = ((IMAGES - STATE["mean"]) / STATE["std"]).permute(0, 3, 1, 2).contiguous()
     expected = network.eval()(normalised).softmax(1)
     torch.testing.assert_close(classifier(IMAGES), expected)
 
     export(classifier, tmp_path / "a.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "a.onnx", providers=["CPUExecutionProvider"])
-    (probabilities,) = session.run(["probabilities"], {"images": IMAGES.numpy()})
+    (probabilities,) = session.run(["probabilities"], {"images": IMAGES.permute(0, 3, 1, 2).numpy()})
     assert np.abs(probabilities - expected.detach().numpy()).max() < 1e-5
 
 

@@ -92,7 +92,7 @@ def test_everything_is_there_after_a_run(run: Any, data_dir: Path) -> None:
     assert (projected / "metadata.tsv").read_text().splitlines()[0] == "class\tprediction"
     first = np.asarray(Image.open(projected / "sprite.png"))[:32, :32]
     images, labels = records.load(data_dir / records.FOLDER, train=True)
-    raw = images[int(stratified_split(torch.from_numpy(labels), 100, split_seed=0)[1][0])].transpose(1, 2, 0)
+    raw = images[int(stratified_split(torch.from_numpy(labels), 100, split_seed=0)[1][0])]
     assert np.abs(first.astype(int) - raw).max() <= 1  # as it is, though the network gets it whitened
     assert sum(path.stat().st_size for path in log_dir.glob("events*")) < 5e6
 

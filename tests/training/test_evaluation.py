@@ -34,8 +34,7 @@ def checkpoint(tmp_path: Path) -> Path:
 @pytest.fixture
 def test_images(data_dir: Path) -> tuple[np.ndarray, np.ndarray]:
     """uint8 [N, 32, 32, 3], and labels."""
-    images, labels = records.load(data_dir / records.FOLDER, train=False)
-    return np.ascontiguousarray(images.transpose(0, 2, 3, 1)), labels
+    return records.load(data_dir / records.FOLDER, train=False)
 
 
 @pytest.fixture
@@ -100,7 +99,7 @@ def test_of_damaged_images_there_is_a_row_for_each_corruption_and_severity_and_t
         rows = list(csv.DictReader(file))
     expected = [(name, str(severity)) for name in ("blur", "fog") for severity in range(1, 6)]
     assert [(row["corruption"], row["severity"]) for row in rows] == [*expected, ("mean", "")]
-    images = np.load(damaged / "fog.npy")[16:24].transpose(0, 3, 1, 2)
+    images = np.load(damaged / "fog.npy")[16:24]
     with torch.inference_mode():
         right = load_classifier(checkpoint)(torch.from_numpy(images)).argmax(1) == torch.arange(8)
     assert float(rows[7]["accuracy"]) == right.float().mean().item()
