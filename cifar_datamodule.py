@@ -87,7 +87,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
 
     def prepare_data(self) -> None:
         if not self._verified:  # hashing takes a tenth of a second, and each stage asks for it
-            download.prepare(self.config.data_dir, self.config.mirror)
+            download.prepare(self.config.data_dir, self.config.mirror, self.config.cache_dir)
             self._verified = True
 
     def setup(self, stage: str | None = None) -> None:
@@ -197,7 +197,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
 
     @property
     def _folder(self) -> Path:
-        return self.config.data_dir / records.FOLDER
+        return records.find_folder(self.config.data_dir, self.config.cache_dir)
 
     def _originals(self, train: bool) -> LazyArray:
         """Return the images as they are in the data set, uint8 [N, 32, 32, 3]; read only if no cached result is."""

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from cifar10.filters import DENOISE
+from cifar10.records import find_folder
 from core.errors import SettingError
 from core.settings import Settings, setting
 
@@ -59,7 +60,7 @@ class Data(Settings):
     @property
     def cache_folder(self) -> Path:
         """The folder of what is computed from the data set; it may be deleted at any time."""
-        return self.cache_dir or self.data_dir / "preprocessed"
+        return self.cache_dir or find_folder(self.data_dir).parent / "preprocessed"
 
     def check(self) -> None:
         super().check()

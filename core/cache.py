@@ -1,6 +1,5 @@
 """Arrays that take long to compute, stored in files: computed once, verified at each use, mapped into memory."""
 
-import errno
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from core.errors import DataError
-from core.files import sha256, write_bytes
+from core.files import NO_PERMISSION, sha256, write_bytes
 from core.locks import hold_lock
 from core.progress import print_if_slow
 
@@ -51,7 +50,7 @@ class LazyArray:
                 write_bytes(path, computed.data, bytes.fromhex(array_sha256(computed)))
             return computed
         except OSError as error:
-            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            if error.errno in NO_PERMISSION:
                 _warn_of_no_permission(self.folder)
                 return self.compute()
             raise DataError(f"{self.folder}, the folder of preprocessed images, cannot be written: {error}") from error

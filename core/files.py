@@ -1,8 +1,11 @@
 """Files that are there whole or not at all, and hashes."""
 
+import errno
 import hashlib
 import os
 from pathlib import Path
+
+NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)  # error numbers, of a folder that nobody lets us write to
 
 
 def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
