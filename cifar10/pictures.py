@@ -1,4 +1,7 @@
-"""Picture files as people have them, made into images of the data set's size: any format, any colours, upright."""
+"""Read picture files of any format as images of the data set's size.
+
+pixels = read_image(Path("photo.jpg"))  # uint8 [32, 32, 3]
+"""
 
 import os
 import re
@@ -7,14 +10,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from importlib import import_module
-from io import BytesIO
 from math import prod
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError, features
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 from PIL.JpegImagePlugin import JpegImageFile
-from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
 SIZE = (32, 32)
 BACKGROUND = "white"  # behind transparent pixels, as a browser shows them, and around padded images
@@ -25,7 +26,6 @@ FITS = {  # to SIZE; Pillow's bicubic filter widens with the reduction, so it an
     "pad": lambda image: ImageOps.pad(image, SIZE, Image.Resampling.BICUBIC, BACKGROUND),
     "stretch": lambda image: image.resize(SIZE, Image.Resampling.BICUBIC),
 }
-PROFILED = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # the mode that a profile of this colour space converts from
 NOT_DECODED = {"BUFR", "GRIB", "HDF5", "MPEG"}  # Pillow tells these by name, and has no decoder for them
 # Those of MPO, which Pillow opens as JPEG, and of what it opens with a plugin or in some versions.
 MORE_SUFFIXES = {".mpo", ".heic", ".heics", ".heif", ".heifs", ".hif", ".avif", ".avifs"}
@@ -34,7 +34,7 @@ UNKNOWN = "no image that Pillow knows, or damaged"
 
 
 def label(file: Path) -> str:
-    """The name of the folder that the file is in, as where folders are named by class."""
+    """Return the name of the folder that the file is in, for folders that are named by class."""
     return Path(os.path.abspath(file)).parent.name
 
 
@@ -70,13 +70,12 @@ def find_images(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
 
 
 def read_image(path: Path, fit: str = "crop") -> np.ndarray:
-    """An image file of any format that Pillow reads, its first frame if there are several, as uint8 [32, 32, 3]; one of
-    32 x 32 pixels as it is. It raises whatever Pillow raises for a damaged file.
+    """Read an image file of any format that Pillow reads as uint8 [32, 32, 3]; of several frames the first.
 
-    Args:
-        fit: How it becomes a square: a name of `FITS`.
+    It is turned upright, put on white where it is transparent, and made square by the entry `fit` of FITS. An image of
+    32 x 32 pixels stays as it is. Colour profiles are ignored. Raises whatever Pillow raises for a damaged file.
     """
-    with opened(path) as file:
+    with open_image(path) as file:
         if file.format == "EPS":  # Pillow would have Ghostscript run it
             raise ValueError("EPS is a program, and none is run")
         file.draft(None, DRAFT)
@@ -85,20 +84,15 @@ def read_image(path: Path, fit: str = "crop") -> np.ndarray:
         image: Image.Image = file
         with suppress(Exception):  # damaged EXIF tells no orientation
             image = ImageOps.exif_transpose(file)
-        alpha = None
+        image = reduce_to_8_bits(image)
         if image.has_transparency_data:
-            image, alpha = opaque(image)
-        if isinstance(file, TiffImageFile) and file.mode == "I;16":
-            image = in_16_bits(image, file.tag_v2[BITSPERSAMPLE][0], file.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0)
-        image = to_srgb(image, file.info.get("icc_profile"))
-        if alpha:
-            image.putalpha(alpha)
-            image = Image.alpha_composite(Image.new("RGBA", image.size, BACKGROUND), image).convert("RGB")
-        return np.asarray(FITS[fit](image))
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, BACKGROUND), image)
+        return np.asarray(FITS[fit](image.convert("RGB")))
 
 
-def opened(path: Path) -> Image.Image:
-    """A file, of which no pixel is decoded yet.
+def open_image(path: Path) -> Image.Image:
+    """Open a file without decoding a pixel.
 
     Raises:
         DecompressionBombError: It has more pixels than Pillow allows, or than `JPEG_PIXELS` if it is a JPEG that is not
@@ -118,7 +112,7 @@ def opened(path: Path) -> Image.Image:
 
 @cache
 def register_heif() -> None:
-    """Let Pillow read HEIC too, where pillow-heif, which nothing requires, is installed."""
+    """Let Pillow read HEIC too, where pillow-heif, an optional package, is installed."""
     with suppress(ImportError):
         import_module("pillow_heif").register_heif_opener()
 
@@ -132,50 +126,11 @@ def scale_transparent_colour(file: Image.Image) -> None:
         file.info["transparency"] = tuple(value >> 8 for value in file.info["transparency"])
 
 
-def in_16_bits(image: Image.Image, bits: int, inverted: bool) -> Image.Image:
-    """A TIFF's grey image of 12 or 16 bits, as Pillow gives it, from 0, which is black, to 65535."""
-    pixels = np.asarray(image).astype(np.uint32) * 65535 // (2**bits - 1)
-    return Image.fromarray((65535 - pixels if inverted else pixels).astype(np.uint16))
+def reduce_to_8_bits(image: Image.Image) -> Image.Image:
+    """Scale a grey image of more than 8 bits a pixel to 8, where Pillow's own conversion would clip it at 255.
 
-
-def opaque(image: Image.Image) -> tuple[Image.Image, Image.Image]:
-    """An image that has transparent pixels as one that has none, grey if it was, and how opaque each is, mode L."""
-    if image.mode.startswith("I"):
-        seen = np.asarray(image) != image.info["transparency"]
-        return image, Image.fromarray(seen.astype(np.uint8) * 255)
-    filled = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
-    return filled.convert("L" if is_grey(image) else "RGB"), filled.getchannel("A")
-
-
-def is_grey(image: Image.Image) -> bool:
-    return Image.getmodebase(image.mode) == "L"
-
-
-def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """An image without transparency as RGB of 8 bits, its colours converted from its file's ICC profile to sRGB.
-
-    Colours stay as they are relative to white; those that sRGB does not have become its nearest. Without a profile, or
-    with one that is damaged or of another kind of image, values are taken for sRGB's.
-    """
-    with suppress(Exception):  # Pillow raises whatever LittleCMS trips over
-        source = ImageCms.ImageCmsProfile(BytesIO(profile or b""))
-        mode = PROFILED[source.profile.xcolor_space]
-        own = "CMYK" if image.mode == "CMYK" else "L" if is_grey(image) else "RGB"
-        if mode == own or (mode, own) == ("RGB", "L"):
-            # LittleCMS's short cut is up to 10 levels off for a linear grey profile, and less than one for colours.
-            flags = ImageCms.Flags.NOOPTIMIZE if mode == "L" else ImageCms.Flags.NONE
-            if (mode, image.mode) != ("L", "I;16"):  # 16 bits go straight in: in 8, dark values may be far apart
-                image = eight_bits(image).convert(mode)
-            intent, target = ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.createProfile("sRGB")
-            return ImageCms.profileToProfile(image, source, target, intent, "RGB", flags=flags) or image
-    return eight_bits(image).convert("RGB")
-
-
-def eight_bits(image: Image.Image) -> Image.Image:
-    """A grey image of more than 8 bits a pixel scaled to 8, where Pillow's own conversion would clip it at 255.
-
-    Whole numbers are taken to reach 65535, floats to reach 1, 255 or 65535, the least of these that none is above. Any
-    other image is given back as it is.
+    White is 65535 for whole numbers, and for floats the least of 1, 255 and 65535 that none is above. Return any other
+    image as it is.
     """
     if not image.mode.startswith(("I", "F")):
         return image
@@ -186,18 +141,18 @@ def eight_bits(image: Image.Image) -> Image.Image:
 
 
 def read_or_reason(path: Path, fit: str) -> np.ndarray | str:
-    """What `read_image` gives, or why it gives nothing."""
+    """Return what `read_image` returns, or the reason why the file cannot be read."""
     try:
         return read_image(path, fit)
     except UnidentifiedImageError:
-        return what_it_needs(path) or UNKNOWN
+        return explain_format(path) or UNKNOWN
     except Exception as error:  # Pillow's many decoders raise whatever they trip over
         reason = error.strerror if isinstance(error, OSError) else None
         return reason or f"not decoded: {str(error) or type(error).__name__}"
 
 
-def what_it_needs(path: Path) -> str | None:
-    """How a HEIC or AVIF file that Pillow does not know can be read; None for another, or a damaged one."""
+def explain_format(path: Path) -> str | None:
+    """Return how a HEIC or AVIF file that Pillow does not know can be read; None for another, or a damaged one."""
     with path.open("rb") as file:
         brand = HEIF.match(file.read(64))
     if brand and brand[1].startswith(b"avi"):

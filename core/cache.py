@@ -45,7 +45,7 @@ class LazyArray:
                 if (stored := self._read(path)) is not None:  # another process has computed it meanwhile
                     return stored
                 size = f"{self._bytes / 1e6:.3g} MB"
-                with print_if_slow(f"Computing {self.name} ({size}); later runs read it from {self.folder}"):
+                with print_if_slow(f'Computing "{self.name}" ({size}); later runs read it from {self.folder}'):
                     computed = np.ascontiguousarray(self.compute())
                 write_bytes(path, computed.data, bytes.fromhex(array_sha256(computed)))
             return computed

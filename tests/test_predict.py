@@ -9,7 +9,7 @@ import struct
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from PIL import Image, ImageCms, TiffImagePlugin
+from PIL import Image
 
 import evaluate
 import predict as door
@@ -34,6 +34,7 @@ from core.cli import exit_status
 from core.errors import UsageError
 from lenet_module import LeNetModule
 from made_up import OWN_NETWORKS, change_entries, own_network, write_checkpoint
+from made_up_pictures import OTHER, PICTURE, PIXELS, saved
 from models import prediction as engine
 from models.checkpoint import load_checkpoint
 from models.classifier import load_classifier
@@ -41,10 +42,6 @@ from models.networks import LeNet5
 from models.registry import make_network
 from training.checkpoints import release
 
-PIXELS = np.random.default_rng(0).integers(0, 256, (4, 4, 3)).repeat(8, 0).repeat(8, 1).astype(np.uint8)  # 16 colours
-PICTURE = Image.fromarray(PIXELS)
-OTHER = Image.new("RGB", (32, 32), "red")
-GREY = np.arange(1024, dtype=np.uint16).reshape(32, 32) // 4
 WHITENING = np.zeros((3, 3 * ZCA_SIDE**2 + 1), np.float32)  # each pixel from itself alone
 WHITENING[range(3), ZCA_SIDE**2 // 2 + np.arange(3) * ZCA_SIDE**2] = 3 / 255
 WHITENING[:, -1] = -1
@@ -70,323 +67,7 @@ def call(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Call
     return run
 
 
-def saved(path: Path, image: Image.Image = PICTURE, **options: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    copies = {"append_images": [more.copy() for more in options.get("append_images", [])]}
-    image.copy().save(path, **options | copies)  # Pillow keeps an encoder's settings in an image
-    return path
-
-
 # What becomes of a file's pixels
-
-
-@pytest.mark.parametrize(
-    ("name", "image", "options"),
-    [
-        ("a.png", PICTURE, {}),
-        ("a.bmp", PICTURE, {}),
-        ("a.ppm", PICTURE, {}),
-        ("a.tiff", PICTURE, {"compression": "tiff_lzw"}),
-        ("a.webp", PICTURE, {"lossless": True}),
-        ("opaque.png", PICTURE.convert("RGBA"), {}),
-        ("palette.png", PICTURE.quantize(16), {}),
-        ("palette.gif", PICTURE.quantize(16), {}),
-        ("cmyk.tiff", PICTURE.convert("CMYK"), {}),
-        ("animated.gif", PICTURE.quantize(16), {"save_all": True, "append_images": [OTHER]}),
-        ("animated.png", PICTURE, {"save_all": True, "append_images": [OTHER]}),
-        ("animated.webp", PICTURE, {"save_all": True, "append_images": [OTHER], "lossless": True}),
-        ("pages.tiff", PICTURE, {"save_all": True, "append_images": [OTHER]}),
-    ],
-)
-@pytest.mark.parametrize("fit", pictures.FITS)
-def test_a_file_of_32_by_32_pixels_is_taken_bit_for_bit(
-    tmp_path: Path, name: str, image: Image.Image, options: dict[str, Any], fit: str
-) -> None:
-    assert np.array_equal(pictures.read_image(saved(tmp_path / name, image, **options), fit), PIXELS)
-
-
-def test_grey_and_black_and_white_become_rgb(tmp_path: Path) -> None:
-    grey, black_or_white = PICTURE.convert("L"), PICTURE.convert("1")
-    for image in (grey, black_or_white):
-        pixels = pictures.read_image(saved(tmp_path / "a.png", image))
-        assert np.array_equal(pixels, np.asarray(image.convert("RGB")))
-
-
-def test_16_bits_and_floats_are_scaled_not_clipped(tmp_path: Path) -> None:
-    deep = Image.fromarray(GREY * 257)
-    assert deep.mode == "I;16"
-    files = [saved(tmp_path / "a.png", deep), saved(tmp_path / "a.tiff", deep)]
-    files += [saved(tmp_path / "i.tiff", Image.fromarray(GREY.astype(np.int32) * 257))]
-    files += [
-        saved(tmp_path / f"f{white}.tiff", Image.fromarray((GREY / 255 * white).astype(np.float32)))
-        for white in (1, 255, 65535)
-    ]
-    (tmp_path / "a.pgm").write_bytes(b"P5 32 32 65535\n" + (GREY * 257).astype(">u2").tobytes())
-    for path in [*files, tmp_path / "a.pgm"]:
-        assert np.array_equal(pictures.read_image(path), GREY.astype(np.uint8)[:, :, None].repeat(3, 2)), path.name
-    for dark in (Image.fromarray(GREY), Image.fromarray(GREY.astype(np.int32))):
-        assert pictures.read_image(saved(tmp_path / "dark.tiff", dark)).max() == 1
-
-
-def icc_profile(space: str, connection: str, tags: dict[str, bytes]) -> bytes:
-    """An ICC profile of version 2, of no more than what conversion from it needs; the tags' contents begin with a type.
-
-    Laid out as specification ICC.1:2001-04 says: a header of 128 bytes, a table of tags, their contents.
-    """
-    d50 = struct.pack(">3i", *(round(65536 * value) for value in (0.9642, 1, 0.8249)))
-    table, contents = struct.pack(">I", len(tags)), b""
-    for name, content in tags.items():
-        table += struct.pack(">4s2I", name.encode(), 132 + 12 * len(tags) + len(contents), len(content))
-        contents += content + bytes(-len(content) % 4)
-    kind = b"prtr" if space == "CMYK" else b"mntr"
-    head = struct.pack(">2I4s4s4s", 0, 0x02400000, kind, space.encode(), connection.encode())
-    body = head + bytes(12) + b"acsp" + bytes(28) + d50 + bytes(48) + table + contents
-    return struct.pack(">I", 4 + len(body)) + body
-
-
-def linear(values: np.ndarray) -> np.ndarray:
-    """Light, 0 to 1, of sRGB's values, 0 to 1 (IEC 61966-2-1)."""
-    return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
-
-
-def encoded(light: np.ndarray) -> np.ndarray:
-    """The way back, to 0 to 255; light that sRGB cannot show is clipped."""
-    light = light.clip(0, 1)
-    return 255 * np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055)
-
-
-def curve(values: np.ndarray) -> bytes:
-    return b"curv" + struct.pack(">2I", 0, len(values)) + np.rint(65535 * values).astype(">u2").tobytes()
-
-
-def xyz_of(primaries: Sequence[tuple[float, float]], white: tuple[float, float] = (0.3127, 0.3290)) -> np.ndarray:
-    """Matrix [3, 3] from light of these primaries, by chromaticities x and y, to CIE XYZ; white, D65, has Y 1."""
-    columns = np.array([(x / y, 1, (1 - x - y) / y) for x, y in (*primaries, white)]).T
-    return columns[:, :3] * np.linalg.solve(columns[:, :3], columns[:, 3])
-
-
-BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
-D50 = np.array([0.9642, 1, 0.8249])
-P3 = xyz_of([(0.680, 0.320), (0.265, 0.690), (0.150, 0.060)])  # SMPTE EG 432-1, with D65
-SRGB = xyz_of([(0.64, 0.33), (0.30, 0.60), (0.15, 0.06)])
-ADAPTATION = np.linalg.inv(BRADFORD) @ np.diag(BRADFORD @ D50 / (BRADFORD @ SRGB.sum(1))) @ BRADFORD  # D65 to D50
-RAMP = np.linspace(0, 1, 4096)
-DISPLAY_P3 = icc_profile(
-    "RGB ",
-    "XYZ ",
-    {
-        name: b"XYZ " + bytes(4) + np.rint(65536 * column).astype(">i4").tobytes()
-        for name, column in zip(("rXYZ", "gXYZ", "bXYZ"), (ADAPTATION @ P3).T, strict=True)
-    }
-    | dict.fromkeys(("rTRC", "gTRC", "bTRC"), curve(linear(RAMP))),
-)
-LINEAR_GREY = icc_profile("GRAY", "XYZ ", {"kTRC": curve(RAMP)})
-
-
-def from_p3(pixels: np.ndarray) -> np.ndarray:
-    """What Display P3's values are in sRGB."""
-    return encoded(linear(pixels / 255) @ (np.linalg.inv(SRGB) @ P3).T)
-
-
-@pytest.mark.parametrize(
-    ("name", "image", "options"),
-    [
-        ("a.png", PICTURE, {}),
-        ("a.tiff", PICTURE, {}),
-        ("a.webp", PICTURE, {"lossless": True}),
-        ("a.jpg", PICTURE, {"quality": 100, "subsampling": 0}),
-        ("palette.png", PICTURE.quantize(16), {}),
-        ("opaque.png", PICTURE.convert("RGBA"), {}),
-        ("grey.png", PICTURE.convert("L"), {}),
-    ],
-)
-def test_a_photo_in_display_p3_is_seen_in_its_colours(
-    tmp_path: Path, name: str, image: Image.Image, options: dict[str, Any]
-) -> None:
-    pixels = pictures.read_image(saved(tmp_path / name, image, icc_profile=DISPLAY_P3, **options)).astype(float)
-    expected = from_p3(np.asarray(image.convert("RGB")))
-    assert np.abs(pixels - expected).max() <= (12 if name == "a.jpg" else 2)  # JPEG itself loses some
-    assert image.mode == "L" or np.abs(pixels - PIXELS).max() > 20
-
-
-def test_p3s_red_and_green_are_beyond_srgb_and_its_greys_are_grey(tmp_path: Path) -> None:
-    colours = np.array([[[255, 0, 0], [0, 255, 0], [128, 128, 128], [200, 120, 90]]], np.uint8).repeat(8, 1)
-    image = Image.fromarray(colours.repeat(32, 0))
-    pixels = pictures.read_image(saved(tmp_path / "a.png", image, icc_profile=DISPLAY_P3))[0, ::8].astype(int)
-    # The last by hand: light .5776 .1878 .1022, in sRGB's primaries .6653 .1714 .0862.
-    assert np.abs(pixels - [[255, 0, 0], [0, 255, 0], [128, 128, 128], [213, 115, 83]]).max() <= 1
-
-
-def test_an_srgb_profile_changes_nothing(tmp_path: Path) -> None:
-    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    assert np.array_equal(pictures.read_image(saved(tmp_path / "a.png", icc_profile=profile)), PIXELS)
-
-
-def test_transparency_does_not_count_as_a_colour(tmp_path: Path) -> None:
-    image = PICTURE.convert("RGBA")
-    image.putalpha(128)
-    pixels = pictures.read_image(saved(tmp_path / "a.png", image, icc_profile=DISPLAY_P3))
-    assert np.abs(pixels - (from_p3(PIXELS) * 128 + 255 * 127) / 255).max() <= 2
-
-
-def test_grey_of_8_and_16_bits_is_seen_as_bright_as_its_profile_says(tmp_path: Path) -> None:
-    deep = Image.fromarray(GREY * 257)
-    for image, light in ((PICTURE.convert("L"), np.asarray(PICTURE.convert("L")) / 255), (deep, GREY / 255)):
-        pixels = pictures.read_image(saved(tmp_path / "a.png", image, icc_profile=LINEAR_GREY))
-        assert np.abs(pixels - encoded(light)[..., None]).max() <= 2
-    faint = Image.fromarray(np.full((32, 32), 300, np.uint16))  # 8 bits would make it 1, and that 13
-    pixels = pictures.read_image(saved(tmp_path / "faint.png", faint, icc_profile=LINEAR_GREY))
-    assert np.abs(pixels - encoded(np.array(300 / 65535))).max() <= 1
-
-
-def png_chunk(name: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-
-
-def png(path: Path, bits: int, colour: int, rows: bytes, **chunks: bytes) -> Path:
-    """A PNG of 32 x 32 pixels, of a depth and colour type that Pillow does not write; `rows` without filter types."""
-    length = len(rows) // 32
-    filtered = b"".join(b"\0" + rows[start : start + length] for start in range(0, len(rows), length))
-    content = [(b"IHDR", struct.pack(">2I5B", 32, 32, bits, colour, 0, 0, 0))]
-    content += [(name.encode(), chunk) for name, chunk in chunks.items()]
-    content += [(b"IDAT", zlib.compress(filtered)), (b"IEND", b"")]
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(map(png_chunk, *zip(*content, strict=True))))
-    return path
-
-
-def tiff(path: Path, bits: int, white: int, samples: int, rows: bytes) -> Path:
-    """A grey TIFF of 32 x 32 pixels; `white`: 0 if that is white; of two samples, the second is associated alpha."""
-    entries = {256: 32, 257: 32, 258: bits | bits << 16 if samples == 2 else bits, 259: 1, 262: white}
-    entries |= {273: 8, 277: samples, 278: 32, 279: len(rows)} | ({338: 1} if samples == 2 else {})
-    path.write_bytes(struct.pack("<2sHI", b"II", 42, 8 + len(rows)) + rows + struct.pack("<H", len(entries)))
-    with path.open("ab") as file:
-        for tag, value in entries.items():
-            count, kind = (2, 3) if (tag, samples) == (258, 2) else (1, 4 if tag in (273, 279) else 3)
-            file.write(struct.pack("<2H2I", tag, kind, count, value))
-        file.write(bytes(4))
-    return path
-
-
-def test_rgb_of_16_bits_is_converted_too(tmp_path: Path) -> None:
-    path = png(
-        tmp_path / "a.png", 16, 2, (PIXELS.astype(">u2") * 257).tobytes(), iCCP=b"P3\0\0" + zlib.compress(DISPLAY_P3)
-    )
-    assert np.abs(pictures.read_image(path) - from_p3(PIXELS)).max() <= 2
-
-
-def test_ink_is_seen_as_its_profile_says(tmp_path: Path) -> None:
-    lab = np.array([(0, 128, 128)] * 16, np.uint8)  # a printer whose inks cover all: black wherever two meet
-    lab[0b0000], lab[0b1000] = (255, 128, 128), (140, 128 - 37, 128 - 50)  # paper; cyan, darker than it is on a screen
-    identity = bytes(range(256))
-    table = b"mft1" + bytes(4) + bytes([4, 3, 2, 0]) + np.rint(65536 * np.eye(3)).astype(">i4").tobytes()
-    profile = icc_profile("CMYK", "Lab ", {"A2B0": table + 4 * identity + lab.tobytes() + 3 * identity})
-    image = Image.new("CMYK", (32, 32), (255, 0, 0, 0))
-    image.paste((0, 0, 0, 0), (0, 0, 16, 32))
-    pixels = pictures.read_image(saved(tmp_path / "a.tiff", image, icc_profile=profile))
-    lightness = (140 / 2.55 + 16) / 116
-    root = np.array([lightness - 37 / 500, lightness, lightness + 50 / 200])  # CIE 1976, all above its straight part
-    cyan = encoded(np.linalg.inv(ADAPTATION @ SRGB) @ (D50 * root**3))
-    assert np.abs(pixels[:, :16].astype(int) - 255).max() <= 1 and np.abs(pixels[:, 16:] - cyan).max() <= 2
-
-
-@pytest.mark.parametrize(
-    ("image", "profile"),
-    [
-        (PICTURE, b"no profile at all"),
-        (PICTURE, DISPLAY_P3[:400]),
-        (PICTURE, DISPLAY_P3[:100] + bytes(len(DISPLAY_P3) - 100)),
-        (PICTURE, LINEAR_GREY),
-        (PICTURE.convert("CMYK"), DISPLAY_P3),
-    ],
-)
-def test_a_profile_that_is_damaged_or_of_another_kind_is_ignored(
-    tmp_path: Path, image: Image.Image, profile: bytes
-) -> None:
-    assert np.array_equal(pictures.read_image(saved(tmp_path / "a.tiff", image, icc_profile=profile)), PIXELS)
-
-
-def test_transparent_pixels_are_seen_on_white(tmp_path: Path) -> None:
-    image = Image.new("RGBA", (32, 32), (0, 0, 0, 255))
-    image.paste((0, 0, 0, 0), (0, 0, 16, 32))
-    image.paste((0, 0, 0, 128), (16, 0, 32, 16))
-    for path in (saved(tmp_path / "a.png", image), saved(tmp_path / "a.webp", image, lossless=True)):
-        pixels = pictures.read_image(path)
-        assert (pixels[:, :16] == 255).all() and (pixels[:16, 16:] == 127).all() and (pixels[16:, 16:] == 0).all()
-    palette = PICTURE.quantize(16)
-    clear = np.asarray(palette) == 7
-    pixels = pictures.read_image(saved(tmp_path / "p.png", palette, transparency=7))
-    assert clear.any() and (pixels[clear] == 255).all() and np.array_equal(pixels[~clear], PIXELS[~clear])
-    assert (pictures.read_image(saved(tmp_path / "la.png", Image.new("LA", (32, 32), (9, 0)))) == 255).all()
-
-
-HALVES = np.arange(1024).reshape(32, 32) % 32 < 16  # the left one
-
-
-@pytest.mark.parametrize(
-    ("bits", "colour", "left", "right", "seen"),
-    [
-        (1, 0, [0], [1], 255),
-        (2, 0, [1], [2], 170),
-        (4, 0, [3], [10], 170),
-        (8, 0, [51], [52], 52),
-        (16, 0, [0x3344], [0x3345], 51),
-        (8, 2, [1, 2, 3], [170, 170, 170], 170),
-        (16, 2, [0x3344, 0x5566, 0x7788], [0xAAAA] * 3, 170),
-        (16, 4, [0x3344, 0], [0xAAAA, 0xFFFF], 170),
-        (16, 6, [0x3344, 0x5566, 0x7788, 0], [0xAAAA] * 3 + [0xFFFF], 170),
-    ],
-)
-def test_transparent_pixels_of_each_depth_are_seen_on_white(
-    tmp_path: Path, bits: int, colour: int, left: list[int], right: list[int], seen: int
-) -> None:
-    values = np.where(HALVES[..., None], left, right)
-    if bits < 8:
-        rows = np.packbits((values >> np.arange(bits)[::-1] & 1).astype(np.uint8)).tobytes()
-    else:
-        rows = values.astype(f">u{bits // 8}").tobytes()
-    chunks = {} if colour > 2 else {"tRNS": struct.pack(f">{len(left)}H", *left)}
-    pixels = pictures.read_image(png(tmp_path / "a.png", bits, colour, rows, **chunks))
-    assert (pixels[HALVES] == 255).all() and (pixels[~HALVES] == seen).all()
-
-
-@pytest.mark.parametrize("mode", ["LA", "PA", "RGBA", "RGBa", "La"])
-def test_transparent_pixels_of_each_mode_are_seen_on_white(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
-) -> None:
-    path = tmp_path / "a.tiff"
-    if mode == "La" and mode not in {mode for mode, _ in TiffImagePlugin.OPEN_INFO.values()}:
-        pytest.skip("read since Pillow 13")
-    if mode == "La":  # colours times alpha: 100 of 255 are 50 where half is seen
-        tiff(path, 8, 1, 2, np.where(HALVES[..., None], [0, 0], [50, 128]).astype(np.uint8).tobytes())
-    else:
-        image = Image.new("RGBA", (32, 32), (100, 100, 100, 128))
-        image.paste((0, 0, 0, 0), (0, 0, 16, 32))
-        grey = image.convert("LA")
-        palette = image.convert("RGB").quantize(4).convert("PA")
-        palette.putalpha(image.getchannel("A"))
-        made = {"LA": grey, "PA": palette, "RGBA": image, "RGBa": image.convert("RGBa")}[mode]
-        monkeypatch.setattr(Image, "open", lambda _: made)  # Pillow writes few of them to files
-    with Image.open(path) as file:
-        assert file.mode == mode
-    pixels = pictures.read_image(path)
-    assert (pixels[HALVES] == 255).all() and np.abs(pixels[~HALVES].astype(int) - 177).max() <= 1
-
-
-def test_a_tiff_of_12_bits_or_with_white_as_0_is_scaled_too(tmp_path: Path) -> None:
-    deep = GREY * 257
-    ink = tiff(tmp_path / "ink.tiff", 16, 0, 1, (65535 - deep).tobytes())
-    dim = (deep >> 4).reshape(-1, 2).astype(np.uint32)  # two values of 12 bits are three bytes, the first value first
-    three = np.stack([dim[:, 0] >> 4, (dim[:, 0] & 15) << 4 | dim[:, 1] >> 8, dim[:, 1] & 255], 1).astype(np.uint8)
-    for path in (ink, tiff(tmp_path / "a.tiff", 12, 1, 1, three.tobytes())):
-        seen = pictures.read_image(path).astype(int)
-        assert np.abs(seen - GREY[..., None]).max() <= (0 if path == ink else 1), path.name
-
-
-@pytest.mark.parametrize(("orientation", "turned"), [(3, np.rot90(PIXELS, 2)), (6, np.rot90(PIXELS, -1))])
-def test_a_photo_is_turned_as_its_exif_says(tmp_path: Path, orientation: int, turned: np.ndarray) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    assert np.array_equal(pictures.read_image(saved(tmp_path / "a.png", exif=exif)), turned)
 
 
 @pytest.mark.parametrize("exif", [b"Exif\0\0no TIFF header", b"Exif\0\0MM\0*", b"Exif\0\0MM\0*\xff\xff\xff\xff"])
@@ -401,36 +82,6 @@ def test_an_image_with_damaged_exif_is_taken_as_it_is_stored(
     assert (status, err) == (0, "") and not recwarn.list
 
 
-def test_an_oblong_image_is_cropped_padded_or_stretched(tmp_path: Path) -> None:
-    image = Image.new("RGB", (128, 64), "blue")
-    image.paste("red", (0, 0, 28, 64))  # further out than the filter reaches into the crop
-    path = saved(tmp_path / "a.png", image)
-    red, blue, white = ([255, 0, 0], [0, 0, 255], [255, 255, 255])
-    assert (pictures.read_image(path, "crop") == blue).all()
-    padded, stretched = pictures.read_image(path, "pad"), pictures.read_image(path, "stretch")
-    assert (padded[:8] == white).all() and (padded[24:] == white).all()
-    assert (padded[8:24, :5] == red).all() and (padded[8:24, 10:] == blue).all()
-    assert (stretched[:, :5] == red).all() and (stretched[:, 10:] == blue).all()
-
-
-@pytest.mark.parametrize(("name", "options"), [("a.png", {}), ("a.jpg", {"quality": 95})])
-@pytest.mark.parametrize("fit", pictures.FITS)
-def test_reduction_antialiases(tmp_path: Path, name: str, options: dict[str, Any], fit: str) -> None:
-    checkerboard = Image.fromarray((np.indices((1024, 1024)).sum(0) % 2 * 255).astype(np.uint8))
-    assert abs(pictures.read_image(saved(tmp_path / name, checkerboard, **options), fit).astype(int) - 127).max() <= 2
-
-
-def test_a_large_jpeg_decoded_small_gives_the_same_picture(tmp_path: Path) -> None:
-    large = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)).resize((2048, 2048))
-    read = pictures.read_image(saved(tmp_path / "a.jpg", large, quality=95))
-    exact = np.asarray(large.resize((32, 32), Image.Resampling.BICUBIC))
-    assert abs(read.astype(int) - exact).max() <= 6
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8))
-    small = saved(tmp_path / "b.jpg", noise)
-    with Image.open(small) as whole:  # not much larger than the result: nothing is left out
-        assert np.array_equal(pictures.read_image(small), np.asarray(whole.resize((32, 32), Image.Resampling.BICUBIC)))
-
-
 def test_a_phones_jpeg_of_108_megapixels_is_decoded_small(call: Any, tmp_path: Path) -> None:
     image = Image.new("L", (12000, 9000), 200)
     image.paste(20, (0, 0, 6000, 9000))
@@ -442,56 +93,7 @@ def test_a_phones_jpeg_of_108_megapixels_is_decoded_small(call: Any, tmp_path: P
     assert np.abs(pixels[:, :15].astype(int) - 20).max() <= 3 and np.abs(pixels[:, 17:].astype(int) - 200).max() <= 3
 
 
-@pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
-@pytest.mark.parametrize("size", [(48, 40), (2048, 1024)])
-def test_a_jpeg_beyond_pillows_limit_gives_the_bits_that_it_gives_below(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
-) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    for name, options in (("a.jpg", {"exif": exif}), ("a.mpo", {"save_all": True, "append_images": [OTHER]})):
-        path = saved(tmp_path / name, PICTURE.resize(size), **options)
-        below = pictures.read_image(path)
-        for limit in (size[0] * size[1] - 1, 10):  # where Pillow warns, and where it raises
-            with monkeypatch.context() as patch:
-                patch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-                assert np.array_equal(pictures.read_image(path), below)
-
-
 # Which files are read
-
-
-def linked(link: Path, target: Path) -> None:
-    try:
-        link.symlink_to(target, target_is_directory=True)
-    except OSError:
-        pytest.skip("this user may not make links")
-
-
-def test_each_kind_of_file_that_is_read_when_named_is_found_in_a_folder(tmp_path: Path) -> None:
-    saved(tmp_path / "stereo.MPO", save_all=True, append_images=[OTHER])
-    for name in ("a.jfif", "a.jpe", "a.jp2", "a.avif", "a.tga", "a.pbm", "a.heic", "a.HIF"):
-        (tmp_path / name).touch()
-    expected = sorted(tmp_path.iterdir())
-    others = ["drawing.svg", "film.mpg", "page.pdf", "photo", "photo.jxl", "photo.nef", "weather.grib", "weights.h5"]
-    for name in others:  # Pillow knows some of these names, and reads none
-        (tmp_path / name).touch()
-    assert pictures.find_images([tmp_path]) == (expected, [tmp_path / name for name in others])
-    alone = "import sys; from cifar10.pictures import *; print(len(find_images([Path(sys.argv[1])])[0]))"
-    done = subprocess.run([sys.executable, "-c", alone, tmp_path], cwd=ROOT, capture_output=True, text=True)
-    assert int(done.stdout) == len(expected)  # also where nothing has loaded Pillow's formats
-    assert np.abs(pictures.read_image(tmp_path / "stereo.MPO").astype(int) - PIXELS).mean() < 20
-
-
-def test_folders_behind_links_are_searched_once_and_without_end(tmp_path: Path) -> None:
-    inside, outside = saved(tmp_path / "in" / "sub" / "a.png"), saved(tmp_path / "out" / "b.png")
-    for name, target in (("again", "sub"), ("back", "."), ("out", "../out"), ("gone", "nowhere"), ("self", "self")):
-        linked(tmp_path / "in" / name, Path(target))
-    linked(tmp_path / "out" / "in", tmp_path / "in")
-    found = [tmp_path / "in" / "out" / "b.png", inside]
-    assert pictures.find_images([tmp_path / "in"]) == (found, [])
-    assert pictures.find_images([tmp_path / "in" / "back"])[0][-1] == tmp_path / "in" / "back" / "sub" / "a.png"
-    assert pictures.find_images([tmp_path / "out", tmp_path / "in"])[0] == [inside, outside]
 
 
 def test_a_folder_that_cannot_be_listed_is_named_and_the_rest_go_on(

@@ -72,7 +72,7 @@ def test_a_computation_that_takes_long_is_named_once_with_its_folder(
     monkeypatch.setattr(progress, "SLOW_SECONDS", 0)
     monkeypatch.setattr("builtins.print", lambda line, **options: printed.append(line))
     stored(tmp_path, compute=compute)
-    assert printed == [f"Computing some values (0.024 MB); later runs read it from {tmp_path}"]
+    assert printed == [f'Computing "some values" (0.024 MB); later runs read it from {tmp_path}']
     monkeypatch.setattr(progress, "SLOW_SECONDS", 60)
     stored(tmp_path, "b" * 64)
     assert len(printed) == 1
