@@ -83,7 +83,7 @@ def sweep(grid: Sequence[str] = (), search: Sequence[str] = (), **flags: Any) ->
         raise UsageError("nothing to run: --grid or --search says what")
     check_repeat(chosen, plan, cells)
     prepare(chosen.data_dir)
-    with StopSignals(advice="the same command goes on"), open_study(plan, chosen.storage) as study:
+    with StopSignals(lambda: "the same command goes on"), open_study(plan, chosen.storage) as study:
         engine = Engine(study, plan, chosen.workers or min(len(cells), default_workers()))
         engine.run(cells, chosen.retry)
         if chosen.best_per and chosen.repeat:

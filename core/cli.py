@@ -10,6 +10,7 @@ import io
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import Field
 from pathlib import Path
@@ -218,6 +219,8 @@ def status_of(program: Callable[[], None]) -> int:
     0 done, 2 bad flags or input, 1 anything else, 130 after Ctrl-C, 143 after SIGTERM."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name of a file may have letters that the console's encoding lacks
         sys.stdout.reconfigure(errors="backslashreplace")
+    os.environ["MPLBACKEND"] = "agg"  # programs draw into files; a notebook's backend may not be installed here
+    hook, threading.excepthook = threading.excepthook, _report_thread
     try:
         program()
         return 0
@@ -234,14 +237,24 @@ def status_of(program: Callable[[], None]) -> int:
         return 1
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            status, reason = 1, f"{error.strerror}; the last whole checkpoint stands"
+            status, reason = 1, str(error.strerror)
         elif error.filename and error.errno in UNUSABLE:
             status, reason = 2, f"{error.filename}: {error.strerror}"
         else:
             raise
+        reason = "; ".join([reason, *getattr(error, "__notes__", [])])  # what helps
     except Stopped as stop:
         status, reason = 128 + stop.signal, f"stopped; {stop.advice}"
     except KeyboardInterrupt:
         status, reason = 128 + signal.SIGINT, "stopped"
+    finally:
+        threading.excepthook = hook
     print(f"{Path(sys.argv[0]).name}: {reason}", file=sys.stderr)
     return status
+
+
+def _report_thread(error: threading.ExceptHookArgs) -> None:
+    """Print the traceback of a thread, unless it could not write a file: TensorBoard's raises this in the main thread,
+    too."""
+    if not isinstance(error.exc_value, OSError):
+        threading.__excepthook__(error)

@@ -173,6 +173,62 @@ def test_hardware_that_is_not_there_is_refused_by_its_flag_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == [data_dir]
 
 
+TASKS = {"SLURM_JOB_NAME": "train", "SLURM_JOB_ID": "9", "SLURM_NTASKS": "4"}
+RANKS = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
+PLACE = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", "NODE_RANK": "0"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "reason"),
+    [
+        ({"devices": 2}, TASKS, "--ntasks=4"),
+        ({"devices": 2}, TASKS | RANKS | {"SLURM_NTASKS_PER_NODE": "4"}, "devices=2"),
+        ({"devices": 4}, TASKS | {"SLURM_NTASKS_PER_NODE": "4"}, "SLURM_.* is not set: start the processes with srun"),
+        ({"num_nodes": 2}, TASKS | RANKS | {"SLURM_NTASKS": "1"}, "1 processes were started, .* take 2"),
+        (
+            {"devices": 4},
+            PLACE | {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"},
+            "does not match the world size",
+        ),
+        ({"devices": 2}, {"MASTER_PORT": "abc"}, "^MASTER_PORT abc: must be a number from 1 to 65535"),
+        ({"num_nodes": 2}, PLACE | {"MASTER_PORT": "70000"}, "^MASTER_PORT 70000: must be a number"),
+        ({"num_nodes": 2}, PLACE | {"MASTER_ADDR": "no machine"}, "^MASTER_ADDR no machine: there is no such machine"),
+    ],
+)
+def test_processes_that_cannot_meet_are_one_line_before_anything_is_started_or_written(
+    run: Any,
+    tmp_path: Path,
+    data_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    flags: dict[str, Any],
+    environment: dict[str, str],
+    reason: str,
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=reason) as raised:
+        run(**flags, batch_size=40)
+    assert "\n" not in str(raised.value)
+    assert list(tmp_path.iterdir()) == [data_dir]
+
+
+def test_a_checkpoint_that_lightning_would_load_on_slurm_is_not_looked_at(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = run()
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "hpc_ckpt_1.ckpt").write_text("of another job")
+    monkeypatch.chdir(tmp_path / "here")
+    for name, value in (TASKS | {"SLURM_NTASKS": "1"}).items():
+        monkeypatch.setenv(name, value)
+    found = run()
+    assert (found.test_loss, found.checkpoint.name) == (expected.test_loss, expected.checkpoint.name)
+    (found.log_dir / "summary.json").unlink()
+    assert resume(found.checkpoint.parent).test_loss == expected.test_loss
+    assert run(precision="bf16-true").test_acc > 0
+    assert [path.name for path in Path().iterdir()] == ["hpc_ckpt_1.ckpt"]
+
+
 def test_a_missing_library_is_one_line(run: Any, tmp_path: Path, data_dir: Path) -> None:
     with pytest.raises(UsageError) as raised:
         run(strategy="deepspeed")

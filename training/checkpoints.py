@@ -4,6 +4,7 @@ import io
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytorch_lightning as pl
@@ -16,8 +17,8 @@ from cifar_datamodule import CIFAR10DataModule
 from core.errors import UsageError
 from core.files import write_bytes
 from core.settings import FORMAT, get_fields, to_text
-from core.shell import command_line
-from core.signals import Stopped, StopSignals
+from core.shell import command_line, script
+from core.signals import StopSignals
 from lenet_module import LeNetModule
 from models.checkpoint import LAST, TEMPERATURE, Checkpoint
 from models.config import ModelConfig
@@ -80,32 +81,36 @@ class RunCheckpoint(ModelCheckpoint):
 
 
 class StopOnSignal(StopSignals, Callback):
-    """Ctrl-C and SIGTERM raise `Stopped` at the end of the running step; a second signal acts at once.
+    """Stops a run at once: nothing is written then, and the run goes on from the checkpoint of its last whole epoch.
 
-    Nothing is written then: the checkpoint of the last whole epoch is what a run goes on from. Of several processes all
-    stop after the same step, whichever of them got the signal; while they wait for each other at the start, one ends at
-    once if `waiting` is set.
+    `folder` is that of the run's checkpoints, once there is one. Of several processes each stops by itself, as soon as
+    all have met, and only the first of a machine says so.
     """
 
-    def _met(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.waiting = False
-        self.listen()  # Lightning's own handler, set meanwhile, breaks into what the processes exchange
+    folder: Path | None = None
+    silent = False
 
-    def _stop(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *hook_arguments: Any) -> None:
-        received = self.received or 0
-        if trainer.world_size > 1:
-            if not trainer.training:  # where not all have as many batches
-                return
-            mine = torch.tensor(received, device=pl_module.device)
-            received = int(trainer.strategy.reduce(mine, reduce_op="max"))
-        if received and trainer.local_rank:
-            raise SystemExit  # the first process of the machine tells; for any other status Lightning would kill it
-        if received:
-            folder = Path(getattr(trainer.checkpoint_callback, "dirpath", None) or "")
-            raise Stopped(received, folder if (folder / LAST).exists() else None)
+    def __init__(self, later: bool = False) -> None:
+        super().__init__(self._advise, later)
+
+    def _advise(self) -> str:
+        if self.folder is None or not (self.folder / LAST).exists():
+            return "no epoch was complete yet"
+        return f"go on with: {command_line('python', script('train.py'), '--resume', self.folder)}"
+
+    def _met(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.silent = trainer.local_rank > 0
+        if folder := getattr(trainer.checkpoint_callback, "dirpath", None):  # the first process has told the others
+            self.folder = Path(folder)
+        if trainer.world_size > 1:  # in place of Lightning's handler, in which the processes exchange something
+            self.listen()
 
     on_train_start = on_test_start = _met
-    on_train_batch_end = on_validation_batch_end = on_test_batch_end = _stop  # type: ignore[assignment]
+
+    def stop(self, number: int, frame: FrameType | None = None) -> None:
+        if self.silent:
+            os._exit(0)  # for any other status, Lightning would kill the first process
+        super().stop(number, frame)
 
 
 def calibrate(path: Path, temperature: float) -> None:

@@ -3,7 +3,8 @@
 import itertools
 import json
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -73,15 +74,16 @@ def reserve_version(log_dir: Path, checkpoint_dir: Path) -> str:
     raise AssertionError
 
 
-def lock_run(folder: Path) -> ExitStack:
-    """Keep a run, by the folder of its checkpoints, for this process, until the context that is returned ends, or the
-    process does, however it does; UsageError if another process has it.
-    """
-    held, path = ExitStack(), folder / LOCK
-    held.enter_context(hold_lock(path, f"{folder}: another process is at this run"))
-    if sys.platform != "win32":  # where the lock takes its file away itself
-        held.callback(path.unlink, missing_ok=True)
-    return held
+@contextmanager
+def lock_run(folder: Path) -> Iterator[None]:
+    """Keep other processes from a run, by the folder of its checkpoints; UsageError if another one is at it."""
+    path = folder / LOCK
+    with hold_lock(path, f"{folder}: another process is at this run"):
+        try:
+            yield
+        finally:
+            if sys.platform != "win32":  # where the lock takes its file away itself
+                path.unlink(missing_ok=True)
 
 
 def write_config(folder: Path, config: RunConfig) -> None:

@@ -11,7 +11,7 @@ The point of steepest fall, Lightning's own suggestion, is lower still.
 import contextlib
 import io
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,12 @@ from torch import Tensor
 
 from analysis import figures
 from analysis.tensorboard import add_figure
+from core.signals import StopSignals
 from lenet_module import LeNetModule
 from training.callbacks import on_terminal
 from training.config import RunConfig
-from training.run import make_halves, refuse_batch, resolved
-from training.trainer import make_trainer
+from training.run import complete, make_modules, prepare_process, refuse_batch
+from training.trainer import make_trainer, refuse_hardware, refuse_second_run
 
 STEPS = 300
 LOWEST, HIGHEST = 1e-3, 30.0  # rates at the start and the end, in units of the module's own
@@ -77,12 +78,27 @@ class RecordedModule(LeNetModule):
 
 
 def find_lr(config: RunConfig) -> tuple[float, Path]:
-    """Run the test for a run, around its learning rate and with a constant schedule: the suggested rate, and a picture.
+    """Test learning rates around that of a run, with a constant schedule.
 
-    FloatingPointError if the loss was not finite after the first few steps.
+    Returns:
+        The suggested rate, and the picture of the test.
+
+    Raises:
+        FloatingPointError: The loss was not finite after the first few steps.
+        UsageError, DataError, Stopped: As of `run.train`.
     """
-    config = resolved(config)
-    datamodule, _ = make_halves(config)
+    with refuse_second_run(), StopSignals(lambda: "no learning rate was found yet"):
+        refuse_hardware(config)
+        config = complete(config)
+        prepare_process(config)
+        found = record_losses(config)
+        name = f"{config.optimizer}-bs{config.batch_size}-seed{config.seed}"
+        return found.suggestion, save(found, config.log_dir, name)
+
+
+def record_losses(config: RunConfig) -> LRRange:
+    """Train with a growing rate, and return the losses."""
+    datamodule, _ = make_modules(config)
     module = RecordedModule(config, schedule="constant")
     refuse_batch(config, module)
     lr = config.lr
@@ -90,9 +106,7 @@ def find_lr(config: RunConfig) -> tuple[float, Path]:
     options: Any = {"min_lr": lr * LOWEST, "max_lr": lr * HIGHEST, "num_training": STEPS, "update_attr": False}
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         trainer = make_trainer(
-            accelerator=config.accelerator,
-            devices=1,
-            precision=config.precision,
+            replace(config, devices=1, num_nodes=1, strategy="auto"),
             max_epochs=STEPS,
             limit_val_batches=0,
             enable_checkpointing=False,
@@ -106,9 +120,7 @@ def find_lr(config: RunConfig) -> tuple[float, Path]:
     if len(losses) < WINDOW:
         raise FloatingPointError(f"the training loss was not finite at learning rate {lr * LOWEST:.2g}")
     lrs = np.array(finder.results["lr"])[WINDOW // 2 :][: len(losses) - WINDOW + 1]
-    found = LRRange(lrs, np.convolve(losses, np.ones(WINDOW) / WINDOW, "valid"))
-    name = f"{config.optimizer}-bs{config.batch_size}-seed{config.seed}"
-    return found.suggestion, save(found, config.log_dir, name)
+    return LRRange(lrs, np.convolve(losses, np.ones(WINDOW) / WINDOW, "valid"))
 
 
 def save(found: LRRange, log_dir: Path, name: str) -> Path:

@@ -4,6 +4,7 @@ result = train(optimizer="adam", epochs=3)
 """
 
 import os
+import sys
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,7 +35,15 @@ from training.checkpoints import RunCheckpoint, StopOnSignal, calibrate
 from training.config import SETTINGS, RunConfig, resolve_config
 from training.files import RunResult, lock_run, reserve_version, write_config, write_result
 from training.hardware import keep_freed_memory
-from training.trainer import RunLogger, make_trainer, refuse_hardware
+from training.trainer import (
+    RunLogger,
+    count_devices,
+    end_started,
+    end_with_starter,
+    make_trainer,
+    refuse_hardware,
+    refuse_second_run,
+)
 
 LOG_EVERY = 20  # steps between two points of a curve over steps, if an epoch has as many
 
@@ -59,13 +68,19 @@ def train(
         FloatingPointError: The training loss is no longer finite.
         Stopped: Ctrl-C or SIGTERM.
     """
-    run = build((config or RunConfig()).changed(flags), resume, started)
-    with run.lock, run.watch.stop:
-        fit(run)
-        tested = test(run)
-        if not run.trainer.is_global_zero:
-            os._exit(0)  # at once: PyTorch's clean-up aborts where another process has ended before
-        return write(run, tested)
+    with refuse_second_run():
+        run = build((config or RunConfig()).changed(flags), resume, started)
+        with run.lock, run.watch.stop:
+            try:
+                fit(run)
+                tested = test(run)
+                if not run.trainer.is_global_zero:
+                    os._exit(0)  # at once: PyTorch's clean-up aborts where another process has ended before
+                return write(run, tested)
+            except BaseException as error:
+                end_started(run.trainer)
+                add_advice(error, run)
+                raise
 
 
 @dataclass(frozen=True)
@@ -110,23 +125,21 @@ class Run:
 
 def build(config: RunConfig, resume: Path | None = None, started: float | None = None) -> Run:
     """All parts of a run, and its folders; those come last, so that neither bad flags nor missing data leave any."""
-    config = resolved(config)
-    datamodule, module = make_halves(config)
+    refuse_hardware(config)
+    config = complete(config)
+    prepare_process(config)
+    datamodule, module = make_modules(config)
     monitor = f"{config.select_on}/acc" if config.val_size or config.select_on == "test" else None
     best_name = f"best-epoch={{epoch:02d}}-{config.select_on}_acc={{{monitor}:.4f}}"
     watch = Watch(
-        stop=StopOnSignal(),
+        stop=StopOnSignal(later=config.num_nodes * count_devices(config) > 1),
         clock=visible.RunClock(started),
         best_model=BestModel(config.select_on, draw=config.pictures, config=config.plain()),
         best=RunCheckpoint(best_name, config, monitor) if monitor else None,
         last=RunCheckpoint(Path(LAST).stem, config),
     )
     trainer = make_trainer(
-        accelerator=config.accelerator,
-        devices=config.devices,
-        num_nodes=config.num_nodes,
-        strategy=config.strategy,
-        precision=config.precision,
+        config,
         max_epochs=config.epochs,
         callbacks=watch.callbacks(config),
         limit_val_batches=None if monitor else 0,
@@ -138,7 +151,6 @@ def build(config: RunConfig, resume: Path | None = None, started: float | None =
     datamodule.prepare_data()
     datamodule.setup()
     trainer.log_every_n_steps = min(LOG_EVERY, len(datamodule.train_dataloader()))  # type: ignore[attr-defined]
-    watch.stop.waiting = trainer.world_size > 1
     run = Run(config, resume, datamodule, module, trainer, watch)
     if not config.fast_dev_run:
         make_folders(run)
@@ -149,6 +161,12 @@ def fit(run: Run) -> None:
     """Train all epochs, or those that a stopped run still lacks, and look at what the best epoch's network does."""
     if run.trainer.is_global_zero and not run.config.quiet:
         print(f"training in {run.config.precision}, threads: {run.config.threads}", flush=True)
+    if run.trainer.world_size > 1:
+        end_with_starter()
+    if run.config.num_nodes > 1 and run.trainer.local_rank == 0:
+        environment = run.trainer.strategy.cluster_environment  # type: ignore[attr-defined]
+        place = f"{environment.main_address}:{environment.main_port}"
+        print(f"waiting for the other machines at {place}", file=sys.stderr, flush=True)
     try:
         run.trainer.fit(run.module, datamodule=run.datamodule, ckpt_path=run.resume, weights_only=True)
     except (DistNetworkError, DistStoreError) as error:  # such as a port that is taken
@@ -170,7 +188,7 @@ def test(run: Run) -> dict[str, Any]:
         result = {"best_epoch": best["epoch"] + 1, "val_acc": float(run.watch.best.best_model_score or 0)}
     tester, module = run.trainer, run.module
     if next(module.parameters()).dtype != torch.float32 and tester.world_size == 1:  # as with "bf16-true"
-        tester = make_trainer(accelerator=run.config.accelerator, devices=1)
+        tester = make_trainer(replace(run.config, devices=1, strategy="auto", precision="32-true"))
         module = LeNetModule(run.config, val_name=run.config.select_on)
         module.load_state_dict(run.module.state_dict())
     tester.loggers = []  # the result has the figures; curves of one point would hide the others
@@ -204,18 +222,31 @@ def write(run: Run, tested: dict[str, Any]) -> RunResult:
     return result
 
 
-def resolved(config: RunConfig) -> RunConfig:
-    """Set the process up; the configuration with all that a run decides once, at its start, and keeps."""
-    refuse_hardware(config)
+def add_advice(error: BaseException, run: Run) -> None:
+    """Add to an error, such as a full disk or another process that is gone, how the run goes on."""
+    advice = run.watch.stop.advise()
+    if run.logger and not Path(run.logger.log_dir).exists():
+        advice = f"{run.logger.log_dir} was removed while the run trained: make it again, then {advice}"
+    if isinstance(error, OSError | RuntimeError):
+        error.add_note(advice)
+
+
+def complete(config: RunConfig) -> RunConfig:
+    """Return a configuration with all that a run decides once, at its start, and keeps."""
+    threads = config.threads or min(torch.get_num_threads(), cores())  # PyTorch does not know a container's limits
+    return replace(resolve_config(config), threads=threads)
+
+
+def prepare_process(config: RunConfig) -> None:
+    """Set this process up for a run whose configuration is complete: its allocator, threads and random generators."""
     keep_freed_memory()
-    if config.threads or torch.get_num_threads() > cores():  # PyTorch does not know the limits of a container
-        torch.set_num_threads(config.threads or cores())
+    assert config.threads
+    torch.set_num_threads(config.threads)
     pl.seed_everything(config.seed, verbose=False)
-    return replace(resolve_config(config), threads=torch.get_num_threads())
 
 
-def make_halves(config: RunConfig) -> tuple[CIFAR10DataModule, LeNetModule]:
-    """The two halves that Lightning puts together."""
+def make_modules(config: RunConfig) -> tuple[CIFAR10DataModule, LeNetModule]:
+    """Make the data module and the module of a run."""
     teacher = load_teacher(config.group(Teacher), config.group(Data), config.cache_folder) if config.teacher else None
     return CIFAR10DataModule(config, teacher=teacher), LeNetModule(config, val_name=config.select_on)
 
@@ -239,9 +270,10 @@ def make_folders(run: Run) -> None:
         version = reserve_version(config.log_dir / name, config.checkpoint_dir / name)
     for checkpoint in filter(None, [run.watch.best, run.watch.last]):
         checkpoint.dirpath = str(config.checkpoint_dir / name / version)
+    run.watch.stop.folder = config.checkpoint_dir / name / version
     run.logger = trainer.logger = RunLogger(config.log_dir, name, version, default_hp_metric=False)
     if trainer.is_global_zero:
-        run.lock = lock_run(config.checkpoint_dir / name / version)
+        run.lock.enter_context(lock_run(config.checkpoint_dir / name / version))
         Path(run.logger.log_dir).mkdir(parents=True, exist_ok=True)
         write_config(Path(run.logger.log_dir), config)
 

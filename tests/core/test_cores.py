@@ -11,7 +11,7 @@ import torch
 from conftest import ROOT
 from core import cores
 from training.config import RunConfig
-from training.run import resolved
+from training.run import complete
 
 
 @pytest.fixture(autouse=True)
@@ -42,5 +42,5 @@ def test_a_containers_limit_is_kept(
 def test_a_run_has_no_more_threads_than_its_container_has_cores(no_container: Path) -> None:
     torch.set_num_threads(2)
     no_container.write_text("100000 100000\n")
-    assert resolved(RunConfig()).threads == 1
-    assert resolved(RunConfig(threads=2)).threads == 2
+    assert complete(RunConfig()).threads == 1
+    assert complete(RunConfig(threads=2)).threads == 2

@@ -15,9 +15,10 @@ from benchmarks import page
 from conftest import ROOT
 from core import shell
 from core.shell import command_line, script
-from core.signals import Stopped
 from experiments import pages
+from models.checkpoint import LAST
 from training import lr_finder
+from training.checkpoints import StopOnSignal
 from training.files import RunResult
 
 SHOW = "import json, sys; print(json.dumps(sys.argv[1:]))"
@@ -46,7 +47,11 @@ def test_what_the_programs_print_can_be_pasted_whatever_the_folder_is_called(
     monkeypatch.chdir(ROOT)
     folder = tmp_path / name
     run = folder / "adam" / "version_0"
-    assert pasted(Stopped(2, run).advice.removeprefix("go on with: ")) == ["train.py", "--resume", str(run)]
+    run.mkdir(parents=True)
+    (run / LAST).touch()
+    stop = StopOnSignal()
+    stop.folder = run
+    assert pasted(stop.advise().removeprefix("go on with: ")) == ["train.py", "--resume", str(run)]
 
     result = RunResult(1, "val", None, None, 0.5, 1.0, 1.0, 1.0, run, Path("last.ckpt"), None)
     (line,) = (line for line in train.summary(result).split("\nnext ")[1:])

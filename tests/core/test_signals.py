@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM within a context that asks to stop."""
+"""Ctrl-C and SIGTERM within a context that they stop."""
 
 import os
 import signal
@@ -6,40 +6,54 @@ import threading
 
 import pytest
 
-from core.signals import Stopped, StopSignals
+from core.signals import SIGNALS, Stopped, StopSignals
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_is_noted_and_the_same_one_again_has_its_own_action(number: signal.Signals) -> None:
-    before = signal.getsignal(number)
-    with StopSignals() as stop:
-        assert stop.received is None
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_first_signal_raises_what_is_advised_then(number: signal.Signals) -> None:
+    before = [signal.getsignal(each) for each in SIGNALS]
+    advice = "nothing is there yet"
+    with pytest.raises(Stopped) as stopped, StopSignals(lambda: advice):
+        advice = "the same command goes on"
         os.kill(os.getpid(), number)
-        assert stop.received == number
+        pytest.fail("not stopped at once")
+    assert (stopped.value.signal, stopped.value.advice) == (number, "the same command goes on")
+    assert [signal.getsignal(each) for each in SIGNALS] == before
+
+
+def test_a_library_that_catches_all_exceptions_does_not_go_on() -> None:
+    with pytest.raises(Stopped), StopSignals(str):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except Exception:
+            pytest.fail("caught")
+
+
+@pytest.mark.parametrize(("number", "other"), [SIGNALS, SIGNALS[::-1]])
+def test_then_the_same_signal_has_its_own_action_and_the_other_none(
+    number: signal.Signals, other: signal.Signals
+) -> None:
+    with StopSignals(str):
+        with pytest.raises(Stopped):
+            os.kill(os.getpid(), number)
+        os.kill(os.getpid(), other)  # does nothing
         assert signal.getsignal(number) == signal.SIG_DFL
-    assert signal.getsignal(number) == before
 
 
-def test_after_ctrl_c_a_sigterm_is_still_only_noted() -> None:
-    with StopSignals() as stop:
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.received == signal.SIGTERM
-
-
-def test_with_an_advice_the_first_signal_raises() -> None:
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(Stopped) as stopped, StopSignals(advice="the same command goes on"):
-        os.kill(os.getpid(), signal.SIGINT)
-    assert (stopped.value.signal, stopped.value.advice) == (signal.SIGINT, "the same command goes on")
-    assert signal.getsignal(signal.SIGINT) == before
+def test_signals_act_as_by_default_until_the_context_listens() -> None:
+    with StopSignals(str, later=True) as stop:
+        assert [signal.getsignal(each) for each in SIGNALS] == [signal.SIG_DFL] * 2
+        stop.listen()
+        with pytest.raises(Stopped):
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_outside_the_main_thread_no_handler_is_set() -> None:
     before, seen = signal.getsignal(signal.SIGINT), []
 
     def work() -> None:
-        with StopSignals():
+        with StopSignals(str) as stop:
+            stop.listen()
             seen.append(signal.getsignal(signal.SIGINT))
 
     thread = threading.Thread(target=work)

@@ -1,10 +1,13 @@
 """Resume, kills between two steps, signals, and files that are no checkpoints."""
 
+import errno
 import os
 import pickle
 import shutil
 import signal
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import torch
 
 import train as door
 from conftest import curves, evaluated, history, resume, weights
+from core.cli import status_of
 from core.errors import SettingError, UsageError
 from core.signals import Stopped
 from lenet_module import LeNetModule
@@ -251,6 +255,56 @@ def test_a_failed_write_leaves_the_checkpoint_before_and_no_partial_file(
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
 
 
+def test_a_full_disk_before_the_first_checkpoint_says_that_there_is_none(
+    run: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", fail(OSError(errno.ENOSPC, "No space left on device")))
+    assert status_of(run) == 1
+    assert capsys.readouterr().err.endswith(": No space left on device; no epoch was complete yet\n")
+
+
+def fail(error: Exception) -> Callable[..., None]:
+    def raise_it(*arguments: Any, **options: Any) -> None:
+        raise error
+
+    return raise_it
+
+
+def test_a_log_folder_that_is_removed_while_the_run_trains_costs_no_epoch(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    whole = run(epochs=3)
+    folder, logs = (tmp_path / name / whole.log_dir.parent.name / "version_1" for name in ("checkpoints", "logs"))
+    step_of = LeNetModule.training_step
+
+    def training_step(module: LeNetModule, batch: Any, batch_idx: int) -> Any:
+        if module.global_step == STEPS + 3:
+            shutil.rmtree(logs)
+        return step_of(module, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LeNetModule, "training_step", training_step)
+        assert status_of(lambda: run(epochs=3)) == 2
+    message = capsys.readouterr().err
+    assert f"{logs} was removed while the run trained: make it again, then go on with: python " in message
+    assert message.count("\n") == 1
+    logs.mkdir()
+    assert resume(folder).test_loss == whole.test_loss
+    assert history(logs) == history(whole.log_dir)
+
+
+def test_a_run_beside_another_in_the_same_process_is_refused(run: Any) -> None:
+    alone = run(epochs=1)
+    with ThreadPoolExecutor(2) as pool:
+        done = [pool.submit(run, epochs=1, seed=seed) for seed in (0, 1)]
+        errors = [each.exception() for each in done]
+    assert sorted(map(type, errors), key=str) == [type(None), UsageError]
+    assert "another run goes on in this process" in str(next(filter(None, errors)))
+    if not errors[0]:
+        assert done[0].result().test_loss == alone.test_loss
+    assert run(epochs=1).test_loss == alone.test_loss
+
+
 class Touch:
     """Unpickling it creates a file."""
 
@@ -312,7 +366,7 @@ def test_a_checkpoint_that_does_not_fit_the_network_is_refused(
         evaluated(tmp_path / "odd.ckpt", data_dir)
 
 
-def test_the_first_signal_stops_after_the_running_step_and_the_run_goes_on_from_its_last_epoch(
+def test_a_signal_stops_within_the_step_and_the_run_goes_on_from_its_last_epoch(
     run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run(epochs=3)
@@ -321,7 +375,7 @@ def test_the_first_signal_stops_after_the_running_step_and_the_run_goes_on_from_
     def training_step(module: LeNetModule, batch: Any, batch_idx: int) -> Any:
         if module.global_step == STEPS + 3:
             os.kill(os.getpid(), signal.SIGINT)
-        assert module.global_step <= STEPS + 3
+            pytest.fail("not stopped at once")
         return step_of(module, batch, batch_idx)
 
     before = signal.getsignal(signal.SIGINT)
@@ -329,7 +383,48 @@ def test_the_first_signal_stops_after_the_running_step_and_the_run_goes_on_from_
         patch.setattr(LeNetModule, "training_step", training_step)
         with pytest.raises(Stopped) as stopped:
             run(epochs=3)
+    folder = whole.checkpoint.parent.parent / "version_1"
     assert signal.getsignal(signal.SIGINT) == before
-    assert stopped.value.signal == signal.SIGINT and stopped.value.folder is not None
-    assert torch.load(stopped.value.folder / "last.ckpt", weights_only=True)["epoch"] == 0
-    assert resume(stopped.value.folder).test_acc == whole.test_acc
+    assert stopped.value.signal == signal.SIGINT and stopped.value.advice.endswith(f"--resume {folder}")
+    assert torch.load(folder / "last.ckpt", weights_only=True)["epoch"] == 0
+    assert resume(folder).test_acc == whole.test_acc
+    expected, found = (weights(path / "last.ckpt") for path in (whole.checkpoint.parent, folder))
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+@pytest.mark.parametrize("moment", ["write", "flush", "move"])
+@pytest.mark.parametrize("file", ["best", "last"])
+def test_a_signal_while_a_checkpoint_is_written_leaves_a_whole_one(
+    run: Any, monkeypatch: pytest.MonkeyPatch, file: str, moment: str
+) -> None:
+    whole = run(epochs=3)
+    with monkeypatch.context() as patch:
+        stop_while_writing(patch, file, moment)
+        with pytest.raises(Stopped):
+            run(epochs=3)
+    folder = whole.checkpoint.parent.parent / "version_1"
+    assert {path.suffix for path in folder.iterdir()} == {".ckpt"}
+    for path in folder.glob("*.ckpt"):
+        load_checkpoint(path)
+    assert resume(folder).test_loss == whole.test_loss
+    expected, found = (weights(path / "last.ckpt") for path in (whole.checkpoint.parent, folder))
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def stop_while_writing(patch: pytest.MonkeyPatch, file: str, moment: str) -> None:
+    """Send SIGTERM before or after a step of the second time that a checkpoint of this name is written."""
+    module, name = {"write": (torch, "save"), "flush": (os, "fsync"), "move": (os, "replace")}[moment]
+    act, save, count = getattr(module, name), AtomicCheckpointIO.save_checkpoint, 0
+
+    def save_checkpoint(self: AtomicCheckpointIO, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
+        nonlocal count
+        count += Path(path).name.startswith(file)
+        if count == 2 and Path(path).name.startswith(file):
+            patch.setattr(module, name, stopped)
+        save(self, checkpoint, path, storage_options)
+
+    def stopped(*arguments: Any) -> Any:
+        act(*arguments)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    patch.setattr(AtomicCheckpointIO, "save_checkpoint", save_checkpoint)
