@@ -110,6 +110,7 @@ def write_report(
     folder: Path,
     title: str,
     command: str,
+    settings: Iterable[tuple[str, str]],
     result: Iterable[tuple[str, str]],
     images: str,
     trend: str = "",
@@ -118,6 +119,7 @@ def write_report(
     """REPORT, of what is in the folder.
 
     Args:
+        settings: What was trained, by label.
         images: What the network was judged on, such as "validation".
         trend: In Markdown.
         pictures: Whether those that lie there are of now.
@@ -127,6 +129,7 @@ def write_report(
         return [f"![{text}]({name})"] if pictures and (folder / name).exists() else []
 
     parts = [f"# {title}", f"```sh\n{command}\n```", markdown_table(("result", ""), result)]
+    parts += ["## What was trained", markdown_table(("", ""), settings)]
     curves = picture(CURVES, "Loss and accuracy over epochs")
     if (folder / HISTORY).exists():
         parts += ["## Curves", *curves, f"The values of each epoch: [{HISTORY}]({HISTORY})."]

@@ -87,15 +87,25 @@ def result_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def log_result(
-    writer: SummaryWriter, columns: Mapping[str, Any], result: Mapping[str, Any], epoch: int, first: Sequence[str] = ()
+    writer: SummaryWriter,
+    description: Mapping[str, str],
+    columns: Mapping[str, Any],
+    result: Mapping[str, Any],
+    epoch: int,
+    first: Sequence[str] = (),
 ) -> None:
-    """Write a finished run's flags and results, as `train.train` returns them: as text, as scalars, and as its row in
-    the HParams tab. There flags that are None are left out, and the columns `first` are ticked from the start.
+    """Write a finished run's results and the description of what was trained as text, its results as scalars, and its
+    row in the HParams tab.
+
+    Args:
+        columns: The settings in the HParams tab; those that are None are left out.
+        result: What `RunResult.plain` returns.
+        first: The columns that are shown first.
     """
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
     from torch.utils.tensorboard.summary import hparams
 
-    for name, rows in (("result", result_rows(result)), ("settings", columns.items())):
+    for name, rows in (("result", result_rows(result)), ("settings", description.items())):
         writer.add_text(name, markdown_table((name, ""), rows), epoch)
     for name, (tag, _) in RESULT_SCALARS.items():
         if result[name] is not None:

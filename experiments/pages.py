@@ -29,7 +29,8 @@ from experiments.statistics import (
 )
 from experiments.tables import CELLS, CORRUPTED, CURVES, named, shown
 from models.checkpoint import LAST
-from training.config import RunConfig
+from training.config import RunConfig, read_config
+from training.description import count_parameters, describe
 from training.files import CONFIG
 
 TITLES = tables.TITLES | {
@@ -157,12 +158,13 @@ def what_was_trained(table: pd.DataFrame, varying: Sequence[str], follows: Mappi
     defaults = texts_of(RunConfig(optimizer=first["optimizer"]))
     common = [name for name in COLUMNS if name not in (*varying, "seed")]
     others = [named(name, first[name]) for name in common if first[name] != defaults[name] and name != "precision"]
-    shared = [named(name, first[name]) for name in drawings.COMMON if name in common]
+    config = read_config({name: first[name] or None for name in COLUMNS})
+    shared = describe(config, count_parameters(config), without=[*varying, "seed"])
     lines = [
         f"Not the default recipe: {', '.join(others)}."
         if others
         else "The default recipe, but for what the table varies.",
-        f"All runs: {', '.join(shared)}.",
+        f"All runs: {'; '.join(f'{label}: {text}' for label, text in shared.items())}.",
     ]
     for leader in dict.fromkeys(follows.values()):
         names = [name for name in follows if follows[name] == leader]

@@ -23,17 +23,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class NetworkClass:
-    """A class of models/networks.py, whether it takes a `width`, and the network that its `fold` makes."""
+    """A class of models/networks.py, its title, whether it takes a `width`, and the network that its `fold` makes."""
 
     class_name: str
+    title: str
     has_width: bool = False
     folds_to: str | None = None
 
 
 NETWORKS = {
-    "lenet5": NetworkClass("LeNet5", has_width=True),
-    "lenet5-bn": NetworkClass("BatchNormLeNet5", has_width=True, folds_to="lenet5"),
-    "resnet": NetworkClass("ResNet"),
+    "lenet5": NetworkClass("LeNet5", "LeNet-5", has_width=True),
+    "lenet5-bn": NetworkClass("BatchNormLeNet5", "LeNet-5 with batch normalization", has_width=True, folds_to="lenet5"),
+    "resnet": NetworkClass("ResNet", "residual network"),
 }
 
 

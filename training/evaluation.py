@@ -32,6 +32,8 @@ from core.markdown import markdown_table
 from core.shell import command_line
 from models.checkpoint import Checkpoint
 from models.classifier import Classifier, make_classifier
+from training.checkpoints import config_of
+from training.description import count_parameters, describe
 
 ALL = "all"  # every corruption at every severity
 Kind: TypeAlias = tuple[str, int | None]  # corruption and severity
@@ -256,7 +258,9 @@ def _write_report(
         figures.save(out / file, figure)
     rows = [*in_percent(result).items(), ("temperature", f"{checkpoint.temperature:.3f}")]
     title = f"{checkpoint.path.name} on {images.name} images"
-    findings.write_report(out, title, command_line("python", *sys.argv), rows, images.name)
+    config = config_of(checkpoint)
+    trained = describe(config, count_parameters(config))
+    findings.write_report(out, title, command_line("python", *sys.argv), trained.items(), rows, images.name)
 
 
 def _summarize(

@@ -5,6 +5,7 @@ result = train(optimizer="adam", epochs=3)
 
 import os
 import sys
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,6 +34,7 @@ from training import callbacks as visible
 from training.best_model import BestModel
 from training.checkpoints import RunCheckpoint, StopOnSignal, calibrate
 from training.config import SETTINGS, RunConfig, resolve_config
+from training.description import count_parameters, describe, describe_in_lines, describe_versions
 from training.files import RunResult, lock_run, reserve_version, write_config, write_result
 from training.hardware import keep_freed_memory
 from training.trainer import (
@@ -119,6 +121,7 @@ class Run:
     module: LeNetModule
     trainer: pl.Trainer
     watch: Watch
+    parameters: int  # of the network
     logger: RunLogger | None = None
     lock: ExitStack = field(default_factory=ExitStack)
 
@@ -148,10 +151,13 @@ def build(config: RunConfig, resume: Path | None = None, started: float | None =
         fast_dev_run=config.fast_dev_run,
     )
     refuse_batch(config, module, trainer.world_size)
+    parameters = count_parameters(config) or sum(each.numel() for each in module.parameters())
+    if trainer.is_global_zero and not config.quiet:
+        print(describe_in_lines(config, parameters), flush=True)
     datamodule.prepare_data()
     datamodule.setup()
     trainer.log_every_n_steps = min(LOG_EVERY, len(datamodule.train_dataloader()))  # type: ignore[attr-defined]
-    run = Run(config, resume, datamodule, module, trainer, watch)
+    run = Run(config, resume, datamodule, module, trainer, watch, parameters)
     if not config.fast_dev_run:
         make_folders(run)
     return run
@@ -159,8 +165,6 @@ def build(config: RunConfig, resume: Path | None = None, started: float | None =
 
 def fit(run: Run) -> None:
     """Train all epochs, or those that a stopped run still lacks, and look at what the best epoch's network does."""
-    if run.trainer.is_global_zero and not run.config.quiet:
-        print(f"training in {run.config.precision}, threads: {run.config.threads}", flush=True)
     if run.trainer.world_size > 1:
         end_with_starter()
     if run.config.num_nodes > 1 and run.trainer.local_rank == 0:
@@ -215,9 +219,10 @@ def write(run: Run, tested: dict[str, Any]) -> RunResult:
         calibrate(Path(best), temperature)
     if run.logger and result.log_dir:
         columns, first = compared(config)
-        log_result(run.logger.experiment, columns, result.plain(), config.epochs, first)
+        description = describe(config, run.parameters) | {"versions": describe_versions()}
+        log_result(run.logger.experiment, description, columns, result.plain(), config.epochs, first)
         run.logger.finalize("success")
-        write_run_report(config, result, result.log_dir)
+        write_run_report(config, description, result, result.log_dir)
         write_result(result.log_dir, config, result)  # last: with it the run counts as finished
     return result
 
@@ -285,11 +290,13 @@ def compared(config: RunConfig) -> tuple[dict[str, Any], list[str]]:
     return columns, [name for name in columns if SETTINGS[name].metadata["compared"]]
 
 
-def write_run_report(config: RunConfig, result: RunResult, folder: Path) -> None:
+def write_run_report(config: RunConfig, description: Mapping[str, str], result: RunResult, folder: Path) -> None:
     """Write REPORT into the log folder of a finished run."""
     defaults = RunConfig(optimizer=config.optimizer).plain() | {"optimizer": RunConfig.optimizer}
     words = [f"--{name}={to_text(value)}" for name, value in config.plain().items() if value != defaults[name]]
     command = command_line("python", "train.py", *words)
     trend = markdown(result.trend) if result.trend else ""
     title, images = f"{folder.parent.name}, {folder.name}", SPLITS[config.select_on]
-    write_report(folder, title, command, result_rows(result.plain()), images, trend, config.pictures)
+    write_report(
+        folder, title, command, description.items(), result_rows(result.plain()), images, trend, config.pictures
+    )

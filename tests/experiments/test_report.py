@@ -153,7 +153,9 @@ def test_what_follows_from_a_column_and_what_does_not_vary_stand_above_the_table
     assert list(rows(page)[0])[:3] == ["optimizer", "learning rate", "best epoch"]
     assert page.splitlines()[2:8:2] == [
         "Not the default recipe: epochs 3, crop 0.",
-        "All runs: network lenet5, width 3, normalize dataset, random_corruption 0, crop 0, batch size 128, epochs 3.",
+        "All runs: network: LeNet-5, width 3, 548,878 parameters; preprocessing: mean/std normalization; "
+        "augmentation: no crop, horizontal flip; optimizer: onecycle schedule; batch: 128 images; epochs: 3; "
+        "images: 45,000 for training, 5,000 for validation; number format: auto.",
         "With sgd: weight decay 0.0005; adam: weight decay 0.",
     ]
 

@@ -92,7 +92,7 @@ def test_adding_a_network_is_one_class_and_one_line(monkeypatch: pytest.MonkeyPa
             return self.layer(images.flatten(1))
 
     monkeypatch.setattr(networks, "Linear", Linear, raising=False)
-    monkeypatch.setitem(NETWORKS, "linear", NetworkClass("Linear"))
+    monkeypatch.setitem(NETWORKS, "linear", NetworkClass("Linear", "linear"))
     path = write_checkpoint(tmp_path / "a.ckpt", make_network("linear"), network="linear", width=3)
     assert load_classifier(path)(IMAGES).shape == (5, 10)
 

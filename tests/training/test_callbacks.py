@@ -349,7 +349,7 @@ def test_after_an_epoch_one_line_stays_with_a_mark_if_it_is_the_best(run: Any, c
     result = run(epochs=3)
     start, *others = capsys.readouterr().out.splitlines()
     lines = [line for line in others if line.startswith("epoch ")]  # a busy machine gets one line more
-    assert start.startswith("training in ")
+    assert start.startswith("Training LeNet-5, width 1, 62,006 parameters: 3 epochs, batch 50, sgd, lr 0.05, ")
     assert [line.split()[1] for line in lines] == ["1/3", "2/3", "3/3"]
     assert all(word in lines[0] for word in ("train loss", "val loss", "acc", "lr", " s ", "images/s"))
     accuracies = [value for _, value in curves(result.log_dir)["val/acc"]]

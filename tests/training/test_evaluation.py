@@ -107,7 +107,8 @@ def test_of_damaged_images_there_is_a_row_for_each_corruption_and_severity_and_t
     assert accuracies[-1] == pytest.approx(np.mean(accuracies[:-1]))
     assert {path.name for path in out.iterdir()} == {"corruptions.csv", "corruptions.png", "report.md"}
     assert f"{accuracies[-1]:.1%}" in (out / "report.md").read_text()
-    printed = capsys.readouterr().out.splitlines()
+    trained, _, _, *printed = capsys.readouterr().out.splitlines()
+    assert trained.startswith("Trained LeNet-5, width 1, 62,006 parameters: 10 epochs, batch 128, sgd")
     assert len(printed) == 13 and printed[0].split(maxsplit=1) == ["images", "the images of damaged"]
     assert printed[-1].endswith("report.md")
     assert printed[-2].split("  ")[0] == "mean of corruptions" and printed[-2].endswith(f" {accuracies[-1]:.2%}")
@@ -184,7 +185,7 @@ def test_the_folders_in_which_pictures_were_found_are_named_and_counted(
             Image.new("RGB", (40, 40)).save(tmp_path / "mine" / split / name / f"{number}.png")
     monkeypatch.setattr(sys, "argv", ["evaluate.py", str(checkpoint), "--on", str(tmp_path / "mine")])
     door.main()
-    printed = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr().out.splitlines()[3:]
     assert printed[0] == f"{tmp_path / 'mine' / 'test'}: 1 images (ship 1)"
     assert printed[1] == f"{tmp_path / 'mine' / 'train'}: 3 images (dog 1, cat 2)"
     assert printed[2].startswith("these folders are evaluated together")

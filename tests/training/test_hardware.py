@@ -77,13 +77,13 @@ def test_a_run_keeps_the_precision_that_it_started_with_on_another_processor(
 ) -> None:
     monkeypatch.setattr(hardware, "fastest_precision", lambda accelerator: precision)
     result = run(epochs=1, schedule="constant")
-    assert f"training in {precision}" in capsys.readouterr().out
+    assert f"Number format: {precision}, 1 thread; " in capsys.readouterr().out
     assert yaml.safe_load(Path(result.log_dir, "config.yaml").read_text())["precision"] == precision
     monkeypatch.setattr(hardware, "fastest_precision", lambda accelerator: "another processor's")
     folder = result.checkpoint.parent
     resume(folder, epochs=2)
     resume(folder, epochs=3, precision="auto")
-    assert f"training in {precision}" in capsys.readouterr().out
+    assert f"Number format: {precision}, 1 thread; " in capsys.readouterr().out
     assert config_of(load_checkpoint(folder)).precision == precision
 
 
