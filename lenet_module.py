@@ -27,7 +27,7 @@ from core.settings import FORMAT, check_format
 from models.checkpoint import TEMPERATURE, read_flags, remove_compiled_prefix
 from models.classifier import compute_logits
 from models.config import ModelConfig, Network
-from models.distillation import distillation
+from models.distillation import compute_distillation_loss
 from models.networks import LeNet5
 from models.optimizers import make_optimizer, make_schedule
 from models.registry import NETWORKS, check_network, make_network, missing_code, name_network
@@ -105,7 +105,7 @@ class LeNetModule(pl.LightningModule):
         logits = self(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
         if teacher_logits:
-            loss = torch.lerp(loss, distillation(logits, teacher_logits[0]), self.config.teacher_weight)
+            loss = torch.lerp(loss, compute_distillation_loss(logits, teacher_logits[0]), self.config.teacher_weight)
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"the training loss is {loss.item()} in epoch {self.current_epoch + 1}, step {self.global_step}, at "

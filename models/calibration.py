@@ -1,4 +1,4 @@
-"""Temperature scaling: one number that makes a network as sure as it is right (Guo et al. 2017)."""
+"""Temperature scaling: one number that brings confidence close to accuracy (Guo et al. 2017)."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-LARGEST = 20.0  # and its inverse the smallest: beyond them all probabilities are equal, or 0 and 1
+LARGEST = 20.0  # its inverse is the smallest; beyond them all probabilities are equal, or 0 and 1
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The number by which to divide logits, float [N, C], so that the cross-entropy of `labels`, int64 [N], is least.
+    """Return the number by which to divide logits, float [N, C], to minimize the cross-entropy of labels, int64 [N].
 
-    The images must be ones that the network did not train on.
+    The network must not have trained on these images.
     """
     import torch.nn.functional as F
     from scipy.optimize import minimize_scalar

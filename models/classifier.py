@@ -53,7 +53,7 @@ class Classifier(nn.Module):
         """Compute probabilities, float32 [N, C], of preprocessed images, uint8 [N, 32, 32, 3]."""
         return (self.network(normalize(images, self.mean, self.std)) / self.temperature).softmax(1)
 
-    def logits(self, images: np.ndarray, progress: str | None = None) -> Tensor:
+    def compute_logits(self, images: np.ndarray, progress: str | None = None) -> Tensor:
         """Compute logits, float32 [N, C], of preprocessed images, uint8 [N, 32, 32, 3], in batches.
 
         `progress` names a progress bar, which a terminal shows.

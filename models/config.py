@@ -1,4 +1,4 @@
-"""The settings of the rooms that learn: which network, how its weights are updated, who teaches it."""
+"""Settings of the network, its optimization and its teacher."""
 
 import re
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from models.registry import NETWORKS
 
 
 def _by_optimizer(field: str) -> str:
-    """A default of all optimizers, such as "sgd 0.1, adam and adamw 0.002"."""
+    """Return a default by optimizer, such as "sgd 0.1, adam and adamw 0.002"."""
     names: dict[float, list[str]] = {}
     for name, defaults in OPTIMIZERS.items():
         names.setdefault(getattr(defaults, field), []).append(name)
@@ -32,7 +32,7 @@ class Network(Settings):
     network: str = setting(
         "lenet5",
         f"Network to train: {', '.join(NETWORKS)}, or a class of your own as file.py:Class, which is called with the "
-        "number of classes. lenet5-bn is lenet5 with batch normalization, which is folded into the weights afterwards.",
+        "number of classes. lenet5-bn is lenet5 with batch normalization, merged into the weights after training.",
     )
     network_sha256: str | None = setting(
         None,
@@ -53,10 +53,10 @@ class Network(Settings):
             choices = ", ".join(map(repr, NETWORKS))
             raise SettingError("network", self.network, f"must be one of {choices}, or file.py:Class")
         if self.network_sha256 and known:
-            raise SettingError("network_sha256", self.network_sha256, "is of a network file.py:Class alone")
+            raise SettingError("network_sha256", self.network_sha256, "only a network file.py:Class has one")
         if self.width != Network.width and not (known and known.has_width):
             widths = " or ".join(name for name, each in NETWORKS.items() if each.has_width)
-            raise SettingError("width", self.width, f"is of network {widths} alone")
+            raise SettingError("width", self.width, f"only {widths} has one")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,4 +126,4 @@ class Teacher(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Network, Optimization, Teacher):
-    """All that `LeNetModule` needs to know."""
+    """All settings of `LeNetModule`."""

@@ -1,7 +1,7 @@
-"""Knowledge distillation: a network learns the soft targets of a trained one, its teacher, beside the labels.
+"""Knowledge distillation: a network learns the outputs of a trained one, its teacher, beside the labels.
 
-Hinton, Vinyals, Dean (2015), Distilling the Knowledge in a Neural Network. The teacher's logits for all training images
-are computed once, before training, and kept.
+Hinton, Vinyals, Dean (2015), Distilling the Knowledge in a Neural Network. The teacher's logits of all training images
+are computed once, before training, and cached.
 """
 
 import json
@@ -22,25 +22,24 @@ from models.checkpoint import Checkpoint, load_checkpoint
 from models.classifier import Classifier, make_classifier
 from models.config import Teacher
 
-TEMPERATURE = 4.0  # Hinton et al. report 2.5 to 4 as best for a small network
+DISTILLATION_TEMPERATURE = 4.0  # Hinton et al. report 2.5 to 4 as best for a small network
 
 
-def distillation(logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """The divergence from the teacher's soft targets (Hinton et al. 2015), a scalar; logits are float [B, C].
+def compute_distillation_loss(logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Compute the divergence from the teacher's soft targets (Hinton et al. 2015), a scalar, of logits, float [B, C].
 
-    Both distributions are softened by TEMPERATURE; the factor of its square keeps gradients as large as those of
-    cross-entropy.
+    Both are divided by DISTILLATION_TEMPERATURE; its square as a factor keeps gradients as large as cross-entropy's.
     """
-    targets = (teacher_logits / TEMPERATURE).softmax(1)
-    predictions = (logits / TEMPERATURE).log_softmax(1)
-    return F.kl_div(predictions, targets, reduction="batchmean") * TEMPERATURE**2
+    targets = (teacher_logits / DISTILLATION_TEMPERATURE).softmax(1)
+    predictions = (logits / DISTILLATION_TEMPERATURE).log_softmax(1)
+    return F.kl_div(predictions, targets, reduction="batchmean") * DISTILLATION_TEMPERATURE**2
 
 
 @dataclass(frozen=True)
 class TeacherLogits:
-    """What `CIFAR10DataModule` asks for the teacher's logits: each is the mean over the image and its horizontal flip.
+    """A function for `CIFAR10DataModule` that computes a teacher's logits, averaged over each image and its flip.
 
-    They are kept in `folder`.
+    They are cached in `folder`.
     """
 
     classifier: Classifier
@@ -58,22 +57,22 @@ class TeacherLogits:
         shape = (len(images), len(self.classifier.class_names))
 
         def compute() -> np.ndarray:
-            return self.classifier.logits(preprocess(images, preprocessing, whitening), "teacher").numpy()
+            return self.classifier.compute_logits(preprocess(images, preprocessing, whitening), "teacher").numpy()
 
         return torch.from_numpy(LazyArray("teacher logits", identity, shape, compute, np.float32, self.folder).array)
 
 
 def load_teacher(teacher: Teacher, data: Data, folder: Path) -> TeacherLogits:
-    """The teacher of a run with these settings.
+    """Load the teacher of a run with these settings.
 
     Raises:
-        UsageError: It is not there, stopped half-way or cannot be loaded, is another one than `teacher_sha256` says, or
-            was trained on validation images of the run.
+        UsageError: As in `hash_teacher`, or the teacher is another one than `teacher_sha256` says, or was trained on
+            validation images of the run.
     """
     path = teacher.teacher
     assert path is not None
-    checkpoint = _load(path)
-    found = _sha256(checkpoint)
+    checkpoint = _load_finished(path)
+    found = _hash_checkpoint(checkpoint)
     if teacher.teacher_sha256 not in (None, found):
         raise UsageError(
             f"the teacher is another one than that of the run: {path} has SHA-256 {found}, not {teacher.teacher_sha256}"
@@ -86,19 +85,21 @@ def load_teacher(teacher: Teacher, data: Data, folder: Path) -> TeacherLogits:
     return TeacherLogits(make_classifier(checkpoint, tta=True), found, folder)
 
 
-def teacher_sha256(path: Path) -> str:
-    """The SHA-256 of all that a teacher answers by: network, weights, statistics, preprocessing and whitening.
+def hash_teacher(path: Path) -> str:
+    """Return the SHA-256 of all that determines a teacher's logits: network, weights, statistics and preprocessing.
 
-    It is the same for a copy elsewhere, and for another checkpoint file of the same weights. `path` and UsageError are
-    as of `load_checkpoint`; the folder of a run that stopped half-way is refused too.
+    It is the same for a copy elsewhere, and for another checkpoint file of the same weights.
+
+    Raises:
+        UsageError: As in `load_checkpoint`, or `path` is the folder of a run that has not ended.
     """
-    return _sha256(_load(path))
+    return _hash_checkpoint(_load_finished(path))
 
 
-def _load(path: Path) -> Checkpoint:
+def _load_finished(path: Path) -> Checkpoint:
     if not path.exists():
         raise SettingError("teacher", path, "not there; python train.py --config recipes/teacher.yaml trains one")
-    checkpoint = load_checkpoint(path, last=True)  # as runs wrote its SHA-256 down
+    checkpoint = load_checkpoint(path, last=True)  # runs record the SHA-256 of this one
     epochs = checkpoint.flags.get("epochs", 0)
     if path.is_dir() and checkpoint.epoch + 1 < epochs:
         stopped = f"its run stopped after epoch {checkpoint.epoch + 1} of {epochs}: train.py --resume {path} ends it"
@@ -106,7 +107,7 @@ def _load(path: Path) -> Checkpoint:
     return checkpoint
 
 
-def _sha256(checkpoint: Checkpoint) -> str:
+def _hash_checkpoint(checkpoint: Checkpoint) -> str:
     tensors = dict(sorted(checkpoint.state_dict.items()))
     tensors |= {"mean": checkpoint.mean, "std": checkpoint.std}
     if checkpoint.whitening is not None:

@@ -1,4 +1,4 @@
-"""Classifiers as ONNX, for programs without Python."""
+"""Export of classifiers as ONNX, for programs without Python."""
 
 import json
 from pathlib import Path
@@ -17,8 +17,10 @@ from models.classifier import Classifier
 def export(classifier: Classifier, path: Path) -> None:
     """Write the classifier as ONNX: `images`, uint8 [N, 3, 32, 32], to `probabilities`, float32 [N, C].
 
-    Its metadata has `class_names`, a JSON list. UsageError if its preprocessing does more than whiten, or if the file
-    cannot be written.
+    The file's metadata has `class_names`, a JSON list.
+
+    Raises:
+        UsageError: The preprocessing does more than whiten and normalize, or the file cannot be written.
     """
     if steps := make_steps(classifier.preprocessing):
         raise UsageError(f"the checkpoint's preprocessing has no ONNX form: {', '.join(map(str, steps))}")
@@ -41,7 +43,7 @@ def export(classifier: Classifier, path: Path) -> None:
 
 
 class Exported(nn.Module):
-    """A classifier that takes channels first, as ONNX programs give them, and whitens images as `filters.whiten`."""
+    """A classifier of images with channels first, which whitens them as `filters.whiten` does."""
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
@@ -52,7 +54,7 @@ class Exported(nn.Module):
         self.offsets = nn.Buffer(whitening[:, -1])
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images, uint8 [N, 3, 32, 32], to probabilities, float32 [N, C]."""
+        """Compute probabilities, float32 [N, C], of images, uint8 [N, 3, 32, 32]."""
         if self.whitens:
             padded = F.pad(images.float(), [ZCA_SIDE // 2] * 4, mode="reflect")
             values = F.conv2d(padded, self.kernels, self.offsets)

@@ -1,6 +1,6 @@
-"""The optimizers and learning-rate schedules by name: one list that the command line shows and the training uses.
+"""Optimizers and learning-rate schedules by name, for the command line and for training.
 
-PyTorch is imported only when an optimizer is built, so that the command line can read the lists at once.
+PyTorch is imported only when an optimizer is made: the command line reads the lists at once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Defaults:
-    """A class of `torch.optim` and what it starts from unless a flag says otherwise."""
+    """A class of `torch.optim`, and defaults of two flags."""
 
     class_name: str
     lr: float

@@ -58,7 +58,7 @@ def predict_files(classifier: Classifier, files: Sequence[Path], fit: str) -> tu
 def rank_classes(classifier: Classifier, pixels: np.ndarray) -> list[list[tuple[str, float]]]:
     """Return the ranking, as in `Prediction`, of each image, uint8 [N, 32, 32, 3]."""
     images = preprocess(pixels, classifier.preprocessing, classifier.whitening)
-    logits = classifier.logits(images)
+    logits = classifier.compute_logits(images)
     values, labels = (logits / classifier.temperature).softmax(1).topk(3)
     names = [[classifier.class_names[label] for label in row] for row in labels.tolist()]
     return [list(zip(*columns, strict=True)) for columns in zip(names, values.tolist(), strict=True)]

@@ -71,7 +71,7 @@ def make_network(name: str, width: int = 3, sha256: str | None = None) -> nn.Mod
     return network
 
 
-def network_sha256(name: str) -> str | None:
+def hash_network(name: str) -> str | None:
     """Return the SHA-256 of the file in "file.py:Class", not of what it imports; None for a key of NETWORKS.
 
     UsageError if the file cannot be read.

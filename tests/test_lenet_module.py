@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from core.errors import SettingError, UsageError
 from lenet_module import LeNet5, LeNetModule
 from made_up import own_network
-from models.distillation import TEMPERATURE, distillation
+from models.distillation import DISTILLATION_TEMPERATURE, compute_distillation_loss
 from models.networks import ResNet
 from models.optimizers import OPTIMIZERS, SCHEDULES
 
@@ -177,10 +177,10 @@ def test_label_smoothing_changes_the_training_loss_only() -> None:
 
 def test_distillation_is_the_divergence_of_softened_probabilities_times_the_temperature_squared() -> None:
     logits, taught = torch.randn(2, 5, 10, generator=torch.Generator().manual_seed(0)).double()
-    p, q = (taught / TEMPERATURE).softmax(1), (logits / TEMPERATURE).softmax(1)
-    expected = (p * (p / q).log()).sum(1).mean() * TEMPERATURE**2
-    torch.testing.assert_close(distillation(logits, taught), expected)
-    torch.testing.assert_close(distillation(taught + 3, taught), torch.zeros((), dtype=torch.float64))
+    p, q = (taught / DISTILLATION_TEMPERATURE).softmax(1), (logits / DISTILLATION_TEMPERATURE).softmax(1)
+    expected = (p * (p / q).log()).sum(1).mean() * DISTILLATION_TEMPERATURE**2
+    torch.testing.assert_close(compute_distillation_loss(logits, taught), expected)
+    torch.testing.assert_close(compute_distillation_loss(taught + 3, taught), torch.zeros((), dtype=torch.float64))
 
 
 @pytest.mark.parametrize(("weight", "learned"), [(1.0, "teacher"), (0.0, "labels")])
@@ -202,7 +202,7 @@ def test_in_lower_precision_logits_and_losses_are_float32() -> None:
     module = LeNetModule(width=1)
     with torch.autocast("cpu", torch.bfloat16):
         logits = module(torch.randn(4, 3, 32, 32))
-        loss = distillation(logits, torch.randn(4, 10))
+        loss = compute_distillation_loss(logits, torch.randn(4, 10))
     assert logits.dtype == loss.dtype == torch.float32
 
 

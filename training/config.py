@@ -16,7 +16,7 @@ from cifar10.config import Augmentation, Data, DataConfig, Preprocessing
 from core.errors import SettingError, UsageError
 from core.settings import Settings, get_fields, setting
 from models.config import ModelConfig, Network, Optimization, Teacher
-from models.registry import network_sha256
+from models.registry import hash_network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,11 +114,11 @@ def resolve_config(config: RunConfig) -> RunConfig:
     processor is fastest with: what its identity needs. UsageError if a file is not there, or holds something else than
     the configuration says.
     """
-    known: dict[str, Any] = {"network_sha256": network_sha256(config.network), "teacher_sha256": None}
+    known: dict[str, Any] = {"network_sha256": hash_network(config.network), "teacher_sha256": None}
     if config.teacher:
-        from models.distillation import teacher_sha256  # takes PyTorch
+        from models.distillation import hash_teacher  # takes PyTorch
 
-        known["teacher_sha256"] = teacher_sha256(config.teacher)
+        known["teacher_sha256"] = hash_teacher(config.teacher)
     for name, found in known.items():
         asked = getattr(config, name)
         if asked and asked != found:

@@ -128,7 +128,7 @@ def evaluate(
         pixels = _preprocess_split(checkpoint, settings, data, on, corrupted)
     else:
         pixels = preprocess(labelled.pixels, settings, checkpoint.whitening, corrupted)
-    logits, labels = classifier.logits(pixels), labelled.labels
+    logits, labels = classifier.compute_logits(pixels), labelled.labels
     probabilities = (logits / checkpoint.temperature).softmax(1)
     result = {
         "accuracy": measure_accuracy(logits, labels),
@@ -157,7 +157,7 @@ def evaluate_corruptions(classifier: Classifier, images: Labelled, settings: Pre
         if kind != CLEAN:
             pairs = zip(pixels, images.indices, strict=True)
             pixels = np.stack([corrupt(method, level, image, index) for image, index in pairs])
-        logits = classifier.logits(preprocess(pixels, settings, classifier.whitening))
+        logits = classifier.compute_logits(preprocess(pixels, settings, classifier.whitening))
         found[kind] = measure_accuracy(logits, images.labels)
     return found
 
@@ -187,7 +187,7 @@ def evaluate_archive(classifier: Classifier, folder: Path, settings: Preprocessi
         for severity in range(SEVERITIES):
             part = slice(severity * count, (severity + 1) * count)
             pixels = np.array(images[part])
-            logits = classifier.logits(preprocess(pixels, settings, classifier.whitening, corrupted))
+            logits = classifier.compute_logits(preprocess(pixels, settings, classifier.whitening, corrupted))
             found[file.stem, severity + 1] = measure_accuracy(logits, torch.from_numpy(labels[part].astype(np.int64)))
     return found
 

@@ -50,7 +50,7 @@ def test_a_run_fits_its_best_checkpoint_and_everything_that_gives_probabilities_
 
     pixels = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8)
     with torch.no_grad():
-        expected = (classifier.logits(pixels.numpy()) / checkpoint.temperature).softmax(1)
+        expected = (classifier.compute_logits(pixels.numpy()) / checkpoint.temperature).softmax(1)
         torch.testing.assert_close(classifier(pixels), expected)
     load = load_classifier(path)
     load.whitening, load.preprocessing = None, load.preprocessing.changed({"normalize": "dataset"})  # takes pixels then

@@ -16,7 +16,7 @@ from made_up import STATE, change_entries, own_network, sure_network, write_chec
 from models import distillation
 from models.classifier import load_classifier
 from models.config import Teacher
-from models.distillation import load_teacher, teacher_sha256
+from models.distillation import hash_teacher, load_teacher
 from models.networks import LeNet5
 from models.registry import make_network
 
@@ -27,8 +27,8 @@ ZCA = {"normalize": "zca"}
 
 def test_a_teacher_is_the_same_wherever_it_lies_and_whatever_else_its_file_holds(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
-    known = teacher_sha256(change_entries(write_checkpoint(tmp_path / "a" / "last.ckpt"), epoch=9))
-    assert len(known) == 64 and known == teacher_sha256(tmp_path / "a")
+    known = hash_teacher(change_entries(write_checkpoint(tmp_path / "a" / "last.ckpt"), epoch=9))
+    assert len(known) == 64 and known == hash_teacher(tmp_path / "a")
     others = [
         change_entries(
             write_checkpoint(tmp_path / "b.ckpt"), epoch=7, callbacks={"best": "there"}, optimizer_states=[1]
@@ -36,7 +36,7 @@ def test_a_teacher_is_the_same_wherever_it_lies_and_whatever_else_its_file_holds
         write_checkpoint(tmp_path / "c.ckpt", data_dir="there", threads=2),
         write_checkpoint(tmp_path / "e.ckpt", sure_network().to(memory_format=torch.contiguous_format)),
     ]
-    assert {teacher_sha256(path) for path in others} == {known}
+    assert {hash_teacher(path) for path in others} == {known}
 
 
 def test_the_sha256_of_a_teacher_is_that_of_all_earlier_versions(tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_the_sha256_of_a_teacher_is_that_of_all_earlier_versions(tmp_path: Path)
     plain = LeNet5(width=1)
     for parameter in plain.parameters():
         torch.nn.init.constant_(parameter, 0.5)
-    found = [teacher_sha256(path) for path in (RELEASED, write_checkpoint(tmp_path / "a.ckpt", plain))]
+    found = [hash_teacher(path) for path in (RELEASED, write_checkpoint(tmp_path / "a.ckpt", plain))]
     assert [sha256[:16] for sha256 in found] == ["c276b3e14b6c3fc8", "95e44abdbe50f34a"]
 
 
@@ -63,12 +63,12 @@ def test_whatever_a_teacher_answers_by_makes_it_another_one(tmp_path: Path) -> N
         write_checkpoint(tmp_path / "g.ckpt", state={"preprocessing": ZCA, "whitening": whitening}),
         write_checkpoint(tmp_path / "h.ckpt", state={"preprocessing": ZCA, "whitening": whitening + 1}),
     ]
-    assert len({teacher_sha256(path) for path in others}) == len(others)
+    assert len({hash_teacher(path) for path in others}) == len(others)
 
 
 def test_another_teacher_than_that_of_the_run_is_refused(tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path / "a.ckpt")
-    config = Teacher(teacher=path, teacher_sha256=teacher_sha256(path))
+    config = Teacher(teacher=path, teacher_sha256=hash_teacher(path))
     assert load_teacher(config, Data(), tmp_path).teacher_sha256 == config.teacher_sha256
     write_checkpoint(path, LeNet5(width=1))
     with pytest.raises(UsageError, match=r"^the teacher is another one than that of the run: ") as raised:
@@ -77,7 +77,7 @@ def test_another_teacher_than_that_of_the_run_is_refused(tmp_path: Path) -> None
     load_teacher(replace(config, teacher_sha256=None), Data(), tmp_path)
 
 
-@pytest.mark.parametrize("ask", [teacher_sha256, lambda path: load_teacher(Teacher(teacher=path), Data(), path)])
+@pytest.mark.parametrize("ask", [hash_teacher, lambda path: load_teacher(Teacher(teacher=path), Data(), path)])
 def test_a_teacher_that_cannot_be_loaded_is_one_line(tmp_path: Path, ask: Any) -> None:
     with pytest.raises(UsageError, match=r"not there; python train\.py --config recipes/teacher\.yaml trains"):
         ask(tmp_path / "none")
@@ -92,10 +92,10 @@ def test_a_teacher_that_cannot_be_loaded_is_one_line(tmp_path: Path, ask: Any) -
 def test_the_folder_of_a_teacher_that_stopped_half_way_is_refused_but_not_its_checkpoint(tmp_path: Path) -> None:
     path = change_entries(write_checkpoint(tmp_path / "last.ckpt", epochs=5), epoch=3)
     with pytest.raises(UsageError, match=r"stopped after epoch 4 of 5: train\.py --resume .* ends it$"):
-        teacher_sha256(tmp_path)
-    sha256 = teacher_sha256(path)
+        hash_teacher(tmp_path)
+    sha256 = hash_teacher(path)
     change_entries(path, epoch=4)
-    assert teacher_sha256(tmp_path) == sha256
+    assert hash_teacher(tmp_path) == sha256
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_its_logits_are_the_mean_over_an_image_and_its_horizontal_flip_after_its
     found = load_teacher(Teacher(teacher=path), Data(), tmp_path / "kept")(IMAGES)
     pixels = preprocess(IMAGES, Preprocessing(**settings))
     classifier = load_classifier(path)
-    expected = (classifier.logits(pixels) + classifier.logits(pixels[:, :, ::-1].copy())) / 2
+    expected = (classifier.compute_logits(pixels) + classifier.compute_logits(pixels[:, :, ::-1].copy())) / 2
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected)
 

@@ -33,7 +33,7 @@ from models.classifier import load_classifier
 from models.config import Network
 from models.networks import BatchNormLeNet5, HorizontalFlipAverage, LeNet5, ResNet
 from models.onnx import export
-from models.registry import NETWORKS, NetworkClass, make_network, network_sha256
+from models.registry import NETWORKS, NetworkClass, hash_network, make_network
 from training.config import RunConfig
 
 IMAGES = torch.randint(256, (5, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -100,8 +100,8 @@ def test_adding_a_network_is_one_class_and_one_line(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("class_name", OWN_NETWORKS)
 def test_a_network_in_a_file_of_ones_own_is_classified_with_and_exported(tmp_path: Path, class_name: str) -> None:
     name = own_network(tmp_path, class_name)
-    network = make_network(name, sha256=network_sha256(name))
-    settings: dict[str, Any] = {"network": name, "network_sha256": network_sha256(name), "width": 3}
+    network = make_network(name, sha256=hash_network(name))
+    settings: dict[str, Any] = {"network": name, "network_sha256": hash_network(name), "width": 3}
     path = write_checkpoint(tmp_path / "a.ckpt", network, **settings)
     classifier = load_classifier(path, network=name)
     normalised = ((IMAGES - STATE["mean"]) / STATE["std"]).permute(0, 3, 1, 2).contiguous()
@@ -141,7 +141,7 @@ def test_a_file_without_a_network_that_works_is_one_line(tmp_path: Path, source:
     assert str(raised.value).startswith(f"{tmp_path / 'own.py'}: ") and "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("ask", [make_network, network_sha256])
+@pytest.mark.parametrize("ask", [make_network, hash_network])
 def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path, ask: Any) -> None:
     (tmp_path / "folder.py").mkdir()
     for name in ("none.py", "folder.py"):
@@ -160,14 +160,14 @@ def test_layers_that_learn_their_sizes_from_an_image_know_them_when_the_network_
 
 def test_the_file_of_a_network_is_known_by_its_content(tmp_path: Path) -> None:
     name = own_network(tmp_path / "a", "Perceptron")
-    sha256 = network_sha256(name)
+    sha256 = hash_network(name)
     assert sha256 == hashlib.sha256((tmp_path / "a" / "own.py").read_bytes()).hexdigest()
-    assert network_sha256(own_network(tmp_path / "b", "Perceptron")) == sha256
-    assert network_sha256("lenet5") is None
+    assert hash_network(own_network(tmp_path / "b", "Perceptron")) == sha256
+    assert hash_network("lenet5") is None
     (tmp_path / "a" / "own.py").write_text(OWN_NETWORKS["Perceptron"].replace("Tanh", "ReLU"))  # of the same length
     with pytest.raises(UsageError, match="not the file that the run used"):
         make_network(name, sha256=sha256)
-    assert "ReLU" in str(make_network(name, sha256=network_sha256(name)))
+    assert "ReLU" in str(make_network(name, sha256=hash_network(name)))
 
 
 def test_a_file_may_use_what_needs_its_module(tmp_path: Path) -> None:
@@ -306,11 +306,11 @@ def test_a_checkpoint_brings_no_code(tmp_path: Path, class_name: str) -> None:
 
 def test_the_code_of_a_network_may_have_moved_but_not_changed(tmp_path: Path) -> None:
     here, there = own_network(tmp_path / "a", "Perceptron"), own_network(tmp_path / "b", "Perceptron")
-    settings: dict[str, Any] = {"network": here, "network_sha256": network_sha256(here), "width": 3}
+    settings: dict[str, Any] = {"network": here, "network_sha256": hash_network(here), "width": 3}
     path = write_checkpoint(tmp_path / "a.ckpt", make_network(here), **settings)
     (tmp_path / "a" / "own.py").unlink()
     checkpoint = load_checkpoint(path, there)
-    assert checkpoint.network == replace(Network(), network=there, network_sha256=network_sha256(there))
+    assert checkpoint.network == replace(Network(), network=there, network_sha256=hash_network(there))
     assert checkpoint.flags["network"] == there
     checkpoint.make_network()
     (tmp_path / "b" / "own.py").write_text(OWN_NETWORKS["Perceptron"].replace("Tanh", "ReLU"))

@@ -46,7 +46,7 @@ from training.files import CONFIG, read_run_config, write_config
         ({"plain_epochs": 11}, "plain_epochs 11: more than the run's 10 epochs"),
         ({"select_on": "test"}, "so it needs val_size 0"),
         ({"batch_size": 50_000}, "batch_size 50000: more than the training images"),
-        ({"network": "resnet", "width": 1}, "width 1: is of network lenet5 or lenet5-bn alone"),
+        ({"network": "resnet", "width": 1}, "width 1: only lenet5 or lenet5-bn has one"),
         ({"network": "vgg"}, "network vgg: must be one of 'lenet5', 'lenet5-bn', 'resnet', or file.py:Class"),
         ({"tag": "a b"}, "tag a b: must be letters"),
     ],
