@@ -77,7 +77,7 @@ def main() -> None:
 
     # These take seconds to import: a bad flag is refused before.
     from models.checkpoint import load_checkpoint, refuse_overwriting
-    from training.checkpoints import config_of
+    from training.checkpoints import read_checkpoint_config
     from training.description import count_parameters, describe_in_lines
     from training.evaluation import evaluate, in_percent
 
@@ -86,7 +86,7 @@ def main() -> None:
     checkpoint = load_checkpoint(path, network)
     if temperature:
         checkpoint = replace(checkpoint, temperature=temperature)
-    config = config_of(checkpoint)
+    config = read_checkpoint_config(checkpoint)
     found = evaluate(checkpoint, tta=tta, **flags)
     print(describe_in_lines(config, count_parameters(config), "Trained"))
     for line in found.folders:

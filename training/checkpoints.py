@@ -2,6 +2,7 @@
 
 import io
 import os
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -20,11 +21,12 @@ from core.settings import FORMAT, get_fields, to_text
 from core.shell import command_line, script
 from core.signals import StopSignals
 from lenet_module import LeNetModule
-from models.checkpoint import LAST, TEMPERATURE, Checkpoint
+from models.checkpoint import FLAGS, LAST, TEMPERATURE, Checkpoint
 from models.config import ModelConfig
 from training.config import SETTINGS, RunConfig, read_config
 
-RELEASED = ("teacher", "threads")  # what a released file tells beside the run's identity: both change the weights' bits
+PATHS = ("log_dir", "data_dir", "cache_dir", "teacher")  # settings
+FOLDERS = "folders"  # an entry of a run's checkpoint, beside those of `models.checkpoint`
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -58,11 +60,12 @@ class RunCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
         self.config = config
+        self.folders: dict[str, str] = {}  # of the run, seen from that of its checkpoints
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        checkpoint |= {"format": FORMAT, "flags": self.config.plain()}
+        checkpoint |= {"format": FORMAT, FLAGS: self.config.plain(), FOLDERS: self.folders}
 
     _PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
 
@@ -119,8 +122,18 @@ def calibrate(path: Path, temperature: float) -> None:
     AtomicCheckpointIO().save_checkpoint(entries | {TEMPERATURE: temperature}, path)
 
 
-def config_of(checkpoint: Checkpoint) -> RunConfig:
-    """The configuration of the run that a checkpoint is of; UsageError, which names the file, if it is none."""
+def relate_folders(config: RunConfig, folder: Path) -> dict[str, str]:
+    """Return where the folders and the teacher of a run are, by setting, as seen from the folder of its checkpoints."""
+    found = {}
+    for name in PATHS:
+        if path := getattr(config, name):
+            with suppress(ValueError):  # another drive of Windows
+                found[name] = Path(os.path.relpath(path, folder)).as_posix()
+    return found
+
+
+def read_checkpoint_config(checkpoint: Checkpoint) -> RunConfig:
+    """Return the configuration of the run that a checkpoint is of; UsageError, which names the file, if it has none."""
     try:
         return read_config(checkpoint.flags)
     except UsageError as error:
@@ -132,11 +145,11 @@ def release(checkpoint: Checkpoint, target: Path, test_acc: float) -> None:
     `target`, whose folder is made; UsageError if it cannot be written.
 
     `load_checkpoint` and Lightning read it; beside their entries it has `test_acc`, a fraction, `measured_on`, and
-    `command`, which makes the run again. Of the run's settings it has those of its identity, and RELEASED. Batch
+    `command`, which makes the run again. Of the run's settings it has those that its weights depend on. Batch
     normalisation is folded into the weights.
     """
-    values = config_of(checkpoint).plain()
-    flags = {name: values[name] for name, each in SETTINGS.items() if each.metadata["identity"] or name in RELEASED}
+    values, also = read_checkpoint_config(checkpoint).plain(), ("teacher", "threads")  # which change the weights' bits
+    flags = {name: values[name] for name, each in SETTINGS.items() if each.metadata["identity"] or name in also}
     words = [f"--{name}={to_text(value)}" for name, value in flags.items()]  # all of them, since defaults change
     facts = {
         "test_acc": round(test_acc, 6),  # float32 counts no further

@@ -32,7 +32,7 @@ from core.markdown import markdown_table
 from core.shell import command_line
 from models.checkpoint import Checkpoint
 from models.classifier import Classifier, make_classifier
-from training.checkpoints import config_of
+from training.checkpoints import read_checkpoint_config
 from training.description import count_parameters, describe
 
 ALL = "all"  # every corruption at every severity
@@ -106,6 +106,7 @@ def evaluate(
     """
     if out and out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UsageError(f"{out}: is there already; name a new folder")
+    read_checkpoint_config(checkpoint)  # which refuses settings that this version does not know
     corrupted = "corrupt" in changes  # a folder of images is corrupted only on demand
     if every := changes.get("corrupt") == ALL:
         if "severity" in changes:
@@ -258,7 +259,7 @@ def _write_report(
         figures.save(out / file, figure)
     rows = [*in_percent(result).items(), ("temperature", f"{checkpoint.temperature:.3f}")]
     title = f"{checkpoint.path.name} on {images.name} images"
-    config = config_of(checkpoint)
+    config = read_checkpoint_config(checkpoint)
     trained = describe(config, count_parameters(config))
     findings.write_report(out, title, command_line("python", *sys.argv), trained.items(), rows, images.name)
 

@@ -1,6 +1,6 @@
 """How a run that was stopped goes on: from which checkpoint, as what, and where its folders are.
 
-python train.py --resume checkpoints/adam-lr0.002-bs128-seed0/version_0
+python train.py --resume checkpoints/adam-lr0.004-bs128-seed0/version_0
 """
 
 import os
@@ -9,24 +9,36 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from core.errors import SettingError, UsageError
 from models.checkpoint import load_checkpoint
-from training.checkpoints import config_of
+from training.checkpoints import FOLDERS, PATHS, read_checkpoint_config
 from training.config import SETTINGS, RunConfig
 from training.files import RunResult, read_result
 
 
 def to_resume(path: Path, given: dict[str, Any]) -> tuple[RunConfig, Path]:
-    """The configuration to go on with from a checkpoint, its own but for what a resumed run may change, and the file.
+    """Read how a run goes on.
+
+    Args:
+        path: Folder of its checkpoints, or a file in it.
+        given: Settings to change, by name.
+
+    Returns:
+        The run's configuration with these changes, and the checkpoint.
 
     Raises:
-        UsageError: `path` is no checkpoint in the folder of its run, or `given` changes what the run is.
+        UsageError: `path` is no checkpoint of a run in its folder, or `given` would make it another run.
     """
     checkpoint = load_checkpoint(path, given.get("network"), last=True)
-    config = config_of(checkpoint)
+    config = read_checkpoint_config(checkpoint)
     path = Path(os.path.abspath(checkpoint.path))
     if not path.parent.name.startswith("version_"):
         raise UsageError(f"{path}: must be in its run's folder, checkpoints/<run>/version_N")
+    entries = torch.load(path, map_location="cpu", weights_only=True)
+    if "optimizer_states" not in entries:
+        raise UsageError(f"{path}: released weights, without the state of the optimizer that a run needs to go on")
     if given.get("precision") == "auto":  # it is decided once, on the machine on which the run started
         given = given | {"precision": config.precision}
     changed = replace(config, **given)
@@ -38,27 +50,35 @@ def to_resume(path: Path, given: dict[str, Any]) -> tuple[RunConfig, Path]:
         free = SETTINGS[name].metadata["resumable"] or (endless and after > before) or same
         if before != after and not free:
             raise SettingError(name, after, f"the run to resume has {before}, which must stay")
-    return replace(changed, **folders_of(config, path.parent, given)), path
+    return replace(changed, **find_folders(config, path.parent, entries.get(FOLDERS, {}), given)), path
 
 
-def folders_of(config: RunConfig, folder: Path, given: Collection[str]) -> dict[str, Any]:
-    """Where data, logs, checkpoints and teacher of a run are, but for what is `given`; UsageError if one is not there.
+def find_folders(config: RunConfig, folder: Path, stored: dict[str, str], given: Collection[str]) -> dict[str, Any]:
+    """Return where a run's folders are now, by setting.
 
-    Relative paths are meant from where the run was started, which the place of its checkpoints, the absolute `folder`,
-    tells; if that was moved, or told nothing, from here.
+    Args:
+        config: Of the run, as it was written.
+        folder: Of its checkpoints, absolute.
+        stored: Its other folders, seen from there; of an early run nothing, whose paths are those of its configuration.
+        given: Settings that are not looked for.
+
+    Raises:
+        SettingError: A folder that the run needs is not there.
     """
-    inside = config.checkpoint_dir / folder.parent.name / folder.name
-    start = Path(os.path.abspath(folder.joinpath(*[".."] * len(inside.parts))))
-    told = not inside.is_absolute() and start / inside == folder
-    start = start if told and start != Path.cwd() else Path()
-    found = {"checkpoint_dir": start / config.checkpoint_dir if told else folder.parent.parent}
-    for name, below in {"log_dir": f"{folder.parent.name}/{folder.name}", "data_dir": "", "teacher": ""}.items():
-        path = getattr(config, name)
-        if path and name not in given:
-            there = [each for each in (start / path, path) if (each / below).exists()]
-            if not there:
-                raise SettingError(name, start / path / below, "not there; the run to resume needs it, so say where")
-            found[name] = there[0]
+    found: dict[str, Any] = {}
+    stored = {"checkpoint_dir": "../.."} | stored
+    needed = {"log_dir": f"{folder.parent.name}/{folder.name}", "data_dir": "", "teacher": ""}  # what has to be there
+    for name in ("checkpoint_dir", *PATHS):
+        written = getattr(config, name)
+        if written is None or name in given:
+            continue
+        now = Path(os.path.normpath(folder / stored[name])) if name in stored else written
+        places = [written] if os.path.abspath(written) == str(now) else [now, written]
+        there = [path for path in places if (path / needed.get(name, "")).exists()]
+        if not there and name in needed:
+            place = places[0] / needed[name]
+            raise SettingError(name, place, "not there; the run to resume needs it, so say where")
+        found[name] = (there or places)[0]
     return found
 
 

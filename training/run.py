@@ -32,7 +32,7 @@ from models.config import Teacher
 from models.distillation import load_teacher
 from training import callbacks as visible
 from training.best_model import BestModel
-from training.checkpoints import RunCheckpoint, StopOnSignal, calibrate
+from training.checkpoints import RunCheckpoint, StopOnSignal, calibrate, relate_folders
 from training.config import SETTINGS, RunConfig, resolve_config
 from training.description import count_parameters, describe, describe_in_lines, describe_versions
 from training.files import RunResult, lock_run, reserve_version, write_config, write_result
@@ -273,12 +273,14 @@ def make_folders(run: Run) -> None:
         name, version = run.resume.absolute().parent.parent.name, run.resume.absolute().parent.name
     elif trainer.is_global_zero:
         version = reserve_version(config.log_dir / name, config.checkpoint_dir / name)
+    folder = config.checkpoint_dir / name / version
     for checkpoint in filter(None, [run.watch.best, run.watch.last]):
-        checkpoint.dirpath = str(config.checkpoint_dir / name / version)
-    run.watch.stop.folder = config.checkpoint_dir / name / version
+        checkpoint.dirpath = str(folder)
+        checkpoint.folders = relate_folders(config, folder)
+    run.watch.stop.folder = folder
     run.logger = trainer.logger = RunLogger(config.log_dir, name, version, default_hp_metric=False)
     if trainer.is_global_zero:
-        run.lock.enter_context(lock_run(config.checkpoint_dir / name / version))
+        run.lock.enter_context(lock_run(folder))
         Path(run.logger.log_dir).mkdir(parents=True, exist_ok=True)
         write_config(Path(run.logger.log_dir), config)
 

@@ -23,7 +23,7 @@ from lenet_module import LeNetModule
 from made_up import own_network
 from models.checkpoint import load_checkpoint
 from models.optimizers import SCHEDULES
-from training.checkpoints import AtomicCheckpointIO
+from training.checkpoints import AtomicCheckpointIO, release
 
 STEPS = 18  # of an epoch of the made-up data
 
@@ -162,6 +162,55 @@ def test_a_run_resumed_from_elsewhere_goes_on_in_its_own_folders(
         assert resumed.log_dir == home / "logs" / folder.parent.name / folder.name
         assert resumed.checkpoint == folder / whole.checkpoint.name
     assert not list(there.iterdir())
+
+
+def test_a_run_whose_checkpoints_are_in_another_project_resumes_from_elsewhere_and_after_a_move(
+    run: Any, crash: Any, home: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "a" / "project").mkdir(parents=True)
+    monkeypatch.chdir(home / "a" / "project")
+    flags = {"data_dir": "../../data", "log_dir": "logs", "checkpoint_dir": "../x", "cache_dir": "kept"}
+    flags |= {"normalize": "zca"}
+    whole = run(**flags)
+    crash(STEPS + 1, **flags)
+    elsewhere(home, monkeypatch)
+    (home / "moved").mkdir()
+    for moved in (home / "a", home / "moved" / "a"):
+        if moved != home / "a":
+            shutil.move(home / "a", moved)
+            shutil.move(home / "data", home / "moved" / "data")
+        folder = moved / "x" / whole.log_dir.parent.name / "version_1"
+        resumed = resume(folder)
+        assert resumed.test_loss == whole.test_loss
+        assert resumed.log_dir == moved / "project" / whole.log_dir.parent / "version_1"
+        assert resumed.checkpoint.parent == folder
+        (resumed.log_dir / "summary.json").unlink()
+    assert not list(Path().iterdir())
+
+
+def test_an_early_run_that_has_not_stored_its_folders_resumes_where_it_was_started(
+    run: Any, crash: Any, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(**RELATIVE)
+    folder = crash(STEPS + 1, **RELATIVE).absolute()
+    for path in folder.glob("*.ckpt"):
+        entries = torch.load(path, weights_only=True)
+        del entries["folders"]
+        torch.save(entries, path)
+    with monkeypatch.context() as patch:
+        elsewhere(home, patch)
+        with pytest.raises(SettingError, match=r"^log_dir logs/.*: not there"):
+            resume(folder)
+    assert resume(folder).test_loss == whole.test_loss
+
+
+def test_released_weights_are_not_resumed(run: Any, data_dir: Path) -> None:
+    path = run(normalize="dataset").checkpoint.parent / "last.ckpt"
+    released = load_checkpoint(path)
+    path.unlink()
+    release(released, path, 0.5)
+    with pytest.raises(UsageError, match=r"last\.ckpt: released weights, without the state of the optimizer"):
+        resume(path.parent)
 
 
 def test_a_finished_run_resumed_from_elsewhere_says_where_it_is(

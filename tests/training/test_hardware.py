@@ -12,7 +12,7 @@ import yaml
 from conftest import ROOT, resume
 from models.checkpoint import load_checkpoint
 from training import hardware
-from training.checkpoints import config_of
+from training.checkpoints import read_checkpoint_config
 from training.hardware import fastest_precision
 
 COUNT_PAGE_FAULTS = """
@@ -84,7 +84,7 @@ def test_a_run_keeps_the_precision_that_it_started_with_on_another_processor(
     resume(folder, epochs=2)
     resume(folder, epochs=3, precision="auto")
     assert f"Number format: {precision}, 1 thread; " in capsys.readouterr().out
-    assert config_of(load_checkpoint(folder)).precision == precision
+    assert read_checkpoint_config(load_checkpoint(folder)).precision == precision
 
 
 @pytest.mark.parametrize(
