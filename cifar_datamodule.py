@@ -86,6 +86,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
         self._verified = False
 
     def prepare_data(self) -> None:
+        """Download the data set if it is not there, and check it."""
         if not self._verified:  # hashing takes a tenth of a second, and each stage asks for it
             download.prepare(self.config.data_dir, self.config.mirror, self.config.cache_dir)
             self._verified = True
@@ -99,24 +100,20 @@ class CIFAR10DataModule(pl.LightningDataModule):
             self._teacher_logits = self.teacher(originals.array)
         self.train_indices, self.val_indices = stratified_split(labels, self.config.val_size, self.config.split_seed)
 
-        steps = make_steps(self.preprocessing, corrupted=self.preprocessing.corrupt_on == "both")
-        images = preprocess_lazily(originals, steps, folder)
-        if self.preprocessing.normalize in WHITENING:
-            if self.whitening is None:
-                indices, method = self.train_indices.numpy(), self.preprocessing.normalize
-                self.whitening = fit_whitening_lazily(images, indices, method, folder).array
-            whiten = Step(filters.whiten, (self.whitening,))
-            images = preprocess_lazily(images, [whiten], folder)
-            steps.append(whiten)
+        settings = self.preprocessing
+        corrupted = settings.corrupt_on == "both"
+        if settings.normalize in WHITENING and self.whitening is None:
+            images = preprocess_lazily(originals, make_steps(settings, None, corrupted), folder)
+            self.whitening = fit_whitening_lazily(images, self.train_indices.numpy(), settings.normalize, folder).array
+        steps = make_steps(settings, self.whitening, corrupted)
         if self.config.random_corruption:  # made first, while there is less in memory
             corruptions = [Step(filters.corrupt_at_random, (n,)) for n in range(self.config.corruption_versions)]
             versions = [preprocess_lazily(originals, [corruption, *steps], folder) for corruption in corruptions]
             self._corrupted = [torch.from_numpy(version.array) for version in versions]
-        self._train = torch.from_numpy(images.array), labels
-
+        self._train = torch.from_numpy(preprocess_lazily(originals, steps, folder).array), labels
         if self.mean is None:
             self.mean, self.std = torch.zeros(3), torch.full((3,), 255.0)
-            if self.preprocessing.normalize != "none":
+            if settings.normalize != "none":
                 self.mean, self.std = channel_statistics(self._train[0], self.train_indices)
 
     def train_dataloader(self) -> DataLoader:
@@ -125,9 +122,8 @@ class CIFAR10DataModule(pl.LightningDataModule):
         if self.config.batch_size % world_size:
             raise ValueError(f"batch_size {self.config.batch_size} does not divide by the {world_size} processes")
         assert self._train is not None and self.mean is not None and self.std is not None
-        data, seed = (*self._train, self.mean, self.std), self.config.seed
-        last = self._augmented_epochs()
-        dataset = AugmentedBatches(*data, self.config, seed, last, self._teacher_logits, self._corrupted)
+        data, seed, end = (*self._train, self.mean, self.std), self.config.seed, self._augmented_epochs()
+        dataset = AugmentedBatches(*data, self.config, seed, end, self._teacher_logits, self._corrupted)
         one_order = bool(self.trainer and self.trainer.overfit_batches)  # type: ignore[attr-defined]
         sampler = ShuffledBatches(self.train_indices, self.config.batch_size, seed, rank, world_size, one_order)
         return DataLoader(dataset, sampler=sampler, batch_size=None)
@@ -143,7 +139,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
 
     def test_dataloader(self) -> DataLoader:
         self.setup("test")
-        images, labels = self._preprocessed(train=False, corrupted=True), self._labels(train=False)
+        images, labels = self.preprocess_split("test", corrupted=True), self._labels(train=False)
         return self._evaluation_loader(torch.from_numpy(images), labels, torch.arange(len(labels)))
 
     def predict_dataloader(self) -> DataLoader:
@@ -156,6 +152,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
         return state | ({} if self.whitening is None else {"whitening": torch.from_numpy(self.whitening)})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Treat later images by the preprocessing and the statistics of `state_dict`."""
         self.mean, self.std = state_dict["mean"], state_dict["std"]
         self.preprocessing, self.whitening = from_state(state_dict)
         self._train = None  # Lightning loads a checkpoint after `setup`, which may have prepared them in another way
@@ -174,8 +171,9 @@ class CIFAR10DataModule(pl.LightningDataModule):
         """Return the images of `load_split` after preprocessing, uint8 [N, 32, 32, 3], and corrupted before that if
         `corrupted`; whitening is that of a loaded state.
         """
-        pixels = self._preprocessed(split == "val", corrupted)
-        return pixels[self.load_split("val").indices.numpy()] if split == "val" else pixels
+        steps = make_steps(self.preprocessing, self.whitening, corrupted)
+        images = preprocess_lazily(self._originals(split == "val"), steps, self.config.cache_folder).array
+        return images[self.load_split("val").indices.numpy()] if split == "val" else images
 
     def examples(self) -> dict[str, np.ndarray]:
         """Return the first training image of each class at each stage of `before_and_after`; after `setup`."""
@@ -185,15 +183,12 @@ class CIFAR10DataModule(pl.LightningDataModule):
         return before_and_after(originals, self.preprocessing, self.whitening)
 
     def validation_pictures(self) -> np.ndarray:
-        """Return the original images of the validation loader, uint8 [N, 32, 32, 3]; after `setup`.
+        """Return the original images of the validation loader, uint8 [N, 32, 32, 3].
 
         Those of the first process come first, as where the predictions of several are gathered.
         """
-        train = self.config.select_on != "test"
-        indices = self.val_indices if train else torch.arange(len(self._labels(train)))
-        _, world_size = self._process()
-        order = torch.cat([indices[rank::world_size] for rank in range(world_size)])
-        return records.load_some(self._folder, train, order.numpy())
+        originals, (_, world_size) = self.load_split(self.config.select_on).originals, self._process()
+        return np.concatenate([originals[rank::world_size] for rank in range(world_size)])
 
     @property
     def _folder(self) -> Path:
@@ -207,11 +202,6 @@ class CIFAR10DataModule(pl.LightningDataModule):
     def _labels(self, train: bool) -> Tensor:
         """Return the labels, int64 [N]."""
         return torch.from_numpy(records.load_labels(self._folder, train))
-
-    def _preprocessed(self, train: bool, corrupted: bool) -> np.ndarray:
-        """Return all training or test images after preprocessing, uint8 [N, 32, 32, 3]."""
-        steps = make_steps(self.preprocessing, self.whitening, corrupted)
-        return preprocess_lazily(self._originals(train), steps, self.config.cache_folder).array
 
     def _process(self) -> tuple[int, int]:
         """Return the number of this process and how many there are."""
@@ -232,7 +222,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
 
 @dataclass(eq=False)
 class Batches(Dataset):
-    """A data set whose item, for indices, int64 [B], is the finished batch of these images."""
+    """A data set whose item for indices, int64 [B], is the finished batch of these images."""
 
     images: Tensor  # uint8 [N, 32, 32, 3]
     labels: Tensor  # int64 [N]
@@ -245,12 +235,12 @@ class Batches(Dataset):
 
 @dataclass(eq=False)
 class AugmentedBatches(Batches):
-    """`Batches` for training; its items are asked for by (epoch, indices)."""
+    """A data set whose item for (epoch, indices) is the finished batch of these images, augmented."""
 
     config: Augmentation
     seed: int
     augmented_epochs: int | None = None  # that have crop and cutout; None is all
-    teacher_logits: Tensor | None = None  # float32 [N, 10]; with it an item has a third part, those of its images
+    teacher_logits: Tensor | None = None  # float32 [N, 10], the third part of an item
     corrupted: Sequence[Tensor] = ()  # versions of the images, as `crop_and_flip` takes them
     _draws: tuple[int, Draws] | None = field(default=None, init=False)  # the latest epoch and its draws
 
@@ -270,20 +260,14 @@ class AugmentedBatches(Batches):
         return images, self.labels[indices], self.teacher_logits[indices]
 
 
-@dataclass(eq=False)
 class FixedBatches(SequentialSampler):
-    """Yields the indices of whole batches, in the same order each time.
+    """Yields the indices of whole batches, int64 [B] each, in the same order each time.
 
     It is a SequentialSampler because Lightning's `overfit_batches` puts one of its own in the place of any other.
     """
 
-    batches: Sequence[Tensor]  # int64 [B] each
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
     def __iter__(self) -> Iterator[Any]:
-        return iter(self.batches)
+        return iter(self.data_source)  # type: ignore[call-overload]
 
 
 @dataclass(eq=False)
@@ -303,6 +287,7 @@ class ShuffledBatches(SequentialSampler):
     epoch: int = field(default=0, init=False)
 
     def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, counted from 0, whose order comes next."""
         self.epoch = 0 if self.one_order else epoch
 
     def __len__(self) -> int:

@@ -1,6 +1,6 @@
-"""The methods of preprocessing: from one image, uint8 [32, 32, 3] in RGB, and its index to another.
+"""Filters: each turns one image, uint8 [32, 32, 3] in RGB, and its index in the data set into another image.
 
-Each is a function of its arguments alone; the index only chooses the noise of a corruption.
+The result depends on the arguments alone; only the noise of a corruption depends on the index.
 """
 
 import numpy as np
@@ -39,17 +39,17 @@ BYTES_A_DEVIATION = 127.5 / 4  # so 0 and 255 stand for 4 standard deviations on
 
 
 def to_bytes(values: np.ndarray) -> np.ndarray:
-    """Values of mean 0 and standard deviation 1 as uint8: 0 becomes the middle; what is beyond is cut."""
+    """Convert values of mean 0 and standard deviation 1 to uint8: 0 becomes the middle; values beyond are clipped."""
     return np.rint(values * BYTES_A_DEVIATION + 127.5).clip(0, 255).astype(np.uint8)
 
 
 def corrupt(method: str, level: float, image: np.ndarray, index: int) -> np.ndarray:
-    """Corrupt an image by a method and a level of CORRUPT. (CIFAR-10-C itself rounds down, here is rounded.)"""
+    """Corrupt an image by a method and a level of CORRUPT; unlike CIFAR-10-C, round to the nearest grey level."""
     return _corrupt(method, level, image, np.random.default_rng([Stream.CORRUPTION, index]))
 
 
 def corrupt_at_random(version: int, image: np.ndarray, index: int) -> np.ndarray:
-    """Corrupt an image by a method and a level drawn from RANDOM, others for each version and index."""
+    """Corrupt an image by a method and a level that are drawn from RANDOM for each version and index."""
     rng = np.random.default_rng([Stream.RANDOM_CORRUPTION, version, index])
     method, lowest, highest = RANDOM[rng.integers(len(RANDOM))]
     return _corrupt(method, rng.uniform(lowest, highest), image, rng)
@@ -113,7 +113,7 @@ def segment(method: str, image: np.ndarray, index: int) -> np.ndarray:
 
 
 def _mean_colours(image: np.ndarray, regions: np.ndarray) -> np.ndarray:
-    """Every pixel gets the mean colour of its region; `regions` is int [32, 32], counted from 0."""
+    """Give every pixel the mean colour of its region; `regions` is int [32, 32], counted from 0."""
     flat = regions.ravel()
     count = np.bincount(flat).clip(1)
     means = [np.bincount(flat, channel.ravel()) / count for channel in image.transpose(2, 0, 1)]

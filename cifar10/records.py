@@ -1,4 +1,4 @@
-"""CIFAR-10's official binary version: the names and hashes of its files, and how they are read.
+"""CIFAR-10's official binary version: names and hashes of its files, and reading them.
 
 images, labels = load(prepare("data"), train=True)  # uint8 [50000, 32, 32, 3], int64 [50000]
 """

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +9,10 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor
 
+from cifar10 import records
+from cifar10.config import DataConfig
 from cifar_datamodule import CIFAR10DataModule, ShuffledBatches, channel_statistics, stratified_split
+from core.errors import DataError
 
 
 def ready(data_dir: Path, **options: object) -> CIFAR10DataModule:
@@ -128,20 +132,27 @@ def test_processes_share_the_batches_of_one_process() -> None:
         assert sorted(whole.tolist()) == sorted(a.tolist() + b.tolist())
 
 
+class Recorder(pl.LightningModule):
+    """Learns nothing, and remembers its batches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+        self.seen: list[Tensor] = []
+        self.validated: list[Tensor] = []
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        self.seen.append(batch[0].clone())
+        return self.layer(batch[0].mean().view(1)).sum()
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.validated.append(batch[0].clone())
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
 def test_lightning_gives_every_epoch_its_own_order_and_augmentation(data_dir: Path) -> None:
-    class Recorder(pl.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = torch.nn.Linear(1, 1)
-            self.seen: list[Tensor] = []
-
-        def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-            self.seen.append(batch[0].clone())
-            return self.layer(batch[0].mean().view(1)).sum()
-
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.SGD(self.parameters(), lr=0.0)
-
     def run() -> list[Tensor]:
         module = Recorder()
         quick_trainer(max_epochs=2).fit(module, datamodule=ready(data_dir))
@@ -150,6 +161,46 @@ def test_lightning_gives_every_epoch_its_own_order_and_augmentation(data_dir: Pa
     first, again = run(), run()
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not torch.equal(first[0], first[len(first) // 2])
+
+
+def test_overfit_batches_gives_the_same_batches_in_every_epoch(data_dir: Path) -> None:
+    module = Recorder()
+    quick_trainer(max_epochs=3, overfit_batches=2, num_sanity_val_steps=0).fit(module, datamodule=ready(data_dir))
+    expected = list(ready(data_dir).train_dataloader())[:2] * 3
+    assert all(torch.equal(seen, images) for seen, (images, _) in zip(module.seen, expected, strict=True))
+    ((validation, _),) = ready(data_dir).val_dataloader()
+    assert [torch.equal(images, validation) for images in module.validated] == [True] * 3
+
+
+def test_the_test_images_need_no_setup(data_dir: Path) -> None:
+    fresh = CIFAR10DataModule(data_dir=data_dir, val_size=100)
+    (images, labels), (expected, same) = (
+        next(iter(fresh.test_dataloader())),
+        next(iter(ready(data_dir).test_dataloader())),
+    )
+    assert torch.equal(images, expected) and torch.equal(labels, same)
+
+
+@pytest.mark.parametrize("folder", [str, Path])
+def test_the_first_argument_may_be_the_data_folder(folder: Any, data_dir: Path) -> None:
+    datamodule = CIFAR10DataModule(folder(data_dir), val_size=100)
+    assert datamodule.config == DataConfig(data_dir=data_dir, val_size=100)
+    assert len(next(iter(datamodule.test_dataloader()))[1]) == 200
+
+
+def test_a_setup_before_the_data_is_prepared_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"data_batch_1\.bin is not there: call prepare_data first"):
+        CIFAR10DataModule(tmp_path).setup()
+
+
+def test_a_read_only_data_folder_with_a_cache_folder_works(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (data_dir / records.FOLDER).rename(tmp_path / records.FOLDER)  # as if it had been unpacked there
+    datamodule = CIFAR10DataModule(data_dir, cache_dir=tmp_path, val_size=100)
+    datamodule.prepare_data()
+    datamodule.setup()
+    assert len(datamodule.load_split("val").labels) == 100 and len(datamodule.examples()["as it is"]) == 10
 
 
 def test_it_feeds_someone_elses_network(data_dir: Path) -> None:
