@@ -31,7 +31,7 @@ def typed(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
         (["--lr", "inf"], "--lr inf: must be a number"),
         (["--epochs", "1.5"], "--epochs 1.5: must be a whole number"),
         (["--flip", "maybe"], "--flip maybe: must be true or false"),
-        (["--network", "resnet", "--width", "1"], "--width 1: is of network lenet5 or lenet5-bn alone"),
+        (["--network", "resnet", "--width", "1"], "--width 1: only lenet5 or lenet5-bn has one"),
         (["--epochs", "3", "--plain_epochs", "4"], "--plain_epochs 4: more than the run's 3 epochs"),
         (["--teacher_weight", "2"], "--teacher_weight 2.0: must be from 0 to 1"),
         (

@@ -88,7 +88,7 @@ def test_a_search_goes_on_after_values_that_contradict_each_other(tmp_path: Path
     (cell,) = plan.search("network=lenet5,resnet width=1..4", 1)
     with open_study(plan, None) as study:
         engine = Engine(study, plan, workers=1)
-        with pytest.raises(Failed, match="width 2: is of network lenet5 or lenet5-bn alone"):
+        with pytest.raises(Failed, match="width 2: only lenet5 or lenet5-bn has one"):
             engine._result(0, cell.assigned | {"network": "resnet", "width": "2"})
 
 
