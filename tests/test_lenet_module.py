@@ -9,38 +9,10 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from core.errors import SettingError, UsageError
-from lenet_module import LeNet5, LeNetModule
+from lenet_module import LeNetModule
 from made_up import own_network
 from models.distillation import DISTILLATION_TEMPERATURE, compute_distillation_loss
-from models.networks import ResNet
 from models.optimizers import OPTIMIZERS, SCHEDULES
-
-
-@pytest.mark.parametrize(("width", "parameters"), [(3, 548_878), (1, 62_006)])
-def test_parameter_counts_are_those_of_the_report_and_of_the_classic_network(width: int, parameters: int) -> None:
-    assert sum(p.numel() for p in LeNet5(width).parameters()) == parameters
-
-
-def test_logits_have_one_column_a_class_whatever_the_memory_format() -> None:
-    network = LeNet5()
-    images = torch.randn(7, 3, 32, 32)
-    logits = network(images)
-    assert logits.shape == (7, 10)
-    torch.testing.assert_close(logits, network(images.contiguous(memory_format=torch.channels_last)))
-
-
-def test_the_residual_network_has_the_parameters_that_its_docstring_says() -> None:
-    network = ResNet()
-    assert sum(p.numel() for p in network.parameters()) == 784_632
-    assert network(torch.randn(7, 3, 32, 32)).shape == (7, 10)
-
-
-def test_relu_after_the_pool_is_the_reports_network() -> None:
-    network, x = LeNet5(), torch.randn(4, 3, 32, 32)
-    expected = F.max_pool2d(F.relu(network.conv1(x)), 2)
-    expected = F.max_pool2d(F.relu(network.conv2(expected)), 2).flatten(1)
-    expected = network.fc3(F.relu(network.fc2(F.relu(network.fc1(expected)))))
-    torch.testing.assert_close(network(x), expected)
 
 
 def loader(count: int = 64, batch_size: int = 16) -> DataLoader:
