@@ -95,7 +95,8 @@ class CIFAR10DataModule(pl.LightningDataModule):
         """Split and preprocess the training images; compute statistics and whitening unless a state was loaded."""
         if self._train is not None or (stage in ("test", "predict") and self.mean is not None):
             return
-        originals, labels, folder = self._originals(train=True), self._labels(train=True), self.config.cache_folder
+        labels, folder = self._labels(train=True), self.config.cache_folder
+        originals = self._originals(train=True, count=len(labels))
         if self.teacher is not None and self._teacher_logits is None:
             self._teacher_logits = self.teacher(originals.array)
         self.train_indices, self.val_indices = stratified_split(labels, self.config.val_size, self.config.split_seed)
@@ -171,9 +172,11 @@ class CIFAR10DataModule(pl.LightningDataModule):
         """Return the images of `load_split` after preprocessing, uint8 [N, 32, 32, 3], and corrupted before that if
         `corrupted`; whitening is that of a loaded state.
         """
+        train = split == "val"
+        originals = self._originals(train, len(self._labels(train)))
         steps = make_steps(self.preprocessing, self.whitening, corrupted)
-        images = preprocess_lazily(self._originals(split == "val"), steps, self.config.cache_folder).array
-        return images[self.load_split("val").indices.numpy()] if split == "val" else images
+        images = preprocess_lazily(originals, steps, self.config.cache_folder).array
+        return images[self.load_split("val").indices.numpy()] if train else images
 
     def examples(self) -> dict[str, np.ndarray]:
         """Return the first training image of each class at each stage of `before_and_after`; after `setup`."""
@@ -194,9 +197,9 @@ class CIFAR10DataModule(pl.LightningDataModule):
     def _folder(self) -> Path:
         return records.find_folder(self.config.data_dir, self.config.cache_dir)
 
-    def _originals(self, train: bool) -> LazyArray:
-        """Return the images as they are in the data set, uint8 [N, 32, 32, 3]; read only if no cached result is."""
-        identity, shape = records.identity(train), (len(self._labels(train)), 32, 32, 3)
+    def _originals(self, train: bool, count: int) -> LazyArray:
+        """Return the original images, uint8 [count, 32, 32, 3]; they are not read if cached results are."""
+        identity, shape = records.identity(train), (count, 32, 32, 3)
         return LazyArray("images", identity, shape, lambda: records.load(self._folder, train)[0])
 
     def _labels(self, train: bool) -> Tensor:
@@ -319,11 +322,11 @@ def channel_statistics(images: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]
     `indices`, int64 [M], of `images`, uint8 [N, 32, 32, 3].
     """
     total, squares = torch.zeros(2, 3, dtype=torch.float64)
-    for chunk in indices.split(1000):  # bounds the memory
-        # 256 squares of a byte add up to less than 2^24, where float32 is exact, and float64 holds the totals.
-        pixels = images[chunk].view(-1, 256, 3).float()
-        total += pixels.sum(1).double().sum(0)
-        squares += pixels.square().sum(1).double().sum(0)
+    for chunk in indices.split(128):
+        # At most 256 squares of a byte add up to less than 2^24, where float32 is exact; float64 holds the totals.
+        pixels = images[chunk].flatten(1).float()
+        total += pixels.sum(0).double().view(-1, 3).sum(0)
+        squares += pixels.square().sum(0).double().view(-1, 3).sum(0)
     count = len(indices) * images[0, :, :, 0].numel()
     mean = total / count
     return mean.float(), (squares / count - mean.square()).sqrt().float()

@@ -18,10 +18,10 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
-import requests
 from PIL import Image
 from tqdm import tqdm
 
@@ -171,8 +171,6 @@ def _download(url: str, part: Path, names: list[str]) -> str:
         if found := known.get(file_sha256(part) or ""):
             return found
         raise _SourceFailed("what it sends fails the SHA-256 check")
-    except requests.RequestException as error:
-        raise _SourceFailed(_explain(error, url)) from error
     finally:
         if not found:  # give back the space that it took, on a full disk too
             part.unlink(missing_ok=True)
@@ -180,27 +178,35 @@ def _download(url: str, part: Path, names: list[str]) -> str:
 
 def _fetch(url: str, part: Path, sizes: set[int]) -> None:
     """Write what a URL sends to the file `part`, but no more than an archive of one of `sizes` has."""
+    import requests  # a start that downloads nothing does without: it is 1% of the imports
+
+    response, headers = None, {"Accept-Encoding": "identity"}
     try:
-        request = requests.get(
-            url, headers={"Accept-Encoding": "identity"}, stream=True, timeout=(CONNECT_SECONDS, STALL_SECONDS)
-        )
-    except OSError as error:  # also of a file that an environment variable names
+        response = requests.get(url, headers=headers, stream=True, timeout=(CONNECT_SECONDS, STALL_SECONDS))
+        with response:
+            _write(response, url, part, sizes)
+    except OSError as error:
+        if response is not None and not isinstance(error, requests.RequestException):
+            raise  # of the disk
         raise _SourceFailed(_explain(error, url)) from error
-    with request as response:
-        if response.status_code != 200:
-            raise _SourceFailed(f"HTTP status {response.status_code} {response.reason}")
-        kind, length = response.headers.get("Content-Type", ""), response.headers.get("Content-Length", "")
-        total = int(length) if length.isdecimal() else max(sizes)
-        if total not in sizes or "text/html" in kind:
-            raise _SourceFailed(f"offers {total:,} bytes of {kind or 'unknown type'}, not the archive")
-        _say(f"downloading {total / 1e6:.0f} MB from {urlsplit(url).hostname}")
-        bar = tqdm(total=total, unit="B", unit_scale=True, disable=None)  # None: only on a terminal
-        with part.open("wb") as file, bar:
-            for chunk in response.iter_content(2**18):
-                bar.update(len(chunk))
-                if file.tell() + len(chunk) > total:
-                    raise _SourceFailed(f"sends more than {total:,} bytes")
-                file.write(chunk)
+
+
+def _write(response: Any, url: str, part: Path, sizes: set[int]) -> None:
+    """Write the body of a `requests.Response` as `_fetch` says."""
+    if response.status_code != 200:
+        raise _SourceFailed(f"HTTP status {response.status_code} {response.reason}")
+    kind, length = response.headers.get("Content-Type", ""), response.headers.get("Content-Length", "")
+    total = int(length) if length.isdecimal() else max(sizes)
+    if total not in sizes or "text/html" in kind:
+        raise _SourceFailed(f"offers {total:,} bytes of {kind or 'unknown type'}, not the archive")
+    _say(f"downloading {total / 1e6:.0f} MB from {urlsplit(url).hostname}")
+    bar = tqdm(total=total, unit="B", unit_scale=True, disable=None)  # None: only on a terminal
+    with part.open("wb") as file, bar:
+        for chunk in response.iter_content(2**18):
+            bar.update(len(chunk))
+            if file.tell() + len(chunk) > total:
+                raise _SourceFailed(f"sends more than {total:,} bytes")
+            file.write(chunk)
 
 
 def _explain(error: BaseException, url: str) -> str:
