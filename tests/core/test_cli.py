@@ -211,3 +211,14 @@ def test_a_path_that_cannot_be_used_gets_one_line(error: type[OSError], capsys: 
 
     assert exit_status(program) == 2
     assert capsys.readouterr().err.endswith(": a/path: the reason\n")
+
+
+def test_a_notebooks_drawing_backend_that_is_not_installed_stops_no_program(command: list[str]) -> None:
+    line = [*command, "--fast_dev_run", "--epochs", "1", "--batch_size", "50", "--val_size", "100", "--width", "1"]
+    environment = os.environ | {"MPLBACKEND": "not-installed"}  # which matplotlib looks for when it is imported
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr
+    programs = "train, evaluate, sweep, report, predict"  # before they choose a backend, none has imported matplotlib
+    code = f"import sys, {programs}; print([name for name in sys.modules if name.startswith('matplotlib')])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.stdout == "[]\n"
