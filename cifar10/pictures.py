@@ -14,7 +14,7 @@ from math import prod
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError, features
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 SIZE = (32, 32)
@@ -29,7 +29,7 @@ FITS = {  # to SIZE; Pillow's bicubic filter widens with the reduction, so it an
 NOT_DECODED = {"BUFR", "GRIB", "HDF5", "MPEG"}  # Pillow tells these by name, and has no decoder for them
 # Those of MPO, which Pillow opens as JPEG, and of what it opens with a plugin or in some versions.
 MORE_SUFFIXES = {".mpo", ".heic", ".heics", ".heif", ".heifs", ".hif", ".avif", ".avifs"}
-HEIF = re.compile(rb".{4}ftyp.*?(heic|heix|hevc|mif1|msf1|avif|avis)", re.DOTALL)  # brands, ISO/IEC 23008-12, AVIF 1.1
+HEIC = re.compile(rb".{4}ftyp(?!avi).*?(heic|heix|hevc|mif1|msf1)", re.DOTALL)  # brands of ISO/IEC 23008-12
 UNKNOWN = "no image that Pillow knows, or damaged"
 
 
@@ -145,17 +145,9 @@ def read_or_reason(path: Path, fit: str) -> np.ndarray | str:
     try:
         return read_image(path, fit)
     except UnidentifiedImageError:
-        return explain_format(path) or UNKNOWN
+        with path.open("rb") as file:
+            is_heic = HEIC.match(file.read(64)) and "HEIF" not in Image.OPEN
+        return "HEIC: to read it, pip install pillow-heif" if is_heic else UNKNOWN
     except Exception as error:  # Pillow's many decoders raise whatever they trip over
         reason = error.strerror if isinstance(error, OSError) else None
         return reason or f"not decoded: {str(error) or type(error).__name__}"
-
-
-def explain_format(path: Path) -> str | None:
-    """Return how a HEIC or AVIF file that Pillow does not know can be read; None for another, or a damaged one."""
-    with path.open("rb") as file:
-        brand = HEIF.match(file.read(64))
-    if brand and brand[1].startswith(b"avi"):
-        known = "AVIF" in Image.OPEN and features.check("avif")
-        return None if known else "AVIF: to read it, pip install --upgrade pillow"
-    return "HEIC: to read it, pip install pillow-heif" if brand and "HEIF" not in Image.OPEN else None

@@ -170,12 +170,6 @@ def test_a_heic_file_is_named_with_what_reads_it(
     assert pictures.read_or_reason(tmp_path / "in" / "film.mp4", "crop") == pictures.UNKNOWN
 
 
-def test_an_avif_file_is_named_with_what_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a.avif").write_bytes(HEIC.replace(b"heic", b"avif"))
-    without(monkeypatch, "AVIF")
-    assert pictures.read_or_reason(tmp_path / "a.avif", "crop") == "AVIF: to read it, pip install --upgrade pillow"
-
-
 def test_heic_is_read_where_pillow_heif_is_installed(
     call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
