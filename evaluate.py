@@ -28,7 +28,7 @@ def parser() -> Parser:
         "checkpoint",
         type=Path,
         metavar="CHECKPOINT",
-        help="Checkpoint file, or a run's checkpoint folder, which stands for its best epoch.",
+        help="Checkpoint file, or a run's folder of checkpoints or logs, which stands for its best epoch.",
     )
     parser.add_argument(
         "--on",
@@ -80,10 +80,11 @@ def main() -> None:
     from training.checkpoints import read_checkpoint_config
     from training.description import count_parameters, describe_in_lines
     from training.evaluation import evaluate, in_percent
+    from training.files import find_checkpoints
 
     if target:
         refuse_overwriting("release", target)
-    checkpoint = load_checkpoint(path, network)
+    checkpoint = load_checkpoint(find_checkpoints(path), network)
     if temperature:
         checkpoint = replace(checkpoint, temperature=temperature)
     config = read_checkpoint_config(checkpoint)

@@ -18,7 +18,7 @@ from core.cli import Parser, exit_status
 from core.errors import UsageError
 from core.shell import command_line, script
 from training.config import GROUPS, RunConfig
-from training.files import RunResult
+from training.files import RunResult, find_checkpoints
 
 
 def train(config: RunConfig | None = None, **flags: Any) -> RunResult:
@@ -46,7 +46,7 @@ def parser() -> Parser:
         RunConfig, "YAML file of flags: a run's config.yaml, or a recipe, such as best for recipes/best.yaml."
     )
     parser.add_argument(
-        "--resume", type=Path, metavar="FOLDER", help="Go on with a stopped run: its checkpoint folder."
+        "--resume", type=Path, metavar="FOLDER", help="Go on with a stopped run: its folder of checkpoints or logs."
     )
     parser.add_argument(
         "--find_lr", action="store_true", help="Only run a learning-rate range test, and suggest a rate."
@@ -76,7 +76,7 @@ def main() -> None:
         return
     result = None
     if resume:
-        config, resume = to_resume(resume, flags)
+        config, resume = to_resume(find_checkpoints(resume), flags)
         result = finished(config, resume)
     print(summary(result or train(config, resume=resume, started=started)))
 

@@ -51,11 +51,10 @@ class Data(Settings):
     select_on: Literal["val", "test"] = setting(
         "val",
         'Split on which the best epoch is chosen; "test" only serves to show the bias that this has.',
+        named="select-",
         compared=True,
     )
-    seed: int = setting(
-        0, "Seed of the weights, the order of the images and the augmentation.", compared=True, named="seed", **SEEDS
-    )
+    seed: int = setting(0, "Seed of the weights, the order of the images and the augmentation.", compared=True, **SEEDS)
 
     @property
     def cache_folder(self) -> Path:
@@ -124,6 +123,7 @@ class Preprocessing(Settings):
     corrupt: CorruptName = setting(
         "none",
         "Corruption of whole splits before all else, as in CIFAR-10-C; to test robustness.",
+        named="corrupt-",
     )
     severity: int | None = setting(
         None, "Severity of the corruption, 1 to 5; null takes 3.", follows="corrupt", at_least=1, at_most=5
@@ -131,6 +131,7 @@ class Preprocessing(Settings):
     corrupt_on: Literal["test", "both"] = setting(
         "test",
         "Which images are corrupted: the test images, or the training and validation images too.",
+        named="corrupt-on-",
         follows="corrupt",
     )
 

@@ -9,6 +9,7 @@ values or texts. Imports only the standard library.
 """
 
 import math
+import re
 import types
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
@@ -31,7 +32,7 @@ def setting(
     identity: bool = True,
     resumable: bool | None = None,
     compared: bool = False,
-    named: str | None = None,
+    named: str | None = "",
     follows: str | None = None,
     **ends: Any,
 ) -> Any:
@@ -43,7 +44,7 @@ def setting(
         identity: Whether another value makes a run another run.
         resumable: Whether it may change when a run is resumed. None means: if it is not part of the identity.
         compared: Whether it is among the first columns where runs are compared.
-        named: What precedes the value in the name of a run's folder; None leaves it out of the name.
+        named: What precedes the value in the name of a run's folder, if not what `to_word` finds; None leaves it out.
         follows: The setting to which a value of this one belongs: where that is changed, this goes back to its default.
         ends: Arguments of `Range`, for a number.
     """
@@ -218,6 +219,21 @@ def to_text(value: Any) -> str:
     if isinstance(value, Path):
         return value.as_posix()
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def to_word(each: Field, value: Any) -> str:
+    """Return a setting and its value as a word of a file name: "crop0", "no-flip", "median", "lr0.1"."""
+    name, prefix = each.name.replace("_", "-"), each.metadata["named"]
+    if value is False or value == "none":
+        word = f"no-{name}"
+    elif value is True:
+        word = name
+    elif isinstance(value, str):
+        value = value.rpartition(":")[2]  # the class in "file.py:Class"
+        word = prefix + (value[:8] if name.endswith("sha256") else value)
+    else:
+        word = f"{prefix or name}{value:g}"
+    return re.sub(r"[^\w.=+-]+", "-", word)
 
 
 def describe_type(hint: Any) -> str:

@@ -94,9 +94,6 @@ class Plan:
         """Return all flags of a run: the recipe's, and the sweep's own texts."""
         folders = zip(FOLDERS, (self.data_dir, self.log_dir, self.checkpoint_dir), strict=True)
         texts = {flag: str(folder) for flag, folder in folders} | self.base | assigned
-        unnamed = [flag for flag in assigned if SETTINGS[flag].metadata["named"] is None]
-        tag = "-".join(f"{flag}-{assigned[flag]}" for flag in unnamed)
-        texts = ({"tag": re.sub(r"[^\w.=+-]+", "-", tag)} if tag else {}) | texts  # of a path its slashes go
         return drop_followers(RunConfig, self.recipe_flags, texts) | texts
 
     def finished(self) -> dict[str, dict[str, Any]]:

@@ -37,6 +37,7 @@ class Network(Settings):
     network_sha256: str | None = setting(
         None,
         "SHA-256 that the file of your own network must have; null accepts any. A run records it.",
+        named=None,
     )
     width: int = setting(
         3,
@@ -63,18 +64,18 @@ class Network(Settings):
 class Optimization(Settings):
     """Optimization: how the weights are updated."""
 
-    optimizer: OptimizerName = setting("sgd", "Optimizer, of torch.optim.", compared=True, named="")
+    optimizer: OptimizerName = setting("sgd", "Optimizer, of torch.optim.", compared=True)
     lr: float | None = setting(
         None,
         f"Peak learning rate; null takes the optimizer's default: {_by_optimizer('lr')}.",
         compared=True,
-        named="lr",
         follows="optimizer",
         above=0,
     )
     weight_decay: float | None = setting(
         None,
         f"Weight decay; null takes the optimizer's default: {_by_optimizer('weight_decay')}.",
+        named="wd",
         follows="optimizer",
         at_least=0,
     )
@@ -116,6 +117,7 @@ class Teacher(Settings):
     teacher_sha256: str | None = setting(
         None,
         "SHA-256 that the teacher must have; null accepts any. A run records it.",
+        named="teacher-",
     )
 
     def check(self) -> None:

@@ -310,7 +310,7 @@ def test_in_a_notebook_train_takes_texts_as_paths_and_prints_a_line_an_epoch(
         "epoch 1/2",
         "epoch 2/2",
     ] * 2 and "\r" not in out.getvalue()
-    assert first.log_dir.parent == second.log_dir.parent == Path("x/sgd-lr0.05-bs50-seed0")
+    assert first.log_dir.parent == second.log_dir.parent == Path("x/sgd-lr0.05-bs50-epochs2-width1-val-size100-seed0")
     assert (first.test_loss, first.val_acc) == (second.test_loss, second.val_acc)
     assert load_classifier(first.checkpoint).class_names  # a text, too
 

@@ -18,14 +18,15 @@ from made_up import OWN_NETWORKS, own_network
 from models.checkpoint import load_checkpoint
 from training import run as run_again
 from training.evaluation import evaluate
+from training.files import find_checkpoints
 
 
 def test_a_run_learns_and_says_where_everything_is(run: Any, tmp_path: Path) -> None:
     result = run(optimizer="adam", epochs=4)
     losses = [loss for _, loss in curves(result.log_dir)["train/loss"]]
     assert losses[-1] < losses[0] and result.test_loss < math.log(10)  # which is that of a guess
-    assert result.log_dir == tmp_path / "logs" / "adam-lr0.004-bs50-seed0" / "version_0"
-    folder = tmp_path / "checkpoints" / "adam-lr0.004-bs50-seed0" / "version_0"
+    assert result.log_dir == tmp_path / "logs" / "adam-lr0.004-bs50-epochs4-width1-val-size100-seed0" / "version_0"
+    folder = tmp_path / "checkpoints" / "adam-lr0.004-bs50-epochs4-width1-val-size100-seed0" / "version_0"
     best = f"best-epoch={result.best_epoch:02d}-val_acc={result.val_acc:.4f}.ckpt"
     assert sorted(path.name for path in folder.iterdir()) == [best, "last.ckpt"]
     assert result.checkpoint == folder / best
@@ -272,7 +273,7 @@ def test_two_processes_train_lenet5_as_one_does_and_evaluate_exactly(
     folders = ["--log_dir", str(tmp_path / "l"), "--checkpoint_dir", str(tmp_path / "c")]
     done = subprocess.run([*command, *flags.split(), *folders], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    folder = tmp_path / "c" / "sgd-lr0.01-bs50-seed0" / "version_0"
+    folder = tmp_path / "c" / "sgd-lr0.01-bs50-epochs2-width1-val-size100-devices2-seed0" / "version_0"
     one, two = weights(alone.checkpoint.parent / "last.ckpt"), weights(folder / "last.ckpt")
     for name in one:
         torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-4)
@@ -282,3 +283,19 @@ def test_two_processes_train_lenet5_as_one_does_and_evaluate_exactly(
     summary = json.loads((tmp_path / "l" / folder.relative_to(tmp_path / "c") / "summary.json").read_text())
     assert summary["test_loss"] == pytest.approx(tested["test/loss"], rel=1e-5)
     assert done.stdout.count("test accuracy") == 1
+
+
+def test_the_log_folder_of_a_run_stands_for_its_checkpoints(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run(epochs=1, log_dir="a/logs", checkpoint_dir="b")
+    folder = result.checkpoint.parent
+    assert find_checkpoints(result.log_dir) == folder and find_checkpoints(folder) == folder
+    assert find_checkpoints(result.checkpoint) == result.checkpoint
+    monkeypatch.chdir(tmp_path / "a")
+    assert find_checkpoints(tmp_path / result.log_dir).resolve() == tmp_path / folder
+    assert find_checkpoints(Path("logs", *result.log_dir.parts[-2:])).resolve() == tmp_path / folder
+    (tmp_path / "b").rename(tmp_path / "c")
+    with pytest.raises(UsageError, match="is a log folder, and the run's checkpoints are not in b"):
+        find_checkpoints(tmp_path / result.log_dir)

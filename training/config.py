@@ -5,6 +5,7 @@ The command line, files of flags, checkpoints, sweeps, reports and resume all re
 is one field of a group. Light to import.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -14,9 +15,11 @@ from typing import Any, Literal, TypeAlias
 
 from cifar10.config import Augmentation, Data, DataConfig, Preprocessing
 from core.errors import SettingError, UsageError
-from core.settings import Settings, get_fields, setting
+from core.settings import Settings, get_fields, setting, to_word
 from models.config import ModelConfig, Network, Optimization, Teacher
 from models.registry import hash_network
+
+NAME_LETTERS = 100  # of a run's folder: Windows limits whole paths to 260
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +44,14 @@ class Hardware(Settings):
         at_most=4096,
     )
     accelerator: str = setting("cpu", "Kind of device: cpu, gpu, or auto.")
-    devices: int | str = setting(1, "Number of processes on this machine, or of GPUs.")
+    devices: int | str = setting(1, "Number of processes on this machine, or of GPUs.", named="devices")
     num_nodes: int = setting(1, "Number of machines that train together.", at_least=1, at_most=65_536)
     strategy: str = setting("auto", "Lightning's strategy for several devices, such as ddp.")
     precision: Precision = setting(
         "auto",
         "Number format of the training steps. auto is bf16-mixed on x86 processors with AVX-512 BF16 or AMX, else "
         "32-true. Evaluation is always in float32.",
+        named=None,
     )
 
 
@@ -59,7 +63,8 @@ class Output(Settings):
     checkpoint_dir: Path = setting(Path("checkpoints"), "Folder for checkpoints.", identity=False, resumable=False)
     tag: str | None = setting(
         None,
-        "Text added to the name of the run's folder, which has optimizer, learning rate, batch size and seed.",
+        "Text in the name of the run's folder, in place of the settings that differ from the defaults; these stay: "
+        "optimizer, learning rate, batch size and seed.",
         identity=False,
     )
     pictures: bool = setting(
@@ -89,12 +94,22 @@ class RunConfig(DataConfig, ModelConfig, Length, Hardware, Output):
 
     @property
     def name(self) -> str:
-        """Of the run's folder."""
-        values = self.plain()
-        named = {name: each.metadata["named"] for name, each in SETTINGS.items()}
-        short = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in values.items()}
-        parts = [f"{word}{short[name]}" for name, word in named.items() if word is not None]
-        return "-".join([*parts, self.tag] if self.tag else parts)
+        """The name of the run's folder, at most NAME_LETTERS long.
+
+        It has optimizer, learning rate, batch size, what else differs from the defaults, and seed. A tag stands at the
+        end, instead of what differs.
+        """
+        defaults = RunConfig(optimizer=self.optimizer)
+        names = ["optimizer", "lr", "batch_size"]
+        for name, each in SETTINGS.items():
+            named = each.metadata["identity"] and each.metadata["named"] is not None
+            if named and not self.tag and name != "seed" and getattr(self, name) != getattr(defaults, name):
+                names += [name] if name not in names else []
+        words = [to_word(SETTINGS[name], getattr(self, name)) for name in (*names, "seed")]
+        name = "-".join([*words, self.tag] if self.tag else words).rstrip(".")  # Windows drops a dot at the end
+        if len(name) > NAME_LETTERS:
+            name = f"{name[: NAME_LETTERS - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        return name
 
     def identity(self) -> str:
         """Equal for runs that are the same run. Files count by what is in them, which a `resolved` run says."""

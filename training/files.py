@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -102,6 +103,22 @@ def read_run_config(folder: Path) -> RunConfig:
         return read_config({name: value for name, value in values.items() if name != "format"})
     except (UnicodeDecodeError, yaml.YAMLError, TypeError, AttributeError, UsageError) as error:
         raise UsageError(f"{path}: {' '.join(str(error).split())}") from error
+
+
+def find_checkpoints(path: Path) -> Path:
+    """Return the checkpoint folder of the run whose log folder `path` is; any other path is returned as it is.
+
+    UsageError if it is not where the run was started, nor below the working directory.
+    """
+    if not (path / CONFIG).exists():
+        return path
+    config, logs = read_run_config(path), path.resolve()
+    start = Path(os.path.normpath(logs.parent.parent / os.path.relpath(".", config.log_dir)))
+    folder = config.checkpoint_dir / logs.parent.name / logs.name
+    for found in (folder, start / folder):
+        if found.exists():
+            return found
+    raise UsageError(f"{path}: is a log folder, and the run's checkpoints are not in {folder}; name their folder")
 
 
 def write_result(folder: Path, config: RunConfig, result: RunResult) -> None:

@@ -65,7 +65,9 @@ def sweeps(tmp_path: Path, program: Any, data_dir: Path) -> Sweeps:
 def test_a_grid_is_run_once_in_folders_that_tell_what_was_swept(sweeps: Sweeps) -> None:
     status, lines, errors = sweeps.run("--grid", "lr=0.001 crop=0,2", "lr=1e-3 crop=0 seed=0")
     assert (status, errors) == (0, "")
-    assert [run.name for run in sweeps.runs()] == [f"adam-lr0.001-bs50-seed0-crop-{crop}" for crop in (0, 2)]
+    assert [run.name for run in sweeps.runs()] == [
+        f"adam-lr0.001-bs50-epochs2-width1-{crop}val-size100-seed0" for crop in ("crop0-", "")
+    ]
     assert [line.split("  ")[0] for line in lines] == ["1/2", "2/2", "next"]
 
     before = {run.folder: run.result for run in sweeps.runs()}
@@ -184,7 +186,11 @@ def test_the_best_cell_is_repeated_with_fresh_seeds(sweeps: Sweeps) -> None:
     flags = ("--grid", "optimizer=sgd lr=0.01,0.05", "optimizer=adam lr=0.002,0.1", "--reuse", str(table))
     assert sweeps.run(*flags, "--best_per", "optimizer", "--repeat", "seed=1,2")[0] == 0
     repeated = sorted(run.name for run in sweeps.runs())
-    assert repeated == [f"{name}-bs50-seed{seed}" for name in ("adam-lr0.002", "sgd-lr0.05") for seed in (1, 2)]
+    assert repeated == [
+        f"{name}-bs50-epochs2-width1-val-size100-seed{seed}"
+        for name in ("adam-lr0.002", "sgd-lr0.05")
+        for seed in (1, 2)
+    ]
 
 
 def test_results_from_elsewhere_count_only_where_they_are_asked_for(sweeps: Sweeps) -> None:

@@ -144,10 +144,38 @@ def test_a_flag_that_is_added_is_seen_everywhere(run: Any, tmp_path: Path, monke
         "import sys, pathlib; from experiments.grid import Plan; from training.config import RunConfig;"
         "from training.run import compared; from experiments.runs import COLUMNS;"
         "p = Plan(None, '', 's', *[pathlib.Path('x')] * 3);"
-        "print([cell.assigned for cell in p.grid('sharpen=1,2')], p.config({'sharpen': '2'}).tag,"
+        "print([cell.assigned for cell in p.grid('sharpen=1,2')], p.config({'sharpen': '2'}).name,"
         " 'sharpen' in COLUMNS, 'sharpen' in compared(RunConfig())[0], 'sharpen' in RunConfig().plain())"
     )
-    assert output("-c", code) == "[{'sharpen': '1'}, {'sharpen': '2'}] sharpen-2 True True True\n"
+    assert output("-c", code) == "[{'sharpen': '1'}, {'sharpen': '2'}] sgd-lr0.05-bs128-sharpen2-seed0 True True True\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        ({}, "sgd-lr0.05-bs128-seed0"),
+        ({"optimizer": "adam", "lr": "1e-4", "seed": 7}, "adam-lr0.0001-bs128-seed7"),
+        ({"denoise": "median", "segment": "otsu"}, "sgd-lr0.05-bs128-median-otsu-seed0"),
+        ({"denoise": "gaussian", "denoise_strength": 2}, "sgd-lr0.05-bs128-gaussian-denoise-strength2-seed0"),
+        (
+            {"corrupt": "gaussian", "severity": 5, "corrupt_on": "both"},
+            "sgd-lr0.05-bs128-corrupt-gaussian-severity5-corrupt-on-both-seed0",
+        ),
+        ({"normalize": "none", "flip": False, "crop": 0}, "sgd-lr0.05-bs128-crop0-no-flip-no-normalize-seed0"),
+        ({"optimizer": "adamw", "weight_decay": 0}, "adamw-lr0.002-bs128-wd0-seed0"),
+        ({"network": "my dir/own.py:Net", "network_sha256": "0" * 64}, "sgd-lr0.05-bs128-Net-seed0"),
+        ({"teacher": "t", "teacher_sha256": "0123456789"}, "sgd-lr0.05-bs128-teacher-01234567-seed0"),
+        ({"devices": "0,1", "precision": "32-true", "threads": 1}, "sgd-lr0.05-bs128-devices0-1-seed0"),
+        ({"network": "resnet", "tag": "teacher."}, "sgd-lr0.05-bs128-seed0-teacher"),
+    ],
+)
+def test_the_name_of_a_run_says_what_differs_from_the_defaults(flags: dict[str, Any], name: str) -> None:
+    assert RunConfig(**flags).name == name
+
+
+def test_a_long_name_is_cut_and_still_tells_runs_apart() -> None:
+    names = [RunConfig(tag="a" * 150 + end).name for end in "bc"]
+    assert [len(name) for name in names] == [100, 100] and names[0] != names[1]
 
 
 def test_identities_differ_where_runs_do_and_only_there() -> None:

@@ -18,8 +18,21 @@ import torch
 
 from conftest import curves, history, weights
 
-FLAGS = ["--optimizer", "adam", "--batch_size", "20", "--val_size", "100", "--width", "1", "--threads", "1"]
-NAME = "adam-lr0.004-bs20-seed0"
+FLAGS = [
+    "--optimizer",
+    "adam",
+    "--batch_size",
+    "20",
+    "--val_size",
+    "100",
+    "--width",
+    "1",
+    "--threads",
+    "1",
+    "--tag",
+    "fault",
+]
+NAME = "adam-lr0.004-bs20-seed0-fault"
 EPOCHS = 120  # more than twenty times what a run trains between two kills
 
 
