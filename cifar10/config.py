@@ -1,4 +1,4 @@
-"""The settings of the rooms that make batches: which images, how they are preprocessed and augmented."""
+"""The settings of the data module: which images, how they are preprocessed and augmented."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -86,8 +86,8 @@ def denoise(method: str, strength: float, image: np.ndarray, index: int) -> np.n
 def segment(method: str, image: np.ndarray, index: int) -> np.ndarray:
     """Flatten the background (otsu, grabcut) or each superpixel to its mean colour; a method of SEGMENT.
 
-    otsu (1979) splits by brightness, and takes the side with more of the border for the background. grabcut (Rother et
-    al. 2004) is told that the border is background and a square in the middle foreground. superpixels are those of SLIC
+    otsu (1979) splits by brightness; the side with more of the border is the background. grabcut (Rother et al. 2004)
+    starts from the border as background and a square in the middle as foreground. superpixels are those of SLIC
     (Achanta et al. 2012).
     """
     import cv2

@@ -623,17 +623,17 @@ def start_process(data_dir, sources, before=""):
 
 
 def test_two_processes_on_an_empty_folder_download_once(tmp_path, serve):
-    asked, go_on = threading.Event(), threading.Event()
+    requested, go_on = threading.Event(), threading.Event()
 
     def held(handler):
-        asked.set()
+        requested.set()
         go_on.wait(30)
         whole(CONTENT[BINARY])(handler)
 
     server = serve([held])
     sources = [(server.url(), BINARY)]
     with start_process(tmp_path, sources) as first:
-        assert asked.wait(30)
+        assert requested.wait(30)
         with start_process(tmp_path, sources) as second:
             assert "waiting for another process" in second.stderr.readline()
             go_on.set()

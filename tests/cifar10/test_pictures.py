@@ -102,7 +102,7 @@ def test_transparent_pixels_are_seen_on_white(tmp_path: Path) -> None:
     assert (pictures.read_image(saved(tmp_path / "la.png", Image.new("LA", (32, 32), (9, 0)))) == 255).all()
 
 
-HALVES = np.arange(1024).reshape(32, 32) % 32 < 16  # the left one
+LEFT = np.arange(1024).reshape(32, 32) % 32 < 16  # the left half of an image
 
 
 @pytest.mark.parametrize(
@@ -121,14 +121,14 @@ HALVES = np.arange(1024).reshape(32, 32) % 32 < 16  # the left one
 def test_transparent_pixels_of_each_depth_are_seen_on_white(
     tmp_path: Path, bits: int, colour: int, left: list[int], right: list[int], seen: int
 ) -> None:
-    values = np.where(HALVES[..., None], left, right)
+    values = np.where(LEFT[..., None], left, right)
     if bits < 8:
         rows = np.packbits((values >> np.arange(bits)[::-1] & 1).astype(np.uint8)).tobytes()
     else:
         rows = values.astype(f">u{bits // 8}").tobytes()
     chunks = {} if colour > 2 else {"tRNS": struct.pack(f">{len(left)}H", *left)}
     pixels = pictures.read_image(png(tmp_path / "a.png", bits, colour, rows, **chunks))
-    assert (pixels[HALVES] == 255).all() and (pixels[~HALVES] == seen).all()
+    assert (pixels[LEFT] == 255).all() and (pixels[~LEFT] == seen).all()
 
 
 @pytest.mark.parametrize("mode", ["LA", "PA", "RGBA", "RGBa"])
@@ -143,7 +143,7 @@ def test_transparent_pixels_of_each_mode_are_seen_on_white(
     monkeypatch.setattr(Image, "open", lambda _: made)  # Pillow writes few of them to files
     assert made.mode == mode
     pixels = pictures.read_image(tmp_path / "a.tiff")
-    assert (pixels[HALVES] == 255).all() and np.abs(pixels[~HALVES].astype(int) - 177).max() <= 1
+    assert (pixels[LEFT] == 255).all() and np.abs(pixels[~LEFT].astype(int) - 177).max() <= 1
 
 
 @pytest.mark.parametrize(("orientation", "turned"), [(3, np.rot90(PIXELS, 2)), (6, np.rot90(PIXELS, -1))])

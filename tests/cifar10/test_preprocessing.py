@@ -1,4 +1,4 @@
-"""Each method against a small known case, what is kept on disk, and the way through data module and command line."""
+"""Each method against a small known case, the cache, and preprocessing through the data module and the command line."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ import scipy.ndimage
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import train as door
+import train
 from cifar10 import filters, preprocessing, records
 from cifar10.config import Preprocessing
 from cifar10.filters import CORRUPT, DENOISE, NORMALIZE, SEGMENT
@@ -495,7 +495,7 @@ def test_tensorboard_shows_an_image_of_each_class_before_and_after(run: Any) -> 
 )
 def test_senseless_flags_are_refused(arguments: str, message: str) -> None:
     with pytest.raises(UsageError) as caught:
-        RunConfig(**{k: v for k, v in vars(door.parser().parse_args(arguments.split())).items() if k in SETTINGS})
+        RunConfig(**{k: v for k, v in vars(train.parser().parse_args(arguments.split())).items() if k in SETTINGS})
     assert message in str(caught.value)
 
 
@@ -517,10 +517,10 @@ def test_a_bad_flag_gets_one_line_and_status_2(arguments: str, message: str) -> 
 def test_names_on_the_command_line_are_those_of_the_methods() -> None:
     for flag, known in (("denoise", DENOISE), ("segment", SEGMENT), ("normalize", NORMALIZE), ("corrupt", CORRUPT)):
         for method in known:
-            assert vars(door.parser().parse_args([f"--{flag}", method]))[flag] == method
+            assert vars(train.parser().parse_args([f"--{flag}", method]))[flag] == method
 
 
-def test_what_is_kept_is_found_without_loading_the_images(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_results_are_found_without_loading_the_images(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings: dict[str, Any] = {"denoise": "median", "normalize": "zca", "random_corruption": 0.5}
     first = ready(data_dir, **settings)
     expected = all_of(first.val_dataloader())[0], all_of(first.test_dataloader())[0]
@@ -533,11 +533,11 @@ def test_what_is_kept_is_found_without_loading_the_images(data_dir: Path, monkey
         CIFAR10DataModule(data_dir=data_dir, batch_size=50, val_size=100, **settings).setup()
 
 
-def test_what_is_kept_lies_in_the_folder_that_is_named(run: Any, data_dir: Path, tmp_path: Path) -> None:
-    result = run(cache_dir=tmp_path / "kept", epochs=1, normalize="zca-half", random_corruption=0.25)
-    evaluated(result.checkpoint, data_dir, denoise="median", cache_dir=tmp_path / "kept")
+def test_cached_results_lie_in_the_folder_that_is_named(run: Any, data_dir: Path, tmp_path: Path) -> None:
+    result = run(cache_dir=tmp_path / "cache", epochs=1, normalize="zca-half", random_corruption=0.25)
+    evaluated(result.checkpoint, data_dir, denoise="median", cache_dir=tmp_path / "cache")
     assert not (data_dir / "preprocessed").exists()
-    kinds = {path.name.partition("-")[0] for path in (tmp_path / "kept").glob("*.bin")}
+    kinds = {path.name.partition("-")[0] for path in (tmp_path / "cache").glob("*.bin")}
     assert kinds == {"corrupt", "denoise", "fit", "whiten"}
 
 
