@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from optuna.trial import TrialState
-
 from cifar10.download import prepare
 from core.cli import RECIPES, Parser, exit_status
 from core.errors import UsageError
@@ -83,14 +81,15 @@ def sweep(grid: Sequence[str] = (), search: Sequence[str] = (), **flags: Any) ->
         raise UsageError("nothing to run: --grid or --search says what")
     check_repeat(chosen, plan, cells)
     prepare(chosen.data_dir)
-    with StopSignals(lambda: "the same command goes on"), open_study(plan, chosen.storage) as study:
+    stop = StopSignals(lambda: "the same command goes on")
+    with stop, open_study(plan, cells, chosen.storage) as study:
         engine = Engine(study, plan, chosen.workers or min(len(cells), default_workers()))
         engine.run(cells, chosen.retry)
         if chosen.best_per and chosen.repeat:
             best = engine.best(cells, chosen.best_per)
             cells += [cell for assigned in best for cell in plan.grid(chosen.repeat, assigned)]
             engine.run(cells, chosen.retry)
-        return all(trial.state == TrialState.COMPLETE for trial in engine.trials(cells).values())
+        return all(outcome.result for outcome in engine.outcomes(cells).values())
 
 
 def plan_of(chosen: SweepSettings) -> Plan:

@@ -4,6 +4,8 @@ Each cell is a trial, enqueued once. Workers are threads, each of which waits fo
 a journal in the log folder, or in a database that several machines share.
 """
 
+import hashlib
+import json
 import multiprocessing
 import os
 import runpy
@@ -12,8 +14,9 @@ import threading
 import time
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from signal import SIGINT, SIGTERM
@@ -22,7 +25,7 @@ from typing import Any
 
 import optuna
 import psutil
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
@@ -42,9 +45,7 @@ TRAIN = Path(__file__).parent.parent / "train.py"
 RUN_MEMORY = 1.5e9  # bytes; results/throughput/ has the peak of a run
 HEARTBEAT, GRACE = 20, 90  # seconds; a machine that is silent for longer has died, and others take over its cells
 POLL = 1.0  # seconds
-# Reasons of trials that did not fail.
-STOPPED = "stopped"
-NOT_ASKED = "not among the cells of this command"
+STOPPED = "stopped"  # the reason of a trial that did not fail
 BY_SIGNAL = {128 + SIGINT, 128 + SIGTERM, -SIGINT, -SIGTERM}  # exit statuses
 
 
@@ -71,28 +72,41 @@ class SeededByTrial(optuna.samplers.BaseSampler):
         return sampler.sample_independent(study, trial, param_name, param_distribution)
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """How a cell ended: with a result, or with the reason why it has none."""
+
+    assigned: dict[str, str]  # flags on top of the plan's, those that were searched too
+    result: dict[str, Any] | None
+    reason: str | None = None
+
+
 class Engine:
     """Runs cells in processes of their own, and keeps the study."""
 
     def __init__(self, study: Study, plan: Plan, workers: int) -> None:
         self.study, self.plan, self.workers = study, plan, workers
-        self.asked: set[str] = set()  # keys
+        self.known: dict[str, dict[str, Any]] = {}  # results by key, of cells that need no trial
         self.children: set[BaseProcess] = set()
         self.starting = threading.Lock()  # of a child
         self.stopping = threading.Event()
         self.error: Exception | None = None  # that ended a worker
 
     def run(self, cells: list[Cell], retry: bool) -> None:
-        """Enqueue what the study does not have yet, and work until nothing is left to do, here or elsewhere."""
-        self.asked = {cell.key for cell in cells}
+        """Enqueue what has no result and is not in the study yet, and work until nothing is left to do, here or on
+        another machine.
+        """
+        finished = self.plan.finished()
+        self.known = {cell.key: finished[cell.key] for cell in cells if cell.key in finished}
         trials = self.trials(cells)
         for cell in cells:
-            trial = trials.get(cell.key)
-            if trial is None:
+            if cell.key in self.known:
+                continue
+            if (trial := trials.get(cell.key)) is None:
                 attributes = {"key": cell.key, "assigned": cell.assigned, "space": cell.space}
                 self.study.enqueue_trial({}, user_attrs=attributes)
-            elif trial.state == TrialState.FAIL and (retry or trial.user_attrs.get("reason") == NOT_ASKED):
-                again(self.study, trial)
+            elif trial.state == TrialState.FAIL and retry:
+                enqueue_again(self.study, trial)
         threads = [threading.Thread(target=self._work) for _ in range(self.workers)]
         for thread in threads:
             thread.start()
@@ -103,7 +117,7 @@ class Engine:
             with self.starting:  # a child that is being started can be stopped after that
                 children = list(self.children)
             for child in children:
-                child.terminate()  # it stops after its running step; its last whole epoch is on disk
+                child.terminate()  # its last whole epoch is on disk
             for thread in threads:
                 thread.join()
             self.stopping.clear()
@@ -111,26 +125,30 @@ class Engine:
             raise self.error
 
     def trials(self, cells: list[Cell]) -> dict[str, FrozenTrial]:
-        """By the key of the cell, the trial that counts: the one with a result, else the last."""
+        """Return, by the key of the cell, the trial that counts: the one with a result, else the last."""
         found: dict[str, FrozenTrial] = {}
         for trial in self.study.get_trials(deepcopy=False):
             key = trial.user_attrs.get("key")
             finished = key in found and found[key].state == TrialState.COMPLETE
-            if key and not finished and trial.state != TrialState.PRUNED and self._counts(trial):
+            if key and not finished and trial.state != TrialState.PRUNED:
                 found[key] = trial
         return {cell.key: found[cell.key] for cell in cells if cell.key in found}
 
-    def _counts(self, trial: FrozenTrial) -> bool:
-        """Not, if its result was taken from a table that an earlier command named and this one does not."""
-        source = trial.user_attrs.get("result", {}).get("reused")
-        return source is None or any(source == result["reused"] for result in self.plan.reused.values())
+    def outcomes(self, cells: list[Cell]) -> dict[str, Outcome]:
+        """Return, by key, how the cells ended that did."""
+        ended = {cell.key: Outcome(cell.assigned, self.known[cell.key]) for cell in cells if cell.key in self.known}
+        for key, trial in self.trials(cells).items():
+            reason = trial.user_attrs.get("reason")
+            if trial.state == TrialState.COMPLETE or (trial.state == TrialState.FAIL and reason != STOPPED):
+                ended.setdefault(key, Outcome(assigned(trial), trial.user_attrs.get("result"), reason))
+        return ended
 
     def best(self, cells: list[Cell], flag: str) -> list[dict[str, str]]:
-        """For each value of `flag`, what is assigned to the cell with the highest validation accuracy."""
-        done = [trial for trial in self.trials(cells).values() if trial.state == TrialState.COMPLETE]
+        """Return, for each value of `flag`, what is assigned to the cell with the highest validation accuracy."""
+        scores = {key: (each.result["val_acc"], each) for key, each in self.outcomes(cells).items() if each.result}
         best: dict[Any, dict[str, str]] = {}
-        for trial in sorted(done, key=lambda trial: trial.user_attrs["result"]["val_acc"], reverse=True):
-            best.setdefault(getattr(self.plan.config(assigned(trial)), flag), assigned(trial))
+        for _, outcome in sorted(scores.values(), key=lambda pair: pair[0], reverse=True):
+            best.setdefault(getattr(self.plan.config(outcome.assigned), flag), outcome.assigned)
         return list(best.values())
 
     def _work(self) -> None:
@@ -155,15 +173,12 @@ class Engine:
             raise optuna.TrialPruned  # another worker took the last cell in the same moment
         earlier = self.study.get_trials(deepcopy=False)[: trial.number]
         if any(
-            other.user_attrs.get("key") == attributes["key"] and other.state != TrialState.FAIL and self._counts(other)
-            for other in earlier
+            other.user_attrs.get("key") == attributes["key"] and other.state != TrialState.FAIL for other in earlier
         ):
             raise optuna.TrialPruned  # two machines enqueued it in the same moment
         trial.set_user_attr("reason", None)  # of the trial that this one is again
         trial.set_user_attr("chosen", {flag: suggest(trial, flag, text) for flag, text in attributes["space"].items()})
         try:
-            if attributes["key"] not in self.asked:
-                raise Failed(NOT_ASKED)
             result = self._result(trial.number, assigned(trial))
         except Failed as failed:
             trial.set_user_attr("reason", str(failed))
@@ -218,14 +233,14 @@ def suggest(trial: Trial, flag: str, text: str) -> str:
     return f"{trial.suggest_float(flag, low, high, log=low > 0):.3g}"
 
 
-def again(study: Study, trial: FrozenTrial) -> None:
+def enqueue_again(study: Study, trial: FrozenTrial) -> None:
     """Enqueue a failed trial anew, with the parameters and attributes that it had."""
     optuna.storages.RetryHeartbeatStaleTrialCallback()(study, trial)
 
 
 def enqueue_stopped(study: Study, trial: FrozenTrial) -> None:
     if trial.state == TrialState.FAIL and trial.user_attrs.get("reason") == STOPPED:
-        again(study, trial)
+        enqueue_again(study, trial)
 
 
 def run_train(arguments: list[str], output: Path) -> None:
@@ -245,55 +260,77 @@ def run_train(arguments: list[str], output: Path) -> None:
     runpy.run_path(str(TRAIN), run_name="__main__")
 
 
-def quieten() -> None:
-    """Keep Optuna from telling of what it does, and of what may change in it."""
+@contextmanager
+def open_study(plan: Plan, cells: Sequence[Cell], storage: str | None) -> Iterator[Study]:
+    """Open the study of these cells, which without a database one process at a time can have.
+
+    Commands with other cells have another study, so that sweeps of one name can share a database. What they finished
+    counts: the plan has it as results to reuse.
+
+    Raises:
+        UsageError: Another process has the study, the journal is damaged, or the database cannot be reached.
+    """
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-
-
-@contextmanager
-def open_study(plan: Plan, storage: str | None) -> Iterator[Study]:
-    """The study of a sweep, which without a database one process at a time can have.
-
-    UsageError if another process has it, or the database cannot be reached.
-    """
-    quieten()
     plan.log_dir.mkdir(parents=True, exist_ok=True)
+    keys = {
+        cell.key.rpartition(" ")[0] if cell.space else cell.key for cell in cells
+    }  # of a search, without the number
+    name = f"{plan.name} {hashlib.sha256(json.dumps(sorted(keys)).encode()).hexdigest()[:12]}"
     lock = hold_lock(plan.log_dir / "sweep.lock", f"{plan.log_dir}: another sweep.py is at it")
     with nullcontext() if storage else lock:
+        opened = open_database(storage) if storage else open_journal(plan.log_dir / JOURNAL)
         study = optuna.create_study(
-            study_name=plan.name,
-            storage=database(storage) if storage else journal(plan.log_dir / JOURNAL),
-            sampler=SeededByTrial(),
-            direction="maximize",
-            load_if_exists=True,
+            study_name=name, storage=opened, sampler=SeededByTrial(), direction="maximize", load_if_exists=True
         )
         if not storage:  # a journal has no heartbeat, but whoever ran these is gone
             for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-                again(study, study.tell(trial.number, state=TrialState.FAIL))
+                enqueue_again(study, study.tell(trial.number, state=TrialState.FAIL))
+        for other in optuna.get_all_study_names(opened):
+            if other.partition(" ")[0] == plan.name and other != name:
+                trials = optuna.load_study(study_name=other, storage=opened).get_trials(states=(TrialState.COMPLETE,))
+                known = {t.user_attrs["key"]: t.user_attrs["result"] for t in trials if not t.user_attrs.get("space")}
+                plan.reused = known | plan.reused
         yield study
 
 
-def journal(path: Path) -> optuna.storages.JournalStorage:
-    """A study in a file, without what a process that was killed while it wrote has left."""
-    path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
+class NoLock:
+    """The lock of the sweep guards its journal already."""
+
+    def acquire(self) -> bool:
+        return True
+
+    def release(self) -> None:
+        pass
+
+
+def open_journal(path: Path) -> optuna.storages.JournalStorage:
+    """Open studies in a file, without what a process that was killed while it wrote has left; UsageError if it is
+    damaged otherwise.
+    """
     if path.exists() and not (text := path.read_bytes()).endswith(b"\n"):
         write_bytes(path, text[: text.rfind(b"\n") + 1])  # behind half a line, Optuna could read nothing
-    return optuna.storages.JournalStorage(JournalFileBackend(str(path), JournalFileOpenLock(str(path))))
+    try:
+        return optuna.storages.JournalStorage(JournalFileBackend(str(path), NoLock()))  # type: ignore[arg-type]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{path}: damaged ({error}). Without this file the sweep starts its list of runs anew: finished runs are "
+            "found in their folders and not repeated, failed ones run again, and a search may try other values"
+        ) from error
 
 
-def database(url: str, tries: int = 3) -> optuna.storages.RDBStorage:
+def open_database(url: str, tries: int = 3) -> optuna.storages.RDBStorage:
     if url.startswith("postgresql+psycopg:"):
         require_extra("--storage with PostgreSQL", "psycopg")
     try:
         return optuna.storages.RDBStorage(
-            url, heartbeat_interval=HEARTBEAT, grace_period=GRACE, heartbeat_stale_trial_callback=again
+            url, heartbeat_interval=HEARTBEAT, grace_period=GRACE, heartbeat_stale_trial_callback=enqueue_again
         )
     except (SQLAlchemyError, ImportError, ValueError) as error:
         if tries == 1 or not isinstance(error, IntegrityError | ProgrammingError):
             raise UsageError(f"storage: {str(error).splitlines()[0]}") from error
     time.sleep(POLL)  # another machine made the tables in the same moment
-    return database(url, tries - 1)
+    return open_database(url, tries - 1)
 
 
 def default_workers() -> int:
@@ -304,36 +341,39 @@ def default_workers() -> int:
 
 def show(engine: Engine, cells: list[Cell], threads: list[threading.Thread]) -> None:
     """Print a line for each cell that ends, and on a terminal how far the sweep is, until the threads end."""
-    shown: set[int] = set()
+    shown: set[str] = set()
     total, best = len({cell.key for cell in cells}), 0.0
     with tqdm(total=total, bar_format="{desc}", leave=False, disable=None) as bar:
         working = True
         while working:
             # Asked first, so that the last line is not missed.
             working = any(thread.is_alive() for thread in threads) and not engine.stopping.is_set()
-            trials = engine.trials(cells).values()
-            done = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.FAIL)]
-            for trial in done:
-                if trial.number not in shown and trial.user_attrs.get("reason") != STOPPED:
-                    shown.add(trial.number)
-                    mark = ""
-                    if trial.value is not None and trial.value > best:
-                        best, mark = trial.value, "  best so far"
-                    bar.write(f"{len(shown):>{len(str(total))}}/{total}  {outcome(trial)}{mark}", file=sys.stdout)
-            seconds = [trial.user_attrs["result"]["seconds"] for trial in done if trial.state == TrialState.COMPLETE]
-            running = sum(trial.state == TrialState.RUNNING for trial in trials)
-            left = tqdm.format_interval(mean(seconds) * (total - len(done)) / engine.workers) if seconds else "?"
-            bar.set_description_str(f"{len(done)} of {total} cells, {running} running, best {best:.2%}, {left} left")
+            outcomes = engine.outcomes(cells)
+            for key, outcome in outcomes.items():
+                if key not in shown:
+                    shown.add(key)
+                    score, mark = score_of(outcome.result), ""
+                    if score > best:
+                        best, mark = score, "  best so far"
+                    bar.write(f"{len(shown):>{len(str(total))}}/{total}  {in_words(outcome)}{mark}", file=sys.stdout)
+            seconds = [each.result["seconds"] for each in outcomes.values() if each.result]
+            left = tqdm.format_interval(mean(seconds) * (total - len(shown)) / engine.workers) if seconds else "?"
+            bar.set_description_str(f"{len(shown)} of {total} runs, best {best:.2%}, {left} left")
             if working:
                 time.sleep(POLL)
 
 
-def outcome(trial: FrozenTrial) -> str:
-    """A cell's flags, and its accuracies or the reason why it has none."""
-    cell = " ".join(f"{flag}={value}" for flag, value in assigned(trial).items())
-    if trial.state == TrialState.FAIL:
-        return f"{cell}  failed: {trial.user_attrs.get('reason')}"
-    result = trial.user_attrs["result"]
+def score_of(result: dict[str, Any] | None) -> float:
+    """Return the accuracy that chose the best epoch, or that of the test if none was chosen."""
+    return 0.0 if result is None else result["test_acc"] if result["val_acc"] is None else result["val_acc"]
+
+
+def in_words(outcome: Outcome) -> str:
+    """Write a cell's flags, and its accuracies or the reason why it has none."""
+    cell = " ".join(f"{flag}={value}" for flag, value in outcome.assigned.items())
+    result = outcome.result
+    if result is None:
+        return f"{cell}  failed: {outcome.reason}"
     parts = [cell, "" if result["best_epoch"] is None else f"best epoch {result['best_epoch']}"]
     if result.get("select_on") == "test":
         parts.append(f"test {result['test_acc']:.2%}, chosen on it")

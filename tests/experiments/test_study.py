@@ -33,11 +33,10 @@ class Search:
             return RESULT | {"val_acc": float(values["lr"])}
 
         monkeypatch.setattr(Engine, "_result", result)
-        with open_study(self.plan, None) as study:
+        with open_study(self.plan, self.cells, None) as study:
             engine = Engine(study, self.plan, workers=1)
             engine.run(self.cells, retry=False)
-            trials = engine.trials(self.cells)
-            return {key: trial.user_attrs["chosen"]["lr"] for key, trial in trials.items() if trial.value is not None}
+            return {key: each.assigned["lr"] for key, each in engine.outcomes(self.cells).items() if each.result}
 
 
 def test_a_search_that_was_stopped_proposes_what_one_that_was_not_does(
@@ -72,21 +71,60 @@ def test_a_result_from_elsewhere_counts_only_in_the_sweep_that_asked_for_it(
 ) -> None:
     plan = grid.Plan(None, "", "tried", *[tmp_path] * 3)
     cells = plan.grid("seed=0")
-    results: Any = iter([{"reused": "a.csv", "val_acc": 0.9}, {"val_acc": 0.8}])
-    monkeypatch.setattr(Engine, "_result", lambda *arguments: RESULT | next(results))
+    monkeypatch.setattr(Engine, "_result", lambda *arguments: RESULT | {"val_acc": 0.8})
     for reused in (True, False):
-        plan.reused = {cells[0].key: {"reused": "a.csv"}} if reused else {}
-        with open_study(plan, None) as study:
+        plan.reused = {cells[0].key: RESULT | {"reused": "a.csv", "val_acc": 0.9}} if reused else {}
+        with open_study(plan, cells, None) as study:
             engine = Engine(study, plan, workers=1)
             engine.run(cells, retry=False)
-            (trial,) = engine.trials(cells).values()
-            assert trial.value == (0.9 if reused else 0.8)
+            (outcome,) = engine.outcomes(cells).values()
+            assert outcome.result and outcome.result["val_acc"] == (0.9 if reused else 0.8)
+
+
+def finish(folder: Path, grid_text: str, storage: str | None, seen: list[str]) -> list[str]:
+    """The lines of a sweep without runs, in a folder of its own; `seen` gets the seeds that were run."""
+    plan = grid.Plan(None, "", "tried", *[folder] * 3)
+    cells = plan.grid(grid_text)
+    with open_study(plan, cells, storage) as study:
+        engine = Engine(study, plan, workers=1)
+        engine._result = lambda number, values: seen.append(values["seed"]) or RESULT | {"val_acc": 0.8}  # type: ignore
+        engine.run(cells, retry=False)
+        return sorted(outcome.assigned["seed"] for outcome in engine.outcomes(cells).values() if outcome.result)
+
+
+def test_sweeps_with_other_grids_share_a_database(tmp_path: Path) -> None:
+    storage, seen = f"sqlite:///{tmp_path / 'shared.db'}", list[str]()
+    one, other = grid.Plan(None, "", "tried", *[tmp_path] * 3), grid.Plan(None, "", "tried", *[tmp_path] * 3)
+    with (
+        open_study(one, one.grid("seed=0,1"), storage) as study,
+        open_study(other, other.grid("seed=2"), storage) as second,
+    ):
+        second.enqueue_trial({}, user_attrs={"key": "of the other", "assigned": {}, "space": {}})
+        engine = Engine(study, one, workers=1)
+        engine._result = lambda number, values: RESULT | {"val_acc": 0.8}  # type: ignore
+        engine.run(one.grid("seed=0,1"), retry=False)
+        assert all(outcome.result for outcome in engine.outcomes(one.grid("seed=0,1")).values())
+        assert [trial.state.name for trial in second.get_trials()] == ["WAITING"]
+    # What another machine has finished with a smaller grid is not run again.
+    assert finish(tmp_path / "elsewhere", "seed=0,1,2", storage, seen) == ["0", "1", "2"] and seen == ["2"]
+
+
+@pytest.mark.parametrize("damage", [lambda text: text.replace("\n", "", 1), lambda text: text.replace("\n", "\n\n", 1)])
+def test_a_damaged_journal_is_a_line_and_its_advice_holds(tmp_path: Path, damage: Any) -> None:
+    assert finish(tmp_path, "seed=0,1", None, []) == ["0", "1"]
+    journal = tmp_path / "tried" / "study.log"
+    journal.write_text(damage(journal.read_text()))
+    with pytest.raises(UsageError, match=r"study\.log: damaged .*finished runs are found in their folders") as raised:
+        finish(tmp_path, "seed=0,1", None, [])
+    assert "\n" not in str(raised.value)
+    journal.unlink()
+    assert finish(tmp_path, "seed=0,1", None, []) == ["0", "1"]
 
 
 def test_a_search_goes_on_after_values_that_contradict_each_other(tmp_path: Path) -> None:
     plan = grid.Plan(None, "", "tried", *[tmp_path] * 3)
     (cell,) = plan.search("network=lenet5,resnet width=1..4", 1)
-    with open_study(plan, None) as study:
+    with open_study(plan, [cell], None) as study:
         engine = Engine(study, plan, workers=1)
         with pytest.raises(Failed, match="width 2: only lenet5 or lenet5-bn has one"):
             engine._result(0, cell.assigned | {"network": "resnet", "width": "2"})

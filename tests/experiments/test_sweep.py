@@ -20,7 +20,7 @@ from conftest import ROOT, weights
 from core.errors import UsageError
 from experiments import grid
 from experiments.runs import RESULTS, Run, read_runs, texts_of
-from experiments.study import Engine, database, journal, open_study, suggest
+from experiments.study import Engine, open_database, open_journal, open_study, suggest
 from experiments.tables import write_table
 from training.config import RunConfig, resolve_config
 
@@ -131,7 +131,9 @@ def test_cells_that_are_no_longer_asked_for_are_not_run(sweeps: Sweeps) -> None:
 
 
 def study(sweeps: Sweeps) -> optuna.Study:
-    return optuna.load_study(study_name="tried", storage=journal(sweeps.folder / "log" / "tried" / "study.log"))
+    storage = open_journal(sweeps.folder / "log" / "tried" / "study.log")
+    (name,) = optuna.get_all_study_names(storage)
+    return optuna.load_study(study_name=name, storage=storage)
 
 
 def test_a_failed_cell_is_shown_with_its_reason_and_run_again_on_request_only(sweeps: Sweeps) -> None:
@@ -256,8 +258,9 @@ def test_what_ends_a_worker_ends_the_sweep(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(grid.Plan, "finished", full)
     plan = grid.Plan(None, "", "tried", *[tmp_path] * 3)
-    with open_study(plan, None) as study, pytest.raises(OSError, match="No space left"):
-        Engine(study, plan, workers=2).run(plan.grid("seed=0,1,2"), retry=False)
+    cells = plan.grid("seed=0,1,2")
+    with open_study(plan, cells, None) as study, pytest.raises(OSError, match="No space left"):
+        Engine(study, plan, workers=2).run(cells, retry=False)
 
 
 def test_half_a_line_at_the_end_of_the_journal_is_dropped(sweeps: Sweeps) -> None:
@@ -320,7 +323,8 @@ def test_machines_share_the_cells_of_a_database_and_take_over_those_of_one_that_
     assert (living.returncode, errors) == (0, "")
     assert output.count("best epoch") == 4
     assert len(sweeps.finished()) + len(other.finished()) == 4
-    states = [trial.state.name for trial in optuna.load_study(study_name="tried", storage=url).get_trials()]
+    (name,) = optuna.get_all_study_names(url)
+    states = [trial.state.name for trial in optuna.load_study(study_name=name, storage=url).get_trials()]
     assert states.count("COMPLETE") == 4 and "RUNNING" not in states
 
 
@@ -334,7 +338,7 @@ def test_a_database_that_cannot_be_reached_is_one_line(sweeps: Sweeps) -> None:
 def test_a_line_says_how_to_install_what_only_postgresql_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("core.extras.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"PostgreSQL needs psycopg: pip install -r requirements-extra\.txt"):
-        database("postgresql+psycopg://nobody@127.0.0.1:1/none")
+        open_database("postgresql+psycopg://nobody@127.0.0.1:1/none")
 
 
 def test_a_row_that_ends_early_is_named(tmp_path: Path) -> None:
@@ -349,7 +353,7 @@ def test_a_search_that_is_stopped_proposes_what_one_that_is_not_would(tmp_path: 
     def rates(counts: list[int], folder: str) -> list[str]:
         plan, found = grid.Plan(None, "", "tried", *[tmp_path / folder] * 3), []
         for count in counts:  # each in a study opened anew, as by another process
-            with open_study(plan, None) as opened:
+            with open_study(plan, [], None) as opened:
                 for _ in range(count):
                     trial = opened.ask()
                     found.append(suggest(trial, "lr", "0.001..0.1") + suggest(trial, "width", "1..50"))
