@@ -23,7 +23,7 @@ from core.settings import Settings, setting
 from core.shell import command_line, script
 from core.signals import StopSignals
 from experiments.grid import Cell, Plan
-from experiments.study import Engine, default_workers, open_study
+from experiments.study import Engine, count_workers, open_study
 from training.config import SETTINGS
 
 
@@ -83,7 +83,7 @@ def sweep(grid: Sequence[str] = (), search: Sequence[str] = (), **flags: Any) ->
     prepare(chosen.data_dir)
     stop = StopSignals(lambda: "the same command goes on")
     with stop, open_study(plan, cells, chosen.storage) as study:
-        engine = Engine(study, plan, chosen.workers or min(len(cells), default_workers()))
+        engine = Engine(study, plan, chosen.workers or min(len(cells), count_workers()))
         engine.run(cells, chosen.retry)
         if chosen.best_per and chosen.repeat:
             best = engine.best(cells, chosen.best_per)

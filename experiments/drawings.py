@@ -9,103 +9,86 @@ from matplotlib.figure import Figure
 
 from analysis.charts import Row, plot_heat_map, plot_lines, plot_rows
 from analysis.figures import COLOURS
-from experiments.statistics import PLAIN, mean_interval, scores
-from experiments.tables import labels, named
+from experiments.statistics import PLAIN, compute_interval, select_scores
+from experiments.tables import Settings, label_settings, name_value
 
-COMMON = ("optimizer", "network", "width", "normalize", "random_corruption", "crop", "batch_size", "epochs")
 NAMES = {"train": "training", "val": "validation", "test": "test"}
 PANELS = 4  # side by side in a figure
 LINES = "thin lines: runs; thick lines: their mean"
-Settings: TypeAlias = Mapping[str, pd.DataFrame]  # the runs of each setting, by label
 Panels: TypeAlias = dict[str, dict[str, list[dict[float, float]]]]  # by title, by group, of each run, by place
 
 
 def draw_accuracies(settings: Settings, references: Mapping[str, float]) -> Figure:
     """Draw the test accuracy of each run, by setting, beside the report's figures, by label."""
     rows = {}
-    for label, part in settings.items():
-        values = scores(part).dropna()
-        rows[label] = Row(list(values), mean_interval(values), references.get(label))
-    return plot_rows(
-        rows, "test accuracy, %", f"Test accuracy{how_chosen(settings)}\n{what_is_common(pd.concat(settings.values()))}"
-    )
+    for label, part in settings.parts.items():
+        values = select_scores(part).dropna()
+        rows[label] = Row(list(values), compute_interval(values), references.get(label))
+    return plot_rows(rows, "test accuracy, %", write_title("Test accuracy", settings))
 
 
 def draw_differences(differences: Mapping[str, pd.Series], settings: Settings) -> Figure:
     """Draw differences paired by seed, the largest first."""
-    order = sorted(
-        (label for label in differences if len(differences[label])), key=lambda label: -differences[label].mean()
-    )
-    rows = {label: Row(list(differences[label]), mean_interval(differences[label])) for label in order}
-    common = what_is_common(pd.concat(settings.values()))
-    title = f"Difference of test accuracy, paired by seed{how_chosen(settings)}\n{common}"
+    named = [(values.mean(), label) for label, values in differences.items() if len(values)]
+    rows = {
+        label: Row(list(differences[label]), compute_interval(differences[label])) for _, label in sorted(named)[::-1]
+    }
+    title = write_title("Difference of test accuracy, paired by seed", settings)
     return plot_rows(rows, "difference, percentage points", title, zero=True)
 
 
-def draw_heat_map(settings: Settings, columns: Sequence[str], references: Mapping[str, float]) -> Figure | None:
+def draw_heat_map(settings: Settings, references: Mapping[str, float]) -> Figure | None:
     """Draw mean test accuracies, optimizer and learning rate by batch size, the report's figures in brackets; None if
-    there is one row or column, or other settings vary too.
+    the batch size does not vary, or other settings do too.
     """
-    own = [name for name in columns if name != "batch_size"]
-    if not {"batch_size"} < set(columns) <= {"optimizer", "lr", "batch_size"}:
+    others = [name for name in settings.columns if name != "batch_size"]
+    if not {"batch_size"} < set(settings.columns) <= {"optimizer", "lr", "batch_size"}:
         return None
-    firsts = {label: part.iloc[0] for label, part in settings.items()}
-    rows = {label: ", ".join(named(name, first[name]) for name in own) for label, first in firsts.items()}
-    sizes = sorted({first["batch_size"] for first in firsts.values()}, key=int)
-    names = list(dict.fromkeys(rows.values()))
+    rows = {
+        label: ", ".join(name_value(name, part.iloc[0][name]) for name in others)
+        for label, part in settings.parts.items()
+    }
+    names, sizes = list(dict.fromkeys(rows.values())), sorted(settings.table["batch_size"].unique(), key=int)
     values, texts = np.full((len(names), len(sizes)), np.nan), np.full((len(names), len(sizes)), "", object)
-    for label, part in settings.items():
-        place = names.index(rows[label]), sizes.index(firsts[label]["batch_size"])
-        values[place] = scores(part).mean()
+    for label, part in settings.parts.items():
+        place = names.index(rows[label]), sizes.index(part.iloc[0]["batch_size"])
+        values[place] = select_scores(part).mean()
         texts[place] = f"{values[place]:.2f}" + (f"\n({PLAIN(references[label])})" if label in references else "")
-    title = (
-        f"Mean test accuracy, %{how_chosen(settings)}\n{what_is_common(pd.concat(settings.values()))}"
-        + "\n(in brackets: the report)" * bool(references)
-    )
+    title = write_title("Mean test accuracy, %" + "; in brackets: the report" * bool(references), settings)
     return plot_heat_map(values, names, [f"batch size {size}" for size in sizes], title, texts)
 
 
-def draw_rates(table: pd.DataFrame, columns: Sequence[str]) -> Figure | None:
+def draw_rates(settings: Settings) -> Figure | None:
     """Draw the accuracy over the learning rate, on validation images if all runs have some; None if nothing was run
     with three rates, or too much to tell apart.
     """
-    others = [name for name in columns if name != "lr"]
+    table, others = settings.table, [name for name in settings.columns if name != "lr"]
     validated = bool(table["best_val_acc"].notna().all())
-    values = table["best_val_acc"] if validated else scores(table)
+    values = table["best_val_acc"] if validated else select_scores(table)
     points = table.assign(point=[{float(lr): value} for lr, value in zip(table["lr"], values, strict=True)])
     parts = [part for _, part in points.groupby(others, sort=False)] if others else [points]
     parts = [part for part in parts if part["lr"].nunique() > 2]
     if not 0 < len(parts) <= len(COLOURS):
         return None
-    groups = {
-        label or "all runs": list(part["point"]) for label, part in zip(labels(parts, others), parts, strict=True)
-    }
+    groups = dict(zip(label_settings(parts, others), [list(part["point"]) for part in parts], strict=True))
     images = "validation" if validated else "test"
-    title = (
-        f"Accuracy on the {images} images over learning rate; dots: runs, lines: their mean\n{what_is_common(table)}"
-    )
+    title = write_title(f"Accuracy on the {images} images; dots: runs, lines: their mean", settings)
     return plot_lines({"": groups}, ("learning rate", f"{images} accuracy, %"), title, log=True)
 
 
-def draw_curves(settings: Settings, columns: Sequence[str], curves: pd.DataFrame) -> Figure | None:
+def draw_curves(settings: Settings, curves: pd.DataFrame) -> Figure | None:
     """Draw the curves that chose the epochs; None if there are none, or too many to tell apart."""
-    drawn, stages = {}, set()
-    for label, part in settings.items():
-        if found := list(accuracies(part, curves)):
-            drawn[label] = [values for _, values in found]
-            stages |= {NAMES[stage] for stage, _ in found}
-    places = arrange([settings[label] for label in drawn], columns)
-    if not places:
-        return None
+    found = {label: list(find_accuracies(part, curves)) for label, part in settings.parts.items()}
+    drawn = {label: runs for label, runs in found.items() if runs}
     panels: Panels = {}
-    for (heading, line), runs in zip(places, drawn.values(), strict=True):
-        panels.setdefault(heading, {})[line] = runs
-    images = " or ".join(sorted(stages))
-    title = f"Accuracy on the {images} images over epochs; {LINES}\n{what_is_common(pd.concat(settings.values()))}"
-    return plot_lines(panels, ("epoch", f"{images} accuracy, %"), title)
+    for (heading, line), label in arrange(settings, list(drawn)).items():
+        panels.setdefault(heading, {})[line] = [values for _, values in drawn[label]]
+    images = " or ".join(sorted({NAMES[stage] for runs in drawn.values() for stage, _ in runs}))
+    title = write_title(f"Accuracy on the {images} images over epochs; {LINES}", settings)
+    return plot_lines(panels, ("epoch", f"{images} accuracy, %"), title) if panels else None
 
 
-def accuracies(part: pd.DataFrame, curves: pd.DataFrame) -> Iterator[tuple[str, dict[float, float]]]:
+def find_accuracies(part: pd.DataFrame, curves: pd.DataFrame) -> Iterator[tuple[str, dict[float, float]]]:
     """Yield for each run the accuracy that chose an epoch, in percent by epoch, and on which images it is: validation
     or the test set; on training images if none chose.
     """
@@ -117,27 +100,22 @@ def accuracies(part: pd.DataFrame, curves: pd.DataFrame) -> Iterator[tuple[str, 
                 break
 
 
-def draw_severities(settings: Settings, columns: Sequence[str], corrupted: pd.DataFrame) -> Figure | None:
+def draw_severities(settings: Settings, corrupted: pd.DataFrame) -> Figure | None:
     """Draw the accuracy over the severity of corruption, 0 for clean images: in a panel for each corruption; of many
     settings, their mean over the corruptions. None if there are too many to tell apart.
     """
-    parts = [part for part in settings.values() if part["run"].isin(corrupted["run"]).any()]
-    places = arrange(parts, columns)
-    if not places:
-        return None
+    known = [label for label, part in settings.parts.items() if part["run"].isin(corrupted["run"]).any()]
     panels: Panels = {}
-    for (heading, line), part in zip(places, parts, strict=True):
-        for run in part["run"]:
-            if len(wide := by_severity(corrupted, run)):
-                for kind, values in {heading: wide.mean(axis=1)}.items() if heading else wide.items():
-                    panels.setdefault(str(kind), {}).setdefault(line, []).append(values.to_dict())
+    for (heading, line), label in arrange(settings, known).items():
+        for wide in (pivot_severities(corrupted, run) for run in settings.parts[label]["run"]):
+            for kind, values in {heading: wide.mean(axis=1)}.items() if heading else wide.items():
+                panels.setdefault(str(kind), {}).setdefault(line, []).append(values.to_dict())
     images = NAMES[corrupted["on"].iloc[0]]
-    title = f"Accuracy on corrupted {images} images{', mean of the corruptions' * bool(places[0][0])}; {LINES}\n"
-    labels = "severity; 0: clean", f"{images} accuracy, %"
-    return plot_lines(panels, labels, title + what_is_common(pd.concat(settings.values()))) if panels else None
+    title = write_title(f"Accuracy on corrupted {images} images; {LINES}", settings)
+    return plot_lines(panels, ("severity; 0: clean", f"{images} accuracy, %"), title) if panels else None
 
 
-def by_severity(corrupted: pd.DataFrame, run: str) -> pd.DataFrame:
+def pivot_severities(corrupted: pd.DataFrame, run: str) -> pd.DataFrame:
     """Return the accuracies of a run, in percent, a row for each severity (0: clean), a column for each corruption."""
     own = corrupted[corrupted["run"] == run]
     wide = own.dropna(subset="severity").pivot(index="severity", columns="corruption", values="accuracy")
@@ -145,29 +123,29 @@ def by_severity(corrupted: pd.DataFrame, run: str) -> pd.DataFrame:
     return pd.concat([pd.DataFrame({kind: clean.to_list() for kind in wide}, index=[0]), wide]) if len(wide) else wide
 
 
-def arrange(parts: Sequence[pd.DataFrame], columns: Sequence[str]) -> list[tuple[str, str]]:
-    """Return for each setting the title of its panel and the label of its line in it. There is one panel, without a
-    title, or one for each value of the setting that leaves the fewest lines to tell apart, the same in all; none if
-    those are too many.
+def arrange(settings: Settings, names: Sequence[str]) -> dict[tuple[str, str], str]:
+    """Return the settings of these labels by the titles of their panels and the labels of their lines in it.
+
+    There is one panel, without a title, or one for each value of the setting that leaves the fewest lines to tell
+    apart, the same in all; nothing if those are too many.
     """
-    firsts = [part.iloc[0] for part in parts]
-    choices: list[tuple[int, list[tuple[str, str]]]] = []
-    for name in ("", *columns):
-        headings = [named(name, first[name]) if name else "" for first in firsts]
-        places = list(zip(headings, labels(parts, [each for each in columns if each != name]), strict=True))
-        groups = {heading: {line for own, line in places if own == heading} for heading in headings}
-        count = max(map(len, groups.values()), default=0)
-        if len(groups) <= PANELS and count <= len(COLOURS) and len(set(map(frozenset, groups.values()))) == 1:
-            choices.append((count if name else 0, places))
-    return min(choices, key=lambda choice: choice[0], default=(0, []))[1]
+    parts = [settings.parts[name] for name in names]
+    choices: list[tuple[int, dict[tuple[str, str], str]]] = []
+    for split in ("", *settings.columns):
+        headings = [name_value(split, part.iloc[0][split]) if split else "" for part in parts]
+        lines = label_settings(parts, [name for name in settings.columns if name != split])
+        panels = [
+            {line for own, line in zip(headings, lines, strict=True) if own == heading} for heading in set(headings)
+        ]
+        count = max(map(len, panels), default=0)
+        if len(panels) <= PANELS and count <= len(COLOURS) and all(panel == panels[0] for panel in panels):
+            choices.append((count if split else 0, dict(zip(zip(headings, lines, strict=True), names, strict=True))))
+    return min(choices, key=lambda choice: choice[0], default=(0, {}))[1]
 
 
-def what_is_common(table: pd.DataFrame) -> str:
-    """Say what all runs of a picture have in common."""
-    names = [name for name in COMMON if table[name].nunique() == 1]
-    return ", ".join(named(name, table[name].iloc[0]) for name in names)
-
-
-def how_chosen(settings: Settings) -> str:
-    on_test = any((part["select_on"] == "test").any() for part in settings.values())
-    return ", epoch chosen on the test set" if on_test else ""
+def write_title(text: str, settings: Settings) -> str:
+    """Add to a title what chose the epoch, if it was the test set, and what all runs have in common."""
+    known = settings.describe()
+    common = [known[label] for label in ("network", "preprocessing", "augmentation", "epochs") if label in known]
+    on_test = ", epoch chosen on the test set" * ("test" in set(settings.table["select_on"]))
+    return f"{text}{on_test}\n{'; '.join(common)}{' epochs' * ('epochs' in known)}"

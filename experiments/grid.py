@@ -13,7 +13,7 @@ from typing import Any
 from core.cli import find_recipe, read_recipe
 from core.errors import SettingError, UsageError
 from core.settings import drop_followers, to_text
-from experiments.runs import read_cells, read_runs, result_of_row
+from experiments.runs import read_cells, read_row_result, read_runs
 from training.config import SETTINGS, RunConfig, resolve_config
 
 FOLDERS = ("data_dir", "log_dir", "checkpoint_dir")  # which the sweep sets
@@ -115,7 +115,7 @@ class Plan:
 
 def read_results(path: Path) -> dict[str, dict[str, Any]]:
     """The results in a `cells.csv` by identity, each with the file that it is `reused` from; UsageError if damaged."""
-    return {config.identity(): result_of_row(row) | {"reused": path.as_posix()} for row, config in read_cells(path)}
+    return {config.identity(): read_row_result(row) | {"reused": path.as_posix()} for row, config in read_cells(path)}
 
 
 def parse(text: str) -> dict[str, str]:

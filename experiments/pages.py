@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import pandas as pd
 from tabulate import tabulate
@@ -15,22 +15,21 @@ from core.markdown import markdown_table
 from core.shell import command_line
 from experiments import drawings, tables
 from experiments.drawings import NAMES
-from experiments.runs import COLUMNS, RESULTS, Run, texts_of
+from experiments.runs import COLUMNS, RESULTS, Run, list_texts
 from experiments.statistics import (
     ENOUGH,
     PLAIN,
     SIGNED,
-    agreement,
     compare_groups,
-    in_words,
-    prediction_interval,
-    scores,
+    describe_agreement,
+    predict_interval,
+    select_scores,
     subtract_baseline,
+    write_mean,
 )
-from experiments.tables import CELLS, CORRUPTED, CURVES, named, shown
+from experiments.tables import CELLS, CORRUPTED, CURVES, Settings, name_value, shorten
 from models.checkpoint import LAST
-from training.config import RunConfig, read_config
-from training.description import count_parameters, describe
+from training.config import RunConfig
 from training.files import CONFIG
 
 TITLES = tables.TITLES | {
@@ -53,7 +52,6 @@ KNOWN_RESULTS = Path(__file__).parent.parent / "results"
 SEVERITIES = "severities.csv"  # means over seeds
 SEVERAL = "Several seeds: mean ± standard deviation (95% interval of the mean, Student's t, from three seeds on)."
 SECONDS = "Seconds are the median wall time; those of runs side by side are no measure of speed."
-Settings: TypeAlias = Mapping[str, pd.DataFrame]  # the runs of each setting, by label
 
 
 def write_page(
@@ -65,27 +63,35 @@ def write_page(
     baseline: str | None,
 ) -> Path:
     """Write the report of the runs in some folders; `report.report` has the arguments and the errors."""
-    folder = page_folder(folders, results_dir, name)
+    folder = choose_folder(folders, results_dir, name)
     runs = tables.find_runs(folders)
     table, curves = tables.collect(runs, folder)
     if table.empty:
         raise UsageError(f"{', '.join(map(str, folders))}: none of {len(runs)} runs is finished")
-    varying = tables.varying_settings(table)
-    table = tables.in_order(table, varying)
-    single = tables.newest(table)
-    chosen = choose_seeds(single, seeds)
-    columns, follows = tables.split_settings(chosen, varying)
-    settings = tables.by_setting(chosen, varying, columns)
-    comparison = compare_groups(chosen, compare) if compare else None
-    differences = subtract_from_each(chosen, settings, baseline, varying) if baseline else {}
+    varying = tables.find_varying(table)
+    table = tables.sort_runs(table, varying)
+    single = tables.keep_newest(table)
+    settings = tables.group_runs(choose_seeds(single, seeds), varying)
+    comparison = compare_groups(settings.table, compare) if compare else None
+    differences = subtract_from_each(settings, baseline) if baseline else {}
     own, known = (path / folder.name / "reference.csv" for path in (folder.parent, KNOWN_RESULTS))
     reference = tables.read_reference(own if own.exists() else known)
     corrupted = tables.read_csv(folder / CORRUPTED)
     if len(corrupted) and "run" not in corrupted:
         raise UsageError(f"{folder / CORRUPTED}: damaged: has no column run")
 
-    theirs = {label: find_reference(part, reference).get("accuracy") for label, part in settings.items()}
+    theirs = {label: find_reference(part, reference).get("accuracy") for label, part in settings.parts.items()}
     figures_of_others = {label: float(figure) for label, figure in theirs.items() if figure}
+
+    subtracted = comparison.differences if comparison else differences
+    drawn = {
+        "accuracy.png": drawings.draw_accuracies(settings, figures_of_others),
+        "heat_map.png": drawings.draw_heat_map(settings, figures_of_others),
+        "rates.png": drawings.draw_rates(tables.group_runs(single, tables.find_varying(single))),
+        "differences.png": drawings.draw_differences(subtracted, settings) if subtracted else None,
+        "curves.png": drawings.draw_curves(settings, curves) if len(curves) else None,
+        "severities.png": drawings.draw_severities(settings, corrupted) if len(corrupted) else None,
+    }
 
     folder.mkdir(parents=True, exist_ok=True)
     for old in (path for pattern in ("comparison.*", SEVERITIES, *PICTURES) for path in folder.glob(pattern)):
@@ -93,16 +99,6 @@ def write_page(
     tables.write_table(folder / CELLS, table, varying)
     if len(curves):
         tables.write_csv(folder / CURVES, curves)
-    every = tables.split_settings(single, tables.varying_settings(single))[0]
-    subtracted = comparison.differences if comparison else differences
-    drawn = {
-        "accuracy.png": drawings.draw_accuracies(settings, figures_of_others),
-        "heat_map.png": drawings.draw_heat_map(settings, columns, figures_of_others),
-        "rates.png": drawings.draw_rates(single, every),
-        "differences.png": drawings.draw_differences(subtracted, settings) if subtracted else None,
-        "curves.png": drawings.draw_curves(settings, columns, curves) if len(curves) else None,
-        "severities.png": drawings.draw_severities(settings, columns, corrupted) if len(corrupted) else None,
-    }
     for file, figure in drawn.items():
         if figure:
             save(folder / file, figure)
@@ -110,16 +106,18 @@ def write_page(
     notes, dropped = folder / "notes.md", len(table) - len(single)
     parts = [
         f"# {folder.name}",
-        what_was_trained(chosen, varying, follows),
+        describe_runs(settings),
         comparison.answer if comparison else "",
         notes.read_text(encoding="utf-8").strip() if notes.exists() else "",
-        commands(folders, folder, options),
-        write_table(folder / "table", make_table(settings, columns, reference, differences)),
+        list_commands(folders, folder, options),
+        write_table(folder / "table", make_table(settings, reference, differences)),
         f"Baseline: {baseline}; differences are paired by seed, their intervals are not corrected." if baseline else "",
-        f"{SEVERAL if any(len(part) > 1 for part in settings.values()) else ''} {SECONDS}".strip(),
+        f"{SEVERAL if any(len(part) > 1 for part in settings.parts.values()) else ''} {SECONDS}".strip(),
         f"Of several runs of one setting and seed the newest counts; {dropped} are left out." if dropped else "",
-        agreement([(scores(settings[label]), figure) for label, figure in figures_of_others.items()]),
-        optimism(chosen),
+        describe_agreement(
+            [(select_scores(settings.parts[label]), figure) for label, figure in figures_of_others.items()]
+        ),
+        describe_optimism(settings.table),
         f"## Compared\n\n{write_table(folder / 'comparison', comparison.figures)}" if comparison else "",
         summarize_corruptions(folder / SEVERITIES, settings, corrupted) if len(corrupted) else "",
         *(f"![{text}]({name})" for name, text in PICTURES.items() if drawn[name]),
@@ -129,7 +127,7 @@ def write_page(
     return folder / "README.md"
 
 
-def page_folder(folders: Sequence[Path], results_dir: Path, name: str | None) -> Path:
+def choose_folder(folders: Sequence[Path], results_dir: Path, name: str | None) -> Path:
     """Return the folder of the report; SettingError if it would lie elsewhere than below `results_dir`, or among what
     runs have written.
     """
@@ -152,53 +150,50 @@ def choose_seeds(table: pd.DataFrame, seeds: str | None) -> pd.DataFrame:
     return table[table["seed"].isin(wanted)]
 
 
-def what_was_trained(table: pd.DataFrame, varying: Sequence[str], follows: Mapping[str, str]) -> str:
+def describe_runs(settings: Settings) -> str:
     """Say what all runs have in common, what of it is not as in the default recipe, and what follows from a column."""
+    table, follows = settings.table, settings.follows
     first = table.iloc[0]
-    defaults = texts_of(RunConfig(optimizer=first["optimizer"]))
-    common = [name for name in COLUMNS if name not in (*varying, "seed")]
-    others = [named(name, first[name]) for name in common if first[name] != defaults[name] and name != "precision"]
-    config = read_config({name: first[name] or None for name in COLUMNS})
-    shared = describe(config, count_parameters(config), without=[*varying, "seed"])
+    defaults = list_texts(RunConfig(optimizer=first["optimizer"]))
+    common = [name for name in COLUMNS if name not in (*settings.varying, "seed")]
+    others = [name_value(name, first[name]) for name in common if first[name] != defaults[name] and name != "precision"]
     lines = [
         f"Not the default recipe: {', '.join(others)}."
         if others
         else "The default recipe, but for what the table varies.",
-        f"All runs: {'; '.join(f'{label}: {text}' for label, text in shared.items())}.",
+        f"All runs: {'; '.join(f'{label}: {text}' for label, text in settings.describe().items())}.",
     ]
     for leader in dict.fromkeys(follows.values()):
         names = [name for name in follows if follows[name] == leader]
         firsts = table.drop_duplicates(leader).to_dict("records")
         each = [
-            f"{named(leader, row[leader])}: {', '.join(named(name, row[name]) for name in names)}" for row in firsts
+            f"{name_value(leader, row[leader])}: {', '.join(name_value(name, row[name]) for name in names)}"
+            for row in firsts
         ]
         lines.append(f"With {'; '.join(each)}.")
     return "\n\n".join(lines)
 
 
-def make_table(
-    settings: Settings, columns: Sequence[str], reference: pd.DataFrame, differences: Mapping[str, pd.Series]
-) -> pd.DataFrame:
+def make_table(settings: Settings, reference: pd.DataFrame, differences: Mapping[str, pd.Series]) -> pd.DataFrame:
     """Return a row for each setting, as texts, beside the figures of others."""
     rows = []
-    for label, part in settings.items():
-        row = {TITLES.get(name, name): shown(name, part.iloc[0][name]) for name in columns}
+    for label, part in settings.parts.items():
+        row = {TITLES.get(name, name): shorten(name, part.iloc[0][name]) for name in settings.columns}
         epochs = part["best_epoch"].dropna()
         row["best epoch"] = f"{epochs.median():g}" if len(epochs) else ""
-        row |= {TITLES[score]: in_words(part[score].dropna()) for score in RESULTS[1:-1]}
+        row |= {TITLES[score]: write_mean(part[score].dropna()) for score in RESULTS[1:-1]}
         if differences:
-            row[MINUS] = in_words(differences[label], SIGNED)
+            row[MINUS] = write_mean(differences[label], SIGNED)
         rows.append(row | set_beside(part, reference))
     table = pd.DataFrame(rows).fillna("")
-    table["seconds"] = [f"{part['seconds'].median():.0f}" for part in settings.values()]
+    table["seconds"] = [f"{part['seconds'].median():.0f}" for part in settings.parts.values()]
     return table.loc[:, (table != "").any()]
 
 
-def subtract_from_each(
-    table: pd.DataFrame, settings: Settings, baseline: str, varying: Sequence[str]
-) -> dict[str, pd.Series]:
+def subtract_from_each(settings: Settings, baseline: str) -> dict[str, pd.Series]:
     """Return the differences of each setting from its baseline, by label; SettingError if there are none."""
-    found = {label: subtract_baseline(table, part, baseline, varying) for label, part in settings.items()}
+    table, varying = settings.table, settings.varying
+    found = {label: subtract_baseline(table, part, baseline, varying) for label, part in settings.parts.items()}
     if not any(map(len, found.values())):
         raise SettingError("baseline", baseline, "no setting differs in these settings alone; name all that differ")
     return found
@@ -209,10 +204,10 @@ def set_beside(part: pd.DataFrame, reference: pd.DataFrame) -> dict[str, str]:
     theirs = find_reference(part, reference)
     row = {REFERENCE.get(column, column): text for column, text in theirs.items()}
     if theirs.get("accuracy"):
-        runs, figure = scores(part), float(theirs["accuracy"])
+        runs, figure = select_scores(part), float(theirs["accuracy"])
         row |= {REFERENCE["accuracy"]: PLAIN(figure), "ours minus report's": SIGNED(runs.mean() - figure)}
         if len(runs) >= ENOUGH:
-            low, high = prediction_interval(runs)
+            low, high = predict_interval(runs)
             answer = "yes" if low <= figure <= high else "no"
             row["report's within 95% prediction interval"] = f"{answer} ({PLAIN(low)} to {PLAIN(high)})"
     return row
@@ -238,8 +233,8 @@ def summarize_corruptions(path: Path, settings: Settings, corrupted: pd.DataFram
     """Write the mean accuracy of each setting, corruption and severity to a CSV file; return their means over the
     severities, with those of clean images and of JPEG files of quality 75, in Markdown.
     """
-    labels = {run: label for label, part in settings.items() for run in part["run"]}
-    known = corrupted.assign(setting=pd.Categorical(corrupted["run"].map(labels), list(settings))).dropna(
+    labels = {run: label for label, part in settings.parts.items() for run in part["run"]}
+    known = corrupted.assign(setting=pd.Categorical(corrupted["run"].map(labels), list(settings.parts))).dropna(
         subset="setting"
     )
     options: dict[str, Any] = {"sort": False, "dropna": False, "observed": True}
@@ -248,7 +243,7 @@ def summarize_corruptions(path: Path, settings: Settings, corrupted: pd.DataFram
     severe = known.dropna(subset="severity")
     both = pd.concat([known, severe.assign(corruption="mean of corruptions")])
     by_run = both.groupby(["setting", "run", "corruption"], observed=True)["accuracy"].mean().reset_index()
-    cells = by_run.groupby(["setting", "corruption"], observed=True)["accuracy"].agg(in_short).unstack().fillna("")
+    cells = by_run.groupby(["setting", "corruption"], observed=True)["accuracy"].agg(write_short).unstack().fillna("")
     wide = cells[[*dict.fromkeys(known["corruption"]), "mean of corruptions"]].rename_axis("accuracy, %").reset_index()
     severities = ", ".join(f"{each:g}" for each in sorted(severe["severity"].unique()))
     return "\n\n".join(
@@ -261,11 +256,11 @@ def summarize_corruptions(path: Path, settings: Settings, corrupted: pd.DataFram
     )
 
 
-def in_short(values: pd.Series) -> str:
+def write_short(values: pd.Series) -> str:
     return f"{values.mean():.1f}" + (f" ± {values.std():.1f}" if len(values) > 1 else "")
 
 
-def optimism(table: pd.DataFrame) -> str:
+def describe_optimism(table: pd.DataFrame) -> str:
     """Say what choosing the epoch on the test set adds, where it was done."""
     gain = (table["best_test_acc"] - table["last_test_acc"]).dropna()
     if gain.empty:
@@ -274,7 +269,7 @@ def optimism(table: pd.DataFrame) -> str:
     return f"Choosing the epoch on the test set adds {points} to the last epoch's accuracy."
 
 
-def commands(folders: Sequence[Path], page: Path, options: Mapping[str, Sequence[str | None]]) -> str:
+def list_commands(folders: Sequence[Path], page: Path, options: Mapping[str, Sequence[str | None]]) -> str:
     """Return the commands that make the report: the sweep, anew or from the table beside it; report.py."""
     command = ["python", "report.py", *(path.as_posix() for path in folders)]
     for flag, values in options.items():

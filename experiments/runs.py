@@ -53,11 +53,11 @@ def read_runs(folder: Path) -> list[Run]:
     return runs
 
 
-def row_of_run(run: Run, curves: Curves) -> dict[str, Any]:
+def make_row(run: Run, curves: Curves) -> dict[str, Any]:
     """A finished run as a row of `cells.csv`: its settings as texts, and the RESULTS it has, accuracies in percent."""
     assert run.result
     score, test = run.result.val_acc, run.result.test_acc * 100
-    row: dict[str, Any] = texts_of(run.config) | {"best_epoch": run.result.best_epoch}
+    row: dict[str, Any] = list_texts(run.config) | {"best_epoch": run.result.best_epoch}
     if score is None:
         row["last_test_acc"] = test
     elif run.config.select_on == "test":
@@ -69,7 +69,7 @@ def row_of_run(run: Run, curves: Curves) -> dict[str, Any]:
     return row | {"seconds": run.result.seconds}
 
 
-def texts_of(config: RunConfig) -> dict[str, str]:
+def list_texts(config: RunConfig) -> dict[str, str]:
     """A configuration as `cells.csv` has it: texts, empty where a setting is null, and their format."""
     values = config.plain()
     return {"format": str(FORMAT)} | {name: to_cell(values[name]) for name in COLUMNS}
@@ -80,7 +80,7 @@ def to_cell(value: Any) -> str:
     return "" if value is None else to_text(value)
 
 
-def canonical(name: str, text: str) -> str:
+def normalize_value(name: str, text: str) -> str:
     """Return the text of a setting as `texts_of` writes it: "0.05" of "5e-2"; SettingError if it is invalid."""
     return to_cell(check_value(SETTINGS[name], get_types(RunConfig)[name], text or None))  # type: ignore[arg-type]
 
@@ -106,7 +106,7 @@ def read_cells(path: Path) -> list[tuple[dict[str, str], RunConfig]]:
         try:
             if None in row.values() or None in row:
                 raise ValueError("the line ends early or late")
-            result_of_row(row)
+            read_row_result(row)
             values: dict[str, Any] = {name: row[name] or None for name in COLUMNS if name in row}
             check_format(row)
             cells.append((row, read_config(values)))
@@ -115,7 +115,7 @@ def read_cells(path: Path) -> list[tuple[dict[str, str], RunConfig]]:
     return cells
 
 
-def result_of_row(row: Mapping[str, str]) -> dict[str, Any]:
+def read_row_result(row: Mapping[str, str]) -> dict[str, Any]:
     """The way back from `row_of_run`: what `train` returned, as far as the row has it."""
     number = {name: float(row[name]) for name in RESULTS if row.get(name)}
     score = number.get("best_val_acc", number.get("best_test_acc"))

@@ -14,51 +14,51 @@ import pandas as pd
 from scipy import stats
 
 from core.errors import SettingError
-from experiments.runs import COLUMNS, canonical
+from experiments.runs import COLUMNS, normalize_value
 
 ENOUGH = 3  # values or pairs, for an interval
 PLAIN, SIGNED = "{:.2f}".format, "{:+.2f}".format
 EQUAL, FEW = "none: all differences are equal", "none: fewer than three pairs"
 
 
-def scores(part: pd.DataFrame) -> pd.Series:
+def select_scores(part: pd.DataFrame) -> pd.Series:
     """Return the accuracy that counts: of the epoch chosen on validation, or as the runs chose it where none was."""
     return part["test_acc_at_best_val"].fillna(part["best_test_acc"]).fillna(part["last_test_acc"])
 
 
-def mean_interval(values: pd.Series) -> tuple[float, float] | None:
+def compute_interval(values: pd.Series) -> tuple[float, float] | None:
     """Return the 95% interval of the mean; None of fewer than ENOUGH values, or of equal ones."""
     if len(values) < ENOUGH or np.ptp(values) < 1e-9:
         return None
-    low, high = stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))
+    low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     return float(low), float(high)
 
 
-def in_words(values: pd.Series, number: Callable[[float], str] = PLAIN) -> str:
+def write_mean(values: pd.Series, number: Callable[[float], str] = PLAIN) -> str:
     """Write mean ± standard deviation (95% interval of the mean), as far as there are values enough."""
     if len(values) < 2:
         return number(values.iloc[0]) if len(values) else ""
     text = f"{number(values.mean())} ± {values.std():.2f}"
-    ends = mean_interval(values)
+    ends = compute_interval(values)
     return f"{text} ({number(ends[0])} to {number(ends[1])})" if ends else text
 
 
-def prediction_interval(values: pd.Series) -> tuple[float, float]:
+def predict_interval(values: pd.Series) -> tuple[float, float]:
     """Return where one run more of this setting would lie with 95%: mean ± t s √(1 + 1/n), n at least 2."""
     margin = stats.t.ppf(0.975, len(values) - 1) * values.std() * math.sqrt(1 + 1 / len(values))
     return values.mean() - margin, values.mean() + margin
 
 
-def agreement(settings: Sequence[tuple[pd.Series, float]]) -> str:
+def describe_agreement(settings: Sequence[tuple[pd.Series, float]]) -> str:
     """Say whether the report's figures are reproduced: over all settings, and in those with several seeds.
 
     Of each setting there are the accuracies of its runs, and the report's figure, which is of one run.
     """
     if not settings:
         return ""
-    difference = in_words(pd.Series([runs.mean() - figure for runs, figure in settings]), SIGNED)
+    difference = write_mean(pd.Series([runs.mean() - figure for runs, figure in settings]), SIGNED)
     text = f"Our accuracy minus the report's, over {len(settings)} settings: {difference} percentage points."
-    repeated = [(prediction_interval(runs), figure) for runs, figure in settings if len(runs) >= ENOUGH]
+    repeated = [(predict_interval(runs), figure) for runs, figure in settings if len(runs) >= ENOUGH]
     inside = sum(low <= figure <= high for (low, high), figure in repeated)
     if repeated:
         text += (
@@ -93,28 +93,30 @@ def compare_groups(table: pd.DataFrame, groups: Sequence[str]) -> Comparison:
     first, *others = names = [normalize_group(group, "compare") for group in groups]
     if not others or len(set(names)) < len(names):
         raise SettingError("compare", " ".join(groups), "takes two groups or more, each once")
-    parts = {name: select(table, name, "compare") for name in names}
+    parts = {name: select_group(table, name, "compare") for name in names}
     pairs = [pair_by_seed(parts, first, other) for other in others]
     differences = [pair[first] - pair[other] for pair, other in zip(pairs, others, strict=True)]
-    raw = [significance(difference) for difference in differences]
-    corrected = holm(raw)
+    raw = [compute_p(difference) for difference in differences]
+    corrected = correct_holm(raw)
     answers, figures = [], {}
     for other, pair, difference, p, least in zip(others, pairs, differences, corrected, raw, strict=True):
-        ends = mean_interval(difference)
+        ends = compute_interval(difference)
         figures[f"{first} against {other}"] = {
             "pairs": str(len(pair)),
             "mean of the first, %": PLAIN(pair[first].mean()),
             "mean of the second, %": PLAIN(pair[other].mean()),
             "mean difference, percentage points": SIGNED(difference.mean()),
-            "95% interval (Student's t)": f"{SIGNED(ends[0])} to {SIGNED(ends[1])}" if ends else missing(difference),
-            "p (paired t test, two-sided)": f"{least:.2g}" if ends else missing(difference),
-            "p, corrected (Holm)": f"{p:.2g}" if ends else missing(difference),
+            "95% interval (Student's t)": f"{SIGNED(ends[0])} to {SIGNED(ends[1])}"
+            if ends
+            else explain_missing(difference),
+            "p (paired t test, two-sided)": f"{least:.2g}" if ends else explain_missing(difference),
+            "p, corrected (Holm)": f"{p:.2g}" if ends else explain_missing(difference),
             "effect size (mean / sd of the differences)": PLAIN(difference.mean() / difference.std()) if ends else "",
             "pairs in which the first is better": f"{(difference > 0).sum()} of {len(difference)}",
         }
         described = [describe_group(parts[name], name, pair.index) for name in (first, other)]
         on_test = any((parts[name]["select_on"] == "test").any() for name in (first, other))
-        answers.append(verdict(described, pair.to_numpy().T, p, len(others), on_test))
+        answers.append(write_verdict(described, pair.to_numpy().T, p, len(others), on_test))
     frame = pd.DataFrame(figures).drop([] if others[1:] else "p, corrected (Holm)")
     named = {
         f"{first} minus {other}".replace("optimizer=", ""): d for other, d in zip(others, differences, strict=True)
@@ -122,11 +124,11 @@ def compare_groups(table: pd.DataFrame, groups: Sequence[str]) -> Comparison:
     return Comparison("\n\n".join(answers), frame.rename_axis("paired by seed").reset_index(), named)
 
 
-def missing(difference: pd.Series) -> str:
+def explain_missing(difference: pd.Series) -> str:
     return FEW if len(difference) < ENOUGH else EQUAL
 
 
-def significance(difference: pd.Series) -> float:
+def compute_p(difference: pd.Series) -> float:
     """Return p, two-sided, of a mean difference of 0 (t test); 1 of fewer than ENOUGH pairs."""
     if len(difference) < ENOUGH:
         return 1.0
@@ -135,13 +137,15 @@ def significance(difference: pd.Series) -> float:
     return float(stats.ttest_1samp(difference, 0).pvalue)
 
 
-def holm(values: Sequence[float]) -> np.ndarray:
+def correct_holm(values: Sequence[float]) -> np.ndarray:
     """Return p of several tests at once, corrected by Holm's steps."""
     steps = np.maximum.accumulate(np.sort(values) * np.arange(len(values), 0, -1))
     return np.minimum(steps, 1)[np.argsort(np.argsort(values))]
 
 
-def verdict(groups: Sequence[str], pair: np.ndarray, p: float, comparisons: int = 1, on_test: bool = False) -> str:
+def write_verdict(
+    groups: Sequence[str], pair: np.ndarray, p: float, comparisons: int = 1, on_test: bool = False
+) -> str:
     """Say in two bold sentences what each of two groups reaches, and whether the difference is more than chance.
 
     Args:
@@ -152,7 +156,7 @@ def verdict(groups: Sequence[str], pair: np.ndarray, p: float, comparisons: int 
     better = pair[0].mean() < pair[1].mean()  # the number of the better group
     difference = pd.Series(pair[int(better)] - pair[1 - int(better)])
     first, second = (f"{groups[each]} reaches {pair[each].mean():.2f}%" for each in (int(better), 1 - int(better)))
-    ends, pairs = mean_interval(difference), len(difference)
+    ends, pairs = compute_interval(difference), len(difference)
     size = f"difference, {difference.mean():.2f} percentage points"
     chance = f"p = {p:.2g}" + (f", corrected for {comparisons} comparisons" if comparisons > 1 else "")
     if pairs < ENOUGH:
@@ -173,33 +177,33 @@ def subtract_baseline(table: pd.DataFrame, part: pd.DataFrame, baseline: str, va
     """Return the difference, by seed, of a setting from the one that has the baseline's settings and else its own; the
     series is empty if the setting is the baseline.
     """
-    base = select(table, baseline, "baseline")
+    base = select_group(table, baseline, "baseline")
     named = {word.partition("=")[0] for word in baseline.split()}
     named |= {"teacher_sha256"} if "teacher" in named else set()
     free = [name for name in varying if name not in named]
     base = base[(base[free] == part.iloc[0][free]).all(axis=1)]
     if set(base.index) == set(part.index):
         return pd.Series(dtype=float)
-    ours, theirs = (by_seed(runs, "baseline", baseline) for runs in (part, base))
+    ours, theirs = (index_by_seed(runs, "baseline", baseline) for runs in (part, base))
     return (ours - theirs).dropna()
 
 
 def pair_by_seed(parts: Mapping[str, pd.DataFrame], *groups: str) -> pd.DataFrame:
     """Return the accuracies of groups, a column each, by the seeds that they have in common."""
-    columns = [by_seed(parts[group], "compare", group) for group in groups]
+    columns = [index_by_seed(parts[group], "compare", group) for group in groups]
     table = pd.concat(columns, axis=1, join="inner", keys=groups)
     if len(table) < 2:
         raise SettingError("compare", " and ".join(groups), f"{len(table)} seeds in common, two are needed at least")
     return table
 
 
-def by_seed(part: pd.DataFrame, option: str, group: str) -> pd.Series:
+def index_by_seed(part: pd.DataFrame, option: str, group: str) -> pd.Series:
     if part["seed"].duplicated().any():
         raise SettingError(option, group, "several runs have the same seed; name more settings, or seeds")
-    return scores(part).set_axis(part["seed"]).dropna()
+    return select_scores(part).set_axis(part["seed"]).dropna()
 
 
-def select(table: pd.DataFrame, group: str, option: str) -> pd.DataFrame:
+def select_group(table: pd.DataFrame, group: str, option: str) -> pd.DataFrame:
     """Return the runs of a group, "optimizer=sgd lr=0.05"; SettingError, which names the option, if there is none."""
     for word in normalize_group(group, option).split():
         name, _, value = word.partition("=")
@@ -210,7 +214,7 @@ def select(table: pd.DataFrame, group: str, option: str) -> pd.DataFrame:
 
 
 def normalize_group(group: str, option: str) -> str:
-    """Return a group's settings in one order, and their values as `runs.texts_of` writes them."""
+    """Return a group's settings in one order, and their values as `runs.list_texts` writes them."""
     try:
         words = shlex.split(group)
     except ValueError as error:  # of an open quote
@@ -220,7 +224,7 @@ def normalize_group(group: str, option: str) -> str:
         name, equals, value = word.partition("=")
         if not equals or name not in COLUMNS:
             raise SettingError(option, group, f"{word} is no flag=value of these runs")
-        settings[name] = canonical(name, value)
+        settings[name] = normalize_value(name, value)
     return " ".join(f"{name}={settings[name]}" for name in COLUMNS if name in settings)
 
 

@@ -111,7 +111,7 @@ class Engine:
         for thread in threads:
             thread.start()
         try:
-            show(self, cells, threads)
+            show_progress(self, cells, threads)
         finally:
             self.stopping.set()
             with self.starting:  # a child that is being started can be stopped after that
@@ -177,7 +177,9 @@ class Engine:
         ):
             raise optuna.TrialPruned  # two machines enqueued it in the same moment
         trial.set_user_attr("reason", None)  # of the trial that this one is again
-        trial.set_user_attr("chosen", {flag: suggest(trial, flag, text) for flag, text in attributes["space"].items()})
+        trial.set_user_attr(
+            "chosen", {flag: suggest_value(trial, flag, text) for flag, text in attributes["space"].items()}
+        )
         try:
             result = self._result(trial.number, assigned(trial))
         except Failed as failed:
@@ -222,7 +224,7 @@ def assigned(trial: Trial | FrozenTrial) -> dict[str, str]:
     return trial.user_attrs["assigned"] | trial.user_attrs.get("chosen", {})
 
 
-def suggest(trial: Trial, flag: str, text: str) -> str:
+def suggest_value(trial: Trial, flag: str, text: str) -> str:
     """One of the choices "sgd,adam", or a number in a range "0.001..0.1", on a logarithmic scale if it is above 0."""
     if ".." not in text:
         return trial.suggest_categorical(flag, text.split(","))
@@ -256,6 +258,7 @@ def run_train(arguments: list[str], output: Path) -> None:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     threading.Thread(target=end_with_parent, daemon=True).start()
+    tqdm.set_lock(threading.RLock())  # its own, between processes, is left behind when this one is stopped
     sys.argv = ["train.py", *arguments]
     runpy.run_path(str(TRAIN), run_name="__main__")
 
@@ -333,13 +336,13 @@ def open_database(url: str, tries: int = 3) -> optuna.storages.RDBStorage:
     return open_database(url, tries - 1)
 
 
-def default_workers() -> int:
+def count_workers() -> int:
     """As many as cores and memory hold: two runs of one thread are faster than one of two after the other."""
     physical = min(psutil.cpu_count(logical=False) or 1, cores())
     return max(1, min(physical, int(psutil.virtual_memory().available / RUN_MEMORY)))
 
 
-def show(engine: Engine, cells: list[Cell], threads: list[threading.Thread]) -> None:
+def show_progress(engine: Engine, cells: list[Cell], threads: list[threading.Thread]) -> None:
     """Print a line for each cell that ends, and on a terminal how far the sweep is, until the threads end."""
     shown: set[str] = set()
     total, best = len({cell.key for cell in cells}), 0.0
@@ -352,10 +355,12 @@ def show(engine: Engine, cells: list[Cell], threads: list[threading.Thread]) -> 
             for key, outcome in outcomes.items():
                 if key not in shown:
                     shown.add(key)
-                    score, mark = score_of(outcome.result), ""
+                    score, mark = get_score(outcome.result), ""
                     if score > best:
                         best, mark = score, "  best so far"
-                    bar.write(f"{len(shown):>{len(str(total))}}/{total}  {in_words(outcome)}{mark}", file=sys.stdout)
+                    bar.write(
+                        f"{len(shown):>{len(str(total))}}/{total}  {describe_outcome(outcome)}{mark}", file=sys.stdout
+                    )
             seconds = [each.result["seconds"] for each in outcomes.values() if each.result]
             left = tqdm.format_interval(mean(seconds) * (total - len(shown)) / engine.workers) if seconds else "?"
             bar.set_description_str(f"{len(shown)} of {total} runs, best {best:.2%}, {left} left")
@@ -363,12 +368,12 @@ def show(engine: Engine, cells: list[Cell], threads: list[threading.Thread]) -> 
                 time.sleep(POLL)
 
 
-def score_of(result: dict[str, Any] | None) -> float:
+def get_score(result: dict[str, Any] | None) -> float:
     """Return the accuracy that chose the best epoch, or that of the test if none was chosen."""
     return 0.0 if result is None else result["test_acc"] if result["val_acc"] is None else result["val_acc"]
 
 
-def in_words(outcome: Outcome) -> str:
+def describe_outcome(outcome: Outcome) -> str:
     """Write a cell's flags, and its accuracies or the reason why it has none."""
     cell = " ".join(f"{flag}={value}" for flag, value in outcome.assigned.items())
     result = outcome.result

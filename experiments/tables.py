@@ -1,11 +1,12 @@
 """Runs as tables: found, read from and written to CSV files, grouped by their settings.
 
-A table of runs is a DataFrame with a row for each: `run`, its settings as texts (`runs.texts_of`), its results as
+A table of runs is a DataFrame with a row for each: `run`, its settings as texts (`runs.list_texts`), its results as
 numbers. Curves are another, with a row for each epoch.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import pandas as pd
 
 from core.errors import UsageError
 from core.files import write_bytes
-from experiments.runs import COLUMNS, RESULTS, Run, canonical, read_cells, read_runs, row_of_run, texts_of
+from experiments.runs import COLUMNS, RESULTS, Run, list_texts, make_row, normalize_value, read_cells, read_runs
+from training.config import read_config
+from training.description import count_parameters, describe
 from training.files import SUMMARY
 
 CELLS, CURVES, CORRUPTED = "cells.csv", "curves.csv", "corrupted.csv"  # the last is of benchmarks.corruption
@@ -24,19 +27,16 @@ DESCENDING = ("optimizer", "lr", "batch_size")  # as in the coursework report's 
 
 
 def find_runs(folders: Sequence[Path]) -> dict[str, Run]:
-    """Return all runs in and below some folders, each once, by its path below its folder.
-
-    Where runs of two folders would have the same key, each has its folder before it, so that no order of the folders
-    makes another key.
+    """Return all runs in and below some folders, each once, by its path below its folder; of several folders, with the
+    folder before it.
     """
-    found: dict[Path, tuple[str, Path, Run]] = {}
+    found: dict[Path, tuple[str, Run]] = {}
     for root in folders:
         for run in read_runs(root):
             key = run.folder.relative_to(root).as_posix()
             key = f"{run.name}/{run.version}" if key in (".", run.version) else key
-            found.setdefault(run.folder.resolve(), (key, root, run))
-    times = Counter(key for key, _, _ in found.values())
-    return {key if times[key] == 1 else f"{root.as_posix()}/{key}": run for key, root, run in found.values()}
+            found.setdefault(run.folder.resolve(), (f"{root.as_posix()}/{key}" if len(folders) > 1 else key, run))
+    return dict(found.values())
 
 
 def collect(runs: dict[str, Run], folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -49,7 +49,7 @@ def collect(runs: dict[str, Run], folder: Path) -> tuple[pd.DataFrame, pd.DataFr
     curves = [old[~old.index.isin(finished)]]
     for key, run in sorted(finished.items(), key=lambda pair: (pair[1].folder / SUMMARY).stat().st_mtime):
         scalars = {tag.replace("/", "_"): values for tag, values in run.curves().items() if tag in TAGS}
-        rows.append({"run": key} | row_of_run(run, scalars))
+        rows.append({"run": key} | make_row(run, scalars))
         of_run = pd.DataFrame(scalars).rename_axis("epoch").reset_index().round(5)
         curves.append(of_run.assign(run=key).set_index("run"))
     table = pd.DataFrame(rows, columns=["run", "format", *COLUMNS, *RESULTS])
@@ -66,7 +66,7 @@ def read_table(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     return [
-        {"run": row["run"]} | texts_of(config) | {name: float(row[name]) for name in RESULTS if row.get(name)}
+        {"run": row["run"]} | list_texts(config) | {name: float(row[name]) for name in RESULTS if row.get(name)}
         for row, config in read_cells(path)
     ]
 
@@ -78,38 +78,18 @@ def write_table(path: Path, table: pd.DataFrame, varying: Iterable[str] = ()) ->
     write_csv(path, table.assign(best_epoch=table["best_epoch"].astype("Int64"))[columns])
 
 
-def newest(table: pd.DataFrame) -> pd.DataFrame:
+def keep_newest(table: pd.DataFrame) -> pd.DataFrame:
     """Return one run of each setting and seed: the last one."""
     return table.drop_duplicates([name for name in COLUMNS if name != "teacher"], keep="last")
 
 
-def varying_settings(table: pd.DataFrame) -> list[str]:
+def find_varying(table: pd.DataFrame) -> list[str]:
     """Return the settings in which the runs differ but for the seed, at least the optimizer."""
     names = sorted(COLUMNS, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
     return [name for name in names if table[name].nunique() > 1 and name != "seed"] or ["optimizer"]
 
 
-def split_settings(table: pd.DataFrame, varying: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Split the settings in which runs differ into those that tell them apart, and those that follow from one of these,
-    such as a weight decay from the optimizer.
-
-    What many values decide, such as the learning rates of a search, decides nothing: few runs share one.
-    """
-    columns: list[str] = []
-    follows = {}
-    count = len(table[list(varying)].drop_duplicates())
-    for name in varying:
-        for leader in columns:
-            few = table[leader].nunique() * 2 <= count or pd.to_numeric(table[leader], errors="coerce").isna().all()
-            if few and table.groupby(leader)[name].nunique().max() == 1:
-                follows[name] = leader
-                break
-        else:
-            columns.append(name)
-    return columns, follows
-
-
-def in_order(table: pd.DataFrame, varying: Sequence[str]) -> pd.DataFrame:
+def sort_runs(table: pd.DataFrame, varying: Sequence[str]) -> pd.DataFrame:
     """Sort by what varies, numbers as numbers."""
 
     def sortable(column: pd.Series) -> pd.Series:
@@ -120,13 +100,54 @@ def in_order(table: pd.DataFrame, varying: Sequence[str]) -> pd.DataFrame:
     return table.sort_values([*varying, "seed"], ascending=ascending, key=sortable, kind="stable")
 
 
-def by_setting(table: pd.DataFrame, varying: Sequence[str], columns: Sequence[str]) -> dict[str, pd.DataFrame]:
-    """Return the runs of each setting, by a label."""
-    parts = [part for _, part in table.groupby(list(varying), sort=False, dropna=False)]
-    return dict(zip(labels(parts, columns), parts, strict=True))
+@dataclass(frozen=True, eq=False)
+class Settings:
+    """Runs grouped by their settings.
+
+    Attributes:
+        table: All of them.
+        varying: The settings in which they differ but for the seed.
+        columns: Those of them that tell the runs apart.
+        follows: By the name of each other one, the column from which it follows, such as a weight decay from the
+            optimizer.
+        parts: The runs of each setting, by a label.
+    """
+
+    table: pd.DataFrame
+    varying: list[str]
+    columns: list[str]
+    follows: dict[str, str]
+    parts: dict[str, pd.DataFrame]
+
+    def describe(self) -> dict[str, str]:
+        """Return what all runs have in common, as texts by label."""
+        first = self.table.iloc[0]
+        config = read_config({name: first[name] or None for name in COLUMNS})
+        return describe(config, count_parameters(config), without=[*self.varying, "seed"])
 
 
-def labels(parts: Sequence[pd.DataFrame], columns: Sequence[str]) -> list[str]:
+def group_runs(table: pd.DataFrame, varying: list[str]) -> Settings:
+    """Group runs by the settings in which they vary.
+
+    A setting with many values decides nothing, such as the learning rates of a search: few runs share one.
+    """
+    columns: list[str] = []
+    follows = {}
+    parts = [part for _, part in table.groupby(varying, sort=False, dropna=False)]
+    for name in varying:
+        for leader in columns:
+            texts = pd.to_numeric(table[leader], errors="coerce").isna().all()
+            if (texts or 2 * table[leader].nunique() <= len(parts)) and table.groupby(leader)[
+                name
+            ].nunique().max() == 1:
+                follows[name] = leader
+                break
+        else:
+            columns.append(name)
+    return Settings(table, varying, columns, follows, dict(zip(label_settings(parts, columns), parts, strict=True)))
+
+
+def label_settings(parts: Sequence[pd.DataFrame], columns: Sequence[str]) -> list[str]:
     """Tell settings apart in words: optimizer, learning rate and batch size, and what is not as in most of them."""
     firsts = [part.iloc[0] for part in parts]
     usual: dict[str, str] = {}
@@ -134,14 +155,14 @@ def labels(parts: Sequence[pd.DataFrame], columns: Sequence[str]) -> list[str]:
         value, times = Counter(first[name] for first in firsts).most_common(1)[0]
         usual |= {name: value} if 2 * times > len(parts) else {}
     chosen = [[name for name in columns if first[name] != usual.get(name)] or columns for first in firsts]
-    return [", ".join(named(name, first[name]) for name in own) for own, first in zip(chosen, firsts, strict=True)]
+    return [", ".join(name_value(name, first[name]) for name in own) for own, first in zip(chosen, firsts, strict=True)]
 
 
-def named(name: str, text: str) -> str:
-    return text if name == "optimizer" else f"{TITLES.get(name, name)} {shown(name, text) or 'none'}"
+def name_value(name: str, text: str) -> str:
+    return text if name == "optimizer" else f"{TITLES.get(name, name)} {shorten(name, text) or 'none'}"
 
 
-def shown(name: str, text: str) -> str:
+def shorten(name: str, text: str) -> str:
     """Return a setting's text for people: short numbers, and the start of a SHA-256."""
     if name.endswith("sha256"):
         return text[:8]
@@ -152,14 +173,14 @@ def shown(name: str, text: str) -> str:
 
 
 def read_reference(path: Path) -> pd.DataFrame:
-    """Return the figures of others as texts, settings as `runs.texts_of` writes them; empty if there is no such file.
+    """Return the figures of others as texts, settings as `runs.list_texts` writes them; empty if there is no such file.
     UsageError if it is damaged, or has a value that is none.
     """
     table = read_csv(path, dtype=str, keep_default_na=False)
     try:
         for column in table:
             if column in COLUMNS:
-                table[column] = [canonical(column, text) for text in table[column]]
+                table[column] = [normalize_value(column, text) for text in table[column]]
             elif column == "accuracy":
                 table[column].replace("", "nan").astype(float)
     except (ValueError, UsageError) as error:

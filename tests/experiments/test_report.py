@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 import report as door
 from conftest import ROOT
 from core.errors import UsageError
-from experiments.runs import COLUMNS, RESULTS, texts_of
+from experiments.runs import COLUMNS, RESULTS, list_texts
 from experiments.tables import read_table, write_table
 from training.config import RunConfig
 from training.files import RunResult, write_config, write_result
@@ -311,7 +311,7 @@ def test_a_table_that_is_written_is_read_back_to_the_same(data: st.DataObject) -
         "teacher": data.draw(st.sampled_from([None, "a/b c", "x,y"])),
         "devices": data.draw(st.sampled_from([1, "auto"])),
     }
-    row: dict[str, Any] = {"run": "a/version_0"} | texts_of(RunConfig(**flags))
+    row: dict[str, Any] = {"run": "a/version_0"} | list_texts(RunConfig(**flags))
     row |= {
         "best_epoch": data.draw(st.integers(1, 99)),
         "seconds": data.draw(st.floats(0, 1e6).map(lambda x: round(x, 1))),

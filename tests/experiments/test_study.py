@@ -8,7 +8,7 @@ import pytest
 
 from core.errors import UsageError
 from experiments import grid
-from experiments.study import Engine, Failed, open_study, suggest
+from experiments.study import Engine, Failed, open_study, suggest_value
 
 RESULT: dict[str, Any] = {"best_epoch": 2, "test_acc": 0.78, "seconds": 9.5}
 
@@ -132,7 +132,7 @@ def test_a_search_goes_on_after_values_that_contradict_each_other(tmp_path: Path
 
 def test_whole_numbers_are_drawn_where_a_flag_takes_them() -> None:
     trial: Any = optuna.create_study().ask()
-    drawn = {flag: suggest(trial, flag, text) for flag, text in (("threads", "1..4"), ("val_size", "1000..5000"))}
+    drawn = {flag: suggest_value(trial, flag, text) for flag, text in (("threads", "1..4"), ("val_size", "1000..5000"))}
     assert drawn["threads"] in {"1", "2", "3", "4"} and int(drawn["val_size"]) % 10 == 0
 
 

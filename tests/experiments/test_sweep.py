@@ -19,8 +19,8 @@ import sweep as door
 from conftest import ROOT, weights
 from core.errors import UsageError
 from experiments import grid
-from experiments.runs import RESULTS, Run, read_runs, texts_of
-from experiments.study import Engine, open_database, open_journal, open_study, suggest
+from experiments.runs import RESULTS, Run, list_texts, read_runs
+from experiments.study import Engine, open_database, open_journal, open_study, suggest_value
 from experiments.tables import write_table
 from training.config import RunConfig, resolve_config
 
@@ -170,7 +170,7 @@ def table_of(sweeps: Sweeps, *cells: dict[str, Any]) -> Path:
     base = dict(word.split("=") for word in f"{BASE} epochs=2".split())
     rows = []
     for number, flags in enumerate(cells):
-        texts = texts_of(resolve_config(RunConfig(**base | flags)))
+        texts = list_texts(resolve_config(RunConfig(**base | flags)))
         score, test = 81.0 - number, 79.5
         results = {"best_epoch": 2, "best_val_acc": score, "test_acc_at_best_val": test, "seconds": 7.5}
         if flags.get("select_on") == "test":
@@ -356,7 +356,7 @@ def test_a_search_that_is_stopped_proposes_what_one_that_is_not_would(tmp_path: 
             with open_study(plan, [], None) as opened:
                 for _ in range(count):
                     trial = opened.ask()
-                    found.append(suggest(trial, "lr", "0.001..0.1") + suggest(trial, "width", "1..50"))
+                    found.append(suggest_value(trial, "lr", "0.001..0.1") + suggest_value(trial, "width", "1..50"))
                     opened.tell(trial, 0.5)
         return found
 
