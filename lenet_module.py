@@ -169,7 +169,8 @@ class LeNetModule(pl.LightningModule):
             self.model = make_network(network.network, network.width).train(self.training)
 
     def configure_optimizers(self) -> Any:
-        optimizer = make_optimizer(self.parameters(), self.config)
+        bfloat16 = str(self.trainer.precision).startswith("bf16")
+        optimizer = make_optimizer(self.parameters(), self.config, bfloat16)
         schedule = make_schedule(optimizer, self.config.schedule, self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "train/lr"}}
 

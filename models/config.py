@@ -20,7 +20,7 @@ def _by_optimizer(field: str) -> str:
 
 
 OptimizerName: TypeAlias = Literal[
-    "sgd", "adam", "adamw", "nadam", "radam", "adamax", "rmsprop", "adagrad", "adadelta", "adafactor", "asgd"
+    "sgd", "adam", "adamw", "nadam", "radam", "adamax", "rmsprop", "adagrad", "adadelta", "adafactor", "asgd", "muon"
 ]
 ScheduleName: TypeAlias = Literal["onecycle", "cosine", "step", "constant"]
 
@@ -64,7 +64,11 @@ class Network(Settings):
 class Optimization(Settings):
     """Optimization: how the weights are updated."""
 
-    optimizer: OptimizerName = setting("sgd", "Optimizer, of torch.optim.", compared=True)
+    optimizer: OptimizerName = setting(
+        "sgd",
+        "Optimizer. muon is Muon for filters and hidden layers, and AdamW for the rest; all others are PyTorch's.",
+        compared=True,
+    )
     lr: float | None = setting(
         None,
         f"Peak learning rate; null takes the optimizer's default: {_by_optimizer('lr')}.",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Defaults:
-    """A class of `torch.optim`, and defaults of two flags."""
+    """A class of `torch.optim`, or `Muon` of models/muon.py, and defaults of two flags."""
 
     class_name: str
     lr: float
@@ -41,6 +41,7 @@ OPTIMIZERS = {
     "adadelta": Defaults("Adadelta", lr=2.0),
     "adafactor": Defaults("Adafactor", lr=0.08),
     "asgd": Defaults("ASGD", lr=0.2),
+    "muon": Defaults("Muon", lr=0.008, weight_decay=5e-4),
 }
 
 WARMUP_SHARE = 0.25  # of all steps, for `onecycle`
@@ -62,18 +63,25 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 }
 
 
-def make_optimizer(parameters: Iterable[torch.nn.Parameter], settings: Optimization) -> torch.optim.Optimizer:
-    """The optimizer of these settings, in PyTorch's fused form where it has one.
+def make_optimizer(
+    parameters: Iterable[torch.nn.Parameter], settings: Optimization, bfloat16: bool = False
+) -> torch.optim.Optimizer:
+    """Make the optimizer, in PyTorch's fused form where it has one.
 
     Args:
-        settings: With a learning rate and a weight decay; `momentum` and `nesterov` reach SGD alone.
+        settings: With a learning rate and a weight decay; only SGD uses `momentum` and `nesterov`.
+        bfloat16: Whether training steps are in bfloat16; Muon uses it, too, then.
     """
     import inspect
 
     import torch
 
-    optimizer_class = getattr(torch.optim, OPTIMIZERS[settings.optimizer].class_name)
     options: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
+    if settings.optimizer == "muon":  # torch.optim's own takes no filters
+        from models.muon import Muon
+
+        return Muon(parameters, dtype=torch.bfloat16 if bfloat16 else torch.float32, **options)
+    optimizer_class = getattr(torch.optim, OPTIMIZERS[settings.optimizer].class_name)
     if settings.optimizer == "sgd":
         options |= {"momentum": settings.momentum, "nesterov": settings.nesterov and settings.momentum > 0}
     if "fused" in inspect.signature(optimizer_class).parameters:

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,7 @@ def crash(run: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     return call
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize(("schedule", "optimizer"), [*product(SCHEDULES, ["sgd", "adam"]), ("onecycle", "muon")])
 def test_a_resumed_run_ends_as_the_uninterrupted_one_bit_for_bit(
     run: Any, crash: Any, schedule: str, optimizer: str
 ) -> None:
