@@ -247,6 +247,7 @@ def test_a_stored_result_is_known_by_its_images_method_and_parameters_at_full_pr
     whitening = np.zeros((3, 244), np.float32)
     steps = [Step(filters.segment, ("otsu",)), Step(filters.segment, ("grabcut",)), Step(filters.denoise, ("otsu",))]
     steps += [Step(filters.whiten, (whitening,)), Step(filters.whiten, (whitening + 1,))]
+    steps += [Step(filters.denoise, ("gaussian", strength)) for strength in (1.0, 1.0000001)]
     assert len({result_identity(step, tmp_path) for step in steps}) == len(steps)
 
 
