@@ -5,8 +5,8 @@ python report.py logs/sgd_vs_adam --seeds 1,2,3,4,5,6,7,8 --compare optimizer=sg
 python report.py logs/optimizers --compare optimizer=sgd optimizer=adam optimizer=adamw
 python report.py logs/preprocessing --baseline "denoise=none segment=none normalize=dataset"
 
-Writes results/<name>/: README.md, its tables as CSV and LaTeX, cells.csv (a row a run), curves.csv (a row an epoch) and
-pictures, of searches Optuna's too. Runs whose logs are on another machine keep what cells.csv and curves.csv have of
+Writes results/<name>/: README.md, its tables as CSV and LaTeX, runs.csv (a row a run), curves.csv (a row an epoch) and
+pictures, of searches Optuna's too. Runs whose logs are on another machine keep what runs.csv and curves.csv have of
 them. Two files in that folder come from elsewhere: notes.md becomes part of the page, and reference.csv has further
 columns of the table, by the flags that it names; without one there, that of the project's own results/<name>/ is taken.
 Its `best_epoch` and `accuracy` are the coursework report's, and the page says how far ours agree with it.

@@ -1,13 +1,13 @@
 """Run train.py many times: grids, repeats over seeds, searches over ranges of flags.
 
 python sweep.py --config recipes/sweeps/coursework.yaml
-python sweep.py --config recipes/sweeps/coursework.yaml --reuse results/coursework/cells.csv
+python sweep.py --config recipes/sweeps/coursework.yaml --reuse results/coursework/runs.csv
 python sweep.py --recipe coursework --grid "optimizer=sgd lr=0.005,0.001 batch_size=128,64,32"
 python sweep.py --name width --grid "optimizer=sgd,adam width=1,2,3 seed=0,1,2"
 python sweep.py --name lr --search "optimizer=adam lr=0.0005..0.01" --trials 12
 
-Each cell is a trial of an Optuna study, enqueued once. The same command goes on with a sweep that was stopped or
-killed: finished cells are not run again, and a running one goes on from its last whole epoch.
+Each run is a trial of an Optuna study, enqueued once. The same command goes on with a sweep that was stopped or
+killed: finished runs are not repeated, and a running one goes on from its last whole epoch.
 """
 
 import sys
@@ -22,7 +22,7 @@ from core.errors import UsageError
 from core.settings import Settings, setting
 from core.shell import command_line, script
 from core.signals import StopSignals
-from experiments.grid import Cell, Plan
+from experiments.grid import PlannedRun, Sweep
 from experiments.study import Engine, count_workers, open_study
 from training.config import SETTINGS
 
@@ -40,7 +40,7 @@ class SweepSettings(Settings):
     repeat: str | None = setting(None, 'Grid of the repeats of --best_per, such as "seed=1,2,3".')
     name: str | None = setting(None, "Name of the sweep and its folders; null takes the recipe's, else sweep.")
     reuse: Path | None = setting(
-        None, "A cells.csv, such as those in results/. Runs with a result in it are not run again."
+        None, "A runs.csv, such as those in results/. Runs with a result in it are not run again."
     )
     retry: bool = setting(False, "Run failed runs again.")
     workers: int | None = setting(
@@ -60,10 +60,10 @@ class SweepSettings(Settings):
 
 
 def sweep(grid: Sequence[str] = (), search: Sequence[str] = (), **flags: Any) -> bool:
-    """Train all cells that are not yet finished; whether all have a result then.
+    """Train all runs that are not yet finished; return whether all have a result then.
 
     Args:
-        grid: Cells: "lr=0.1,0.05 seed=0,1" is four; without commas a text is one.
+        grid: Runs: "lr=0.1,0.05 seed=0,1" is four; without commas a text is one.
         search: Spaces, "optimizer=sgd,adam lr=0.001..0.1", searched by TPE for validation accuracy. Ranges above 0 are
             searched on a logarithmic scale.
         flags: Of `SweepSettings`.
@@ -74,36 +74,36 @@ def sweep(grid: Sequence[str] = (), search: Sequence[str] = (), **flags: Any) ->
         Stopped: Ctrl-C or SIGTERM.
     """
     chosen = SweepSettings(**flags)
-    plan = plan_of(chosen)
-    cells = [cell for text in grid for cell in plan.grid(text)]
-    cells += [cell for text in search for cell in plan.search(text, chosen.trials)]
-    if not cells:
+    defined = make_sweep(chosen)
+    planned = [run for text in grid for run in defined.expand_grid(text)]
+    planned += [run for text in search for run in defined.expand_search(text, chosen.trials)]
+    if not planned:
         raise UsageError("nothing to run: --grid or --search says what")
-    check_repeat(chosen, plan, cells)
+    check_repeat(chosen, defined, planned)
     prepare(chosen.data_dir)
     stop = StopSignals(lambda: "the same command goes on")
-    with stop, open_study(plan, cells, chosen.storage) as study:
-        engine = Engine(study, plan, chosen.workers or min(len(cells), count_workers()))
-        engine.run(cells, chosen.retry)
+    with stop, open_study(defined, planned, chosen.storage) as study:
+        engine = Engine(study, defined, chosen.workers or min(len(planned), count_workers()))
+        engine.run(planned, chosen.retry)
         if chosen.best_per and chosen.repeat:
-            best = engine.best(cells, chosen.best_per)
-            cells += [cell for assigned in best for cell in plan.grid(chosen.repeat, assigned)]
-            engine.run(cells, chosen.retry)
-        return all(outcome.result for outcome in engine.outcomes(cells).values())
+            best = engine.best(planned, chosen.best_per)
+            planned += [run for assigned in best for run in defined.expand_grid(chosen.repeat, assigned)]
+            engine.run(planned, chosen.retry)
+        return all(outcome.result for outcome in engine.outcomes(planned).values())
 
 
-def plan_of(chosen: SweepSettings) -> Plan:
+def make_sweep(chosen: SweepSettings) -> Sweep:
     folders = (chosen.data_dir, chosen.log_dir, chosen.checkpoint_dir)
-    return Plan(chosen.recipe, chosen.base, chosen.name, *folders, chosen.reuse)
+    return Sweep(chosen.recipe, chosen.base, chosen.name, *folders, chosen.reuse)
 
 
-def check_repeat(chosen: SweepSettings, plan: Plan, cells: Sequence[Cell]) -> None:
-    """Raise UsageError now, rather than after hours, if the best cells cannot be found or repeated."""
+def check_repeat(chosen: SweepSettings, defined: Sweep, planned: Sequence[PlannedRun]) -> None:
+    """Raise UsageError now, rather than after hours, if the best runs cannot be found or repeated."""
     if (chosen.best_per is None) != (chosen.repeat is None) or chosen.best_per not in {None, *SETTINGS}:
         raise UsageError("--best_per FLAG --repeat GRID: only together, and for a flag of train.py")
-    if chosen.best_per and not all(plan.config(cell.assigned).val_size for cell in cells):
+    if chosen.best_per and not all(defined.make_config(run.assigned).val_size for run in planned):
         raise UsageError("--best_per: chooses by validation, so it needs --val_size above 0")
-    plan.grid(chosen.repeat or "")
+    defined.expand_grid(chosen.repeat or "")
 
 
 def parser() -> Parser:
@@ -111,7 +111,7 @@ def parser() -> Parser:
     recipes = RECIPES / "sweeps"
     parser.add_config(SweepSettings, "YAML file of these flags, or the name of one in recipes/sweeps/.", recipes)
     parser.add_argument(
-        "--grid", nargs="+", default=[], metavar="CELLS", help='Grid of runs: "lr=0.1,0.05 seed=0,1" is four.'
+        "--grid", nargs="+", default=[], metavar="RUNS", help='Grid of runs: "lr=0.1,0.05 seed=0,1" is four.'
     )
     parser.add_argument(
         "--search", nargs="+", default=[], metavar="SPACE", help='Ranges to search, such as "lr=0.001..0.1".'
@@ -124,9 +124,9 @@ def main() -> None:
     flags = vars(parser().parse_args())
     complete = sweep(**flags)
     chosen = SweepSettings(**{name: value for name, value in flags.items() if name not in ("grid", "search")})
-    print(f"next  {command_line('python', script('report.py'), plan_of(chosen).log_dir)}")
+    print(f"next  {command_line('python', script('report.py'), make_sweep(chosen).log_dir)}")
     if not complete:
-        sys.exit("sweep.py: some cells failed; --retry runs them again")
+        sys.exit("sweep.py: some runs failed; --retry runs them again")
 
 
 if __name__ == "__main__":

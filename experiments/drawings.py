@@ -24,7 +24,7 @@ def draw_accuracies(settings: Settings, references: Mapping[str, float]) -> Figu
     for label, part in settings.parts.items():
         values = select_scores(part).dropna()
         rows[label] = Row(list(values), compute_interval(values), references.get(label))
-    return plot_rows(rows, "test accuracy, %", write_title("Test accuracy", settings))
+    return plot_rows(rows, "test accuracy, %", write_title(f"Test accuracy{describe_choice(settings)}", settings))
 
 
 def draw_differences(differences: Mapping[str, pd.Series], settings: Settings) -> Figure:
@@ -33,7 +33,7 @@ def draw_differences(differences: Mapping[str, pd.Series], settings: Settings) -
     rows = {
         label: Row(list(differences[label]), compute_interval(differences[label])) for _, label in sorted(named)[::-1]
     }
-    title = write_title("Difference of test accuracy, paired by seed", settings)
+    title = write_title(f"Difference of test accuracy, paired by seed{describe_choice(settings)}", settings)
     return plot_rows(rows, "difference, percentage points", title, zero=True)
 
 
@@ -54,7 +54,9 @@ def draw_heat_map(settings: Settings, references: Mapping[str, float]) -> Figure
         place = names.index(rows[label]), sizes.index(part.iloc[0]["batch_size"])
         values[place] = select_scores(part).mean()
         texts[place] = f"{values[place]:.2f}" + (f"\n({PLAIN(references[label])})" if label in references else "")
-    title = write_title("Mean test accuracy, %" + "; in brackets: the report" * bool(references), settings)
+    title = write_title(
+        f"Mean test accuracy, %{'; in brackets: the report' * bool(references)}{describe_choice(settings)}", settings
+    )
     return plot_heat_map(values, names, [f"batch size {size}" for size in sizes], title, texts)
 
 
@@ -144,8 +146,11 @@ def arrange(settings: Settings, names: Sequence[str]) -> dict[tuple[str, str], s
 
 
 def write_title(text: str, settings: Settings) -> str:
-    """Add to a title what chose the epoch, if it was the test set, and what all runs have in common."""
+    """Add to a title what all runs have in common."""
     known = settings.describe()
     common = [known[label] for label in ("network", "preprocessing", "augmentation", "epochs") if label in known]
-    on_test = ", epoch chosen on the test set" * ("test" in set(settings.table["select_on"]))
-    return f"{text}{on_test}\n{'; '.join(common)}{' epochs' * ('epochs' in known)}"
+    return f"{text}\n{'; '.join(common)}{' epochs' * ('epochs' in known)}"
+
+
+def describe_choice(settings: Settings) -> str:
+    return " (epoch chosen on the test set)" * ("test" in set(settings.table["select_on"]))

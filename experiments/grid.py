@@ -1,6 +1,6 @@
-"""The cells of a sweep: one run of train.py each, written as texts of flags.
+"""The runs of a sweep, each written as texts of flags of train.py.
 
-"optimizer=sgd lr=0.1,0.05 seed=0,1" is a grid of four cells; "optimizer=sgd lr=0.001..0.1" a space to search.
+"optimizer=sgd lr=0.1,0.05 seed=0,1" is a grid of four runs; "optimizer=sgd lr=0.001..0.1" a space to search.
 """
 
 import itertools
@@ -13,23 +13,23 @@ from typing import Any
 from core.cli import find_recipe, read_recipe
 from core.errors import SettingError, UsageError
 from core.settings import drop_followers, to_text
-from experiments.runs import read_cells, read_row_result, read_runs
+from experiments.runs import read_row_result, read_rows, read_runs
 from training.config import SETTINGS, RunConfig, resolve_config
 
 FOLDERS = ("data_dir", "log_dir", "checkpoint_dir")  # which the sweep sets
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One run."""
+class PlannedRun:
+    """A run that a sweep is to train."""
 
-    key: str  # equal for equal cells
+    key: str  # equal for equal runs
     assigned: dict[str, str]  # flags that differ from the recipe's, as texts
-    space: dict[str, str] = field(default_factory=dict)  # flags to search, as texts; empty of a cell of a grid
+    space: dict[str, str] = field(default_factory=dict)  # flags to search, as texts; empty in a grid
 
 
-class Plan:
-    """What the cells of a sweep have in common, by the flags of sweep.py.
+class Sweep:
+    """What the runs of a sweep have in common, by the flags of sweep.py.
 
     Raises:
         UsageError: As all methods do: train.py would refuse these flags.
@@ -52,58 +52,60 @@ class Plan:
         self.log_dir, self.checkpoint_dir = log_dir / self.name, checkpoint_dir / self.name
         self.data_dir = data_dir
         self.reused = read_results(reuse) if reuse else {}
-        self.base = parse(base)
+        self.base = parse_flags(base)
         self.recipe_flags = read_recipe(recipe) if recipe else {}
         self._configs: dict[str, RunConfig] = {}  # by what is assigned
         if unknown := sorted(self.recipe_flags.keys() - SETTINGS.keys()):
             raise UsageError(f"{self.recipe}: {unknown[0]} is no flag")
 
-    def grid(self, text: str, start: dict[str, str] | None = None) -> list[Cell]:
-        """All combinations of the values in `text`, on top of the flags `start`."""
-        lists = {flag: values.split(",") for flag, values in parse(text).items()}
+    def expand_grid(self, text: str, start: dict[str, str] | None = None) -> list[PlannedRun]:
+        """Return a run for each combination of the values in `text`, on top of the flags `start`."""
+        lists = {flag: values.split(",") for flag, values in parse_flags(text).items()}
         combinations = (dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values()))
-        cells = [(start or {}) | values for values in combinations]
-        return [Cell(self.config(assigned).identity(), assigned) for assigned in cells]
+        chosen = [(start or {}) | values for values in combinations]
+        return [PlannedRun(self.make_config(assigned).identity(), assigned) for assigned in chosen]
 
-    def search(self, text: str, trials: int) -> list[Cell]:
-        """`trials` cells in the space of `text`."""
-        texts = parse(text)
+    def expand_search(self, text: str, trials: int) -> list[PlannedRun]:
+        """Return `trials` runs in the space of `text`."""
+        texts = parse_flags(text)
         space = {flag: value for flag, value in texts.items() if re.search(r",|\.\.", value)}
         if not space:
             raise SettingError("search", text, "has neither a range (0.001..0.1) nor choices (sgd,adam)")
         assigned = {flag: value for flag, value in texts.items() if flag not in space}
-        configs = [self.config(assigned | {flag: end}) for flag, value in space.items() for end in ends(value)]
+        configs = [
+            self.make_config(assigned | {flag: end}) for flag, value in space.items() for end in list_ends(value)
+        ]
         if not all(config.val_size for config in configs):
             raise SettingError("search", text, "chooses by validation, so it needs val_size above 0")
-        key = json.dumps([assigned, space, self.config(assigned).identity()])
-        return [Cell(f"{key} {number}", assigned, space) for number in range(trials)]
+        key = json.dumps([assigned, space, self.make_config(assigned).identity()])
+        return [PlannedRun(f"{key} {number}", assigned, space) for number in range(trials)]
 
-    def config(self, assigned: dict[str, str]) -> RunConfig:
-        """What a run is, with what is in the files that it names; the sweep's own texts are on top of the recipe."""
+    def make_config(self, assigned: dict[str, str]) -> RunConfig:
+        """Return the configuration of a run, with what is in the files that it names."""
         key = json.dumps(assigned, sort_keys=True)
         if key not in self._configs:
             self._configs[key] = resolve_config(RunConfig(**self._flags(assigned)))
         return self._configs[key]
 
-    def arguments(self, assigned: dict[str, str], threads: int) -> list[str]:
-        """The command line of a run, which gets `threads` unless the sweep's texts say otherwise."""
+    def list_arguments(self, assigned: dict[str, str], threads: int) -> list[str]:
+        """Return the command line of a run, with this number of threads unless the sweep's flags say otherwise."""
         flags = {"threads": threads} | self._flags(assigned)
         return [f"--{flag}={to_text(value)}" for flag, value in flags.items()]
 
     def _flags(self, assigned: dict[str, str]) -> dict[str, Any]:
-        """Return all flags of a run: the recipe's, and the sweep's own texts."""
+        """Return all flags of a run: those of the sweep and of the run on top of the recipe's."""
         folders = zip(FOLDERS, (self.data_dir, self.log_dir, self.checkpoint_dir), strict=True)
         texts = {flag: str(folder) for flag, folder in folders} | self.base | assigned
         return drop_followers(RunConfig, self.recipe_flags, texts) | texts
 
-    def finished(self) -> dict[str, dict[str, Any]]:
-        """Results by identity: of the runs in the log folder, and of those in the table to reuse."""
+    def read_finished(self) -> dict[str, dict[str, Any]]:
+        """Return results by identity: of the runs in the log folder, and of those in the table to reuse."""
         return self.reused | {
             run.config.identity(): run.result.plain() for run in read_runs(self.log_dir) if run.result
         }
 
-    def unfinished(self, config: RunConfig) -> Path | None:
-        """The checkpoints of a run of this configuration that goes on from there; the latest."""
+    def find_unfinished(self, config: RunConfig) -> Path | None:
+        """Return the checkpoints of the latest unfinished run of this configuration, which goes on from there."""
         from models.checkpoint import LAST  # takes PyTorch
 
         for run in reversed(read_runs(self.log_dir)):
@@ -114,12 +116,12 @@ class Plan:
 
 
 def read_results(path: Path) -> dict[str, dict[str, Any]]:
-    """The results in a `cells.csv` by identity, each with the file that it is `reused` from; UsageError if damaged."""
-    return {config.identity(): read_row_result(row) | {"reused": path.as_posix()} for row, config in read_cells(path)}
+    """Return the results in a `runs.csv` by identity, with the file as `reused`; UsageError if it is damaged."""
+    return {config.identity(): read_row_result(row) | {"reused": path.as_posix()} for row, config in read_rows(path)}
 
 
-def parse(text: str) -> dict[str, str]:
-    """ "lr=0.1,0.2 seed=0" to {"lr": "0.1,0.2", "seed": "0"}; UsageError if it is no such text."""
+def parse_flags(text: str) -> dict[str, str]:
+    """Turn "lr=0.1,0.2 seed=0" into {"lr": "0.1,0.2", "seed": "0"}; UsageError if it is no such text."""
     pairs = {}
     for word in text.split():
         flag, _, value = word.partition("=")
@@ -131,8 +133,8 @@ def parse(text: str) -> dict[str, str]:
     return pairs
 
 
-def ends(text: str) -> list[str]:
-    """The two ends of a range "0.001..0.1", or the choices "sgd,adam"."""
+def list_ends(text: str) -> list[str]:
+    """Return the two ends of a range "0.001..0.1", or the choices "sgd,adam"."""
     low, dots, high = text.partition("..")
     if not dots:
         return text.split(",")

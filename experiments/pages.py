@@ -27,7 +27,7 @@ from experiments.statistics import (
     subtract_baseline,
     write_mean,
 )
-from experiments.tables import CELLS, CORRUPTED, CURVES, Settings, name_value, shorten
+from experiments.tables import CORRUPTED, CURVES, RUNS_CSV, Settings, name_value, shorten
 from models.checkpoint import LAST
 from training.config import RunConfig
 from training.files import CONFIG
@@ -96,7 +96,7 @@ def write_page(
     folder.mkdir(parents=True, exist_ok=True)
     for old in (path for pattern in ("comparison.*", SEVERITIES, *PICTURES) for path in folder.glob(pattern)):
         old.unlink()
-    tables.write_table(folder / CELLS, table, varying)
+    tables.write_table(folder / RUNS_CSV, table, varying)
     if len(curves):
         tables.write_csv(folder / CURVES, curves)
     for file, figure in drawn.items():
@@ -243,8 +243,8 @@ def summarize_corruptions(path: Path, settings: Settings, corrupted: pd.DataFram
     severe = known.dropna(subset="severity")
     both = pd.concat([known, severe.assign(corruption="mean of corruptions")])
     by_run = both.groupby(["setting", "run", "corruption"], observed=True)["accuracy"].mean().reset_index()
-    cells = by_run.groupby(["setting", "corruption"], observed=True)["accuracy"].agg(write_short).unstack().fillna("")
-    wide = cells[[*dict.fromkeys(known["corruption"]), "mean of corruptions"]].rename_axis("accuracy, %").reset_index()
+    texts = by_run.groupby(["setting", "corruption"], observed=True)["accuracy"].agg(write_short).unstack().fillna("")
+    wide = texts[[*dict.fromkeys(known["corruption"]), "mean of corruptions"]].rename_axis("accuracy, %").reset_index()
     severities = ", ".join(f"{each:g}" for each in sorted(severe["severity"].unique()))
     return "\n\n".join(
         [
@@ -277,7 +277,7 @@ def list_commands(folders: Sequence[Path], page: Path, options: Mapping[str, Seq
     lines = [f"    {command_line(*command)}"]
     if (sweep := Path("recipes", "sweeps", f"{folders[0].resolve().name}.yaml")).exists():
         anew = ["python", "sweep.py", "--config", sweep.as_posix()]
-        again = command_line(*anew, "--reuse", (page / CELLS).as_posix())
+        again = command_line(*anew, "--reuse", (page / RUNS_CSV).as_posix())
         lines = [f"    {command_line(*anew)}", *lines]
         lines += [f"\nWith the results beside this page, instead of training anew:\n\n    {again}"]
     return "\n".join(lines)

@@ -18,7 +18,7 @@ from training.files import CONFIG, RunResult, read_result, read_run_config
 Curves: TypeAlias = dict[str, dict[int, float]]  # by TensorBoard's tag, value by step or epoch
 
 RESULTS = ("best_epoch", "best_val_acc", "test_acc_at_best_val", "best_test_acc", "last_test_acc", "seconds")
-# The settings in a `cells.csv`: all that make a run another one, and where its teacher was.
+# The settings in a `runs.csv`: all that make a run another one, and where its teacher was.
 COLUMNS = [name for name, each in SETTINGS.items() if each.metadata["identity"] or name == "teacher"]
 
 
@@ -54,7 +54,7 @@ def read_runs(folder: Path) -> list[Run]:
 
 
 def make_row(run: Run, curves: Curves) -> dict[str, Any]:
-    """A finished run as a row of `cells.csv`: its settings as texts, and the RESULTS it has, accuracies in percent."""
+    """A finished run as a row of `runs.csv`: its settings as texts, and the RESULTS it has, accuracies in percent."""
     assert run.result
     score, test = run.result.val_acc, run.result.test_acc * 100
     row: dict[str, Any] = list_texts(run.config) | {"best_epoch": run.result.best_epoch}
@@ -70,23 +70,23 @@ def make_row(run: Run, curves: Curves) -> dict[str, Any]:
 
 
 def list_texts(config: RunConfig) -> dict[str, str]:
-    """A configuration as `cells.csv` has it: texts, empty where a setting is null, and their format."""
+    """A configuration as `runs.csv` has it: texts, empty where a setting is null, and their format."""
     values = config.plain()
-    return {"format": str(FORMAT)} | {name: to_cell(values[name]) for name in COLUMNS}
+    return {"format": str(FORMAT)} | {name: to_text_or_empty(values[name]) for name in COLUMNS}
 
 
-def to_cell(value: Any) -> str:
+def to_text_or_empty(value: Any) -> str:
     """Return the text of a setting in a table, which is empty for null."""
     return "" if value is None else to_text(value)
 
 
 def normalize_value(name: str, text: str) -> str:
     """Return the text of a setting as `texts_of` writes it: "0.05" of "5e-2"; SettingError if it is invalid."""
-    return to_cell(check_value(SETTINGS[name], get_types(RunConfig)[name], text or None))  # type: ignore[arg-type]
+    return to_text_or_empty(check_value(SETTINGS[name], get_types(RunConfig)[name], text or None))  # type: ignore[arg-type]
 
 
-def read_cells(path: Path) -> list[tuple[dict[str, str], RunConfig]]:
-    """The rows of a `cells.csv` as texts, and what the run of each was; UsageError if there is no such file, it is
+def read_rows(path: Path) -> list[tuple[dict[str, str], RunConfig]]:
+    """The rows of a `runs.csv` as texts, and what the run of each was; UsageError if there is no such file, it is
     damaged, or a row lacks a setting that makes a run another one: what is missing is not guessed.
     """
     try:
@@ -101,7 +101,7 @@ def read_cells(path: Path) -> list[tuple[dict[str, str], RunConfig]]:
         raise UsageError(f"{path}: damaged: it is empty")
     if "run" not in columns:
         raise UsageError(f"{path}: has no column run")
-    cells = []
+    read = []
     for number, row in enumerate(rows, 2):
         try:
             if None in row.values() or None in row:
@@ -109,10 +109,10 @@ def read_cells(path: Path) -> list[tuple[dict[str, str], RunConfig]]:
             read_row_result(row)
             values: dict[str, Any] = {name: row[name] or None for name in COLUMNS if name in row}
             check_format(row)
-            cells.append((row, read_config(values)))
+            read.append((row, read_config(values)))
         except (ValueError, KeyError, TypeError, UsageError) as error:
             raise UsageError(f"{path}, line {number}: not as report.py writes it: {error}") from error
-    return cells
+    return read
 
 
 def read_row_result(row: Mapping[str, str]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The engine of sweeps: runs of train.py in processes of their own, as trials of an Optuna study.
 
-Each cell is a trial, enqueued once. Workers are threads, each of which waits for one process at a time; a study lies in
+Each run is a trial, enqueued once. Workers are threads, each of which waits for one process at a time; a study lies in
 a journal in the log folder, or in a database that several machines share.
 """
 
@@ -37,13 +37,13 @@ from core.extras import require_extra
 from core.files import write_bytes
 from core.locks import hold_lock
 from core.settings import get_alternatives, get_types
-from experiments.grid import Cell, Plan, ends
+from experiments.grid import PlannedRun, Sweep, list_ends
 from training.config import SETTINGS, RunConfig
 
 JOURNAL = "study.log"  # in the sweep's log folder
 TRAIN = Path(__file__).parent.parent / "train.py"
 RUN_MEMORY = 1.5e9  # bytes; results/throughput/ has the peak of a run
-HEARTBEAT, GRACE = 20, 90  # seconds; a machine that is silent for longer has died, and others take over its cells
+HEARTBEAT, GRACE = 20, 90  # seconds; a machine that is silent for longer has died, and others take over its runs
 POLL = 1.0  # seconds
 STOPPED = "stopped"  # the reason of a trial that did not fail
 BY_SIGNAL = {128 + SIGINT, 128 + SIGTERM, -SIGINT, -SIGTERM}  # exit statuses
@@ -74,36 +74,36 @@ class SeededByTrial(optuna.samplers.BaseSampler):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a cell ended: with a result, or with the reason why it has none."""
+    """How a run ended: with a result, or with the reason why it has none."""
 
-    assigned: dict[str, str]  # flags on top of the plan's, those that were searched too
+    assigned: dict[str, str]  # flags on top of the sweep's, those that were searched too
     result: dict[str, Any] | None
     reason: str | None = None
 
 
 class Engine:
-    """Runs cells in processes of their own, and keeps the study."""
+    """Trains the runs of a sweep in processes of their own, as trials of a study."""
 
-    def __init__(self, study: Study, plan: Plan, workers: int) -> None:
-        self.study, self.plan, self.workers = study, plan, workers
-        self.known: dict[str, dict[str, Any]] = {}  # results by key, of cells that need no trial
+    def __init__(self, study: Study, sweep: Sweep, workers: int) -> None:
+        self.study, self.sweep, self.workers = study, sweep, workers
+        self.known: dict[str, dict[str, Any]] = {}  # results by key, of runs that need no trial
         self.children: set[BaseProcess] = set()
         self.starting = threading.Lock()  # of a child
         self.stopping = threading.Event()
         self.error: Exception | None = None  # that ended a worker
 
-    def run(self, cells: list[Cell], retry: bool) -> None:
+    def run(self, planned: list[PlannedRun], retry: bool) -> None:
         """Enqueue what has no result and is not in the study yet, and work until nothing is left to do, here or on
         another machine.
         """
-        finished = self.plan.finished()
-        self.known = {cell.key: finished[cell.key] for cell in cells if cell.key in finished}
-        trials = self.trials(cells)
-        for cell in cells:
-            if cell.key in self.known:
+        finished = self.sweep.read_finished()
+        self.known = {run.key: finished[run.key] for run in planned if run.key in finished}
+        trials = self.trials(planned)
+        for run in planned:
+            if run.key in self.known:
                 continue
-            if (trial := trials.get(cell.key)) is None:
-                attributes = {"key": cell.key, "assigned": cell.assigned, "space": cell.space}
+            if (trial := trials.get(run.key)) is None:
+                attributes = {"key": run.key, "assigned": run.assigned, "space": run.space}
                 self.study.enqueue_trial({}, user_attrs=attributes)
             elif trial.state == TrialState.FAIL and retry:
                 enqueue_again(self.study, trial)
@@ -111,7 +111,7 @@ class Engine:
         for thread in threads:
             thread.start()
         try:
-            show_progress(self, cells, threads)
+            show_progress(self, planned, threads)
         finally:
             self.stopping.set()
             with self.starting:  # a child that is being started can be stopped after that
@@ -124,31 +124,31 @@ class Engine:
         if self.error:
             raise self.error
 
-    def trials(self, cells: list[Cell]) -> dict[str, FrozenTrial]:
-        """Return, by the key of the cell, the trial that counts: the one with a result, else the last."""
+    def trials(self, planned: list[PlannedRun]) -> dict[str, FrozenTrial]:
+        """Return, by the key of the run, the trial that counts: the one with a result, else the last."""
         found: dict[str, FrozenTrial] = {}
         for trial in self.study.get_trials(deepcopy=False):
             key = trial.user_attrs.get("key")
             finished = key in found and found[key].state == TrialState.COMPLETE
             if key and not finished and trial.state != TrialState.PRUNED:
                 found[key] = trial
-        return {cell.key: found[cell.key] for cell in cells if cell.key in found}
+        return {run.key: found[run.key] for run in planned if run.key in found}
 
-    def outcomes(self, cells: list[Cell]) -> dict[str, Outcome]:
-        """Return, by key, how the cells ended that did."""
-        ended = {cell.key: Outcome(cell.assigned, self.known[cell.key]) for cell in cells if cell.key in self.known}
-        for key, trial in self.trials(cells).items():
+    def outcomes(self, planned: list[PlannedRun]) -> dict[str, Outcome]:
+        """Return, by key, how the runs ended that did."""
+        ended = {run.key: Outcome(run.assigned, self.known[run.key]) for run in planned if run.key in self.known}
+        for key, trial in self.trials(planned).items():
             reason = trial.user_attrs.get("reason")
             if trial.state == TrialState.COMPLETE or (trial.state == TrialState.FAIL and reason != STOPPED):
                 ended.setdefault(key, Outcome(assigned(trial), trial.user_attrs.get("result"), reason))
         return ended
 
-    def best(self, cells: list[Cell], flag: str) -> list[dict[str, str]]:
-        """Return, for each value of `flag`, what is assigned to the cell with the highest validation accuracy."""
-        scores = {key: (each.result["val_acc"], each) for key, each in self.outcomes(cells).items() if each.result}
+    def best(self, planned: list[PlannedRun], flag: str) -> list[dict[str, str]]:
+        """Return, for each value of `flag`, what is assigned to the run with the highest validation accuracy."""
+        scores = {key: (each.result["val_acc"], each) for key, each in self.outcomes(planned).items() if each.result}
         best: dict[Any, dict[str, str]] = {}
         for _, outcome in sorted(scores.values(), key=lambda pair: pair[0], reverse=True):
-            best.setdefault(getattr(self.plan.config(outcome.assigned), flag), outcome.assigned)
+            best.setdefault(getattr(self.sweep.make_config(outcome.assigned), flag), outcome.assigned)
         return list(best.values())
 
     def _work(self) -> None:
@@ -157,7 +157,7 @@ class Engine:
                 states = {trial.state for trial in self.study.get_trials(deepcopy=False)}
                 if TrialState.WAITING in states:
                     self.study.optimize(self._objective, n_trials=1, catch=Failed, callbacks=[enqueue_stopped])
-                elif TrialState.RUNNING in states:  # another worker's; if that dies, its cell comes back
+                elif TrialState.RUNNING in states:  # another worker's; if that dies, its run comes back
                     optuna.storages.fail_stale_trials(self.study)
                     self.stopping.wait(POLL)
                 else:
@@ -170,7 +170,7 @@ class Engine:
         """One run; its value is the accuracy that chose the best epoch."""
         attributes = trial.user_attrs
         if not attributes:
-            raise optuna.TrialPruned  # another worker took the last cell in the same moment
+            raise optuna.TrialPruned  # another worker took the last run in the same moment
         earlier = self.study.get_trials(deepcopy=False)[: trial.number]
         if any(
             other.user_attrs.get("key") == attributes["key"] and other.state != TrialState.FAIL for other in earlier
@@ -191,16 +191,16 @@ class Engine:
     def _result(self, number: int, values: dict[str, str]) -> dict[str, Any]:
         """The result of a run, which is trained only if, and as far as, that was not done before."""
         try:
-            config = self.plan.config(values)
+            config = self.sweep.make_config(values)
         except UsageError as error:  # of values that contradict each other, which a search may draw
             raise Failed(str(error)) from error
-        if result := self.plan.finished().get(config.identity()):
+        if result := self.sweep.read_finished().get(config.identity()):
             return result
-        if folder := self.plan.unfinished(config):
-            arguments = [f"--resume={folder}", f"--data_dir={self.plan.data_dir}", f"--log_dir={self.plan.log_dir}"]
+        if folder := self.sweep.find_unfinished(config):
+            arguments = [f"--resume={folder}", f"--data_dir={self.sweep.data_dir}", f"--log_dir={self.sweep.log_dir}"]
         else:
-            arguments = self.plan.arguments(values, threads=max(1, cores() // self.workers))
-        output = self.plan.log_dir / "output" / f"{number}.txt"
+            arguments = self.sweep.list_arguments(values, threads=max(1, cores() // self.workers))
+        output = self.sweep.log_dir / "output" / f"{number}.txt"
         output.parent.mkdir(exist_ok=True)
         child = multiprocessing.get_context("spawn").Process(target=run_train, args=(arguments, output))
         with self.starting:
@@ -210,7 +210,7 @@ class Engine:
         if child in self.children:
             child.join()
             self.children.discard(child)
-        result = self.plan.finished().get(config.identity())
+        result = self.sweep.read_finished().get(config.identity())
         if result and child.exitcode == 0:
             return result
         if self.stopping.is_set() or child.exitcode in BY_SIGNAL:
@@ -220,7 +220,7 @@ class Engine:
 
 
 def assigned(trial: Trial | FrozenTrial) -> dict[str, str]:
-    """The flags of a trial's cell on top of the plan's, those that were searched too."""
+    """The flags of a trial's run on top of the sweep's, those that were searched too."""
     return trial.user_attrs["assigned"] | trial.user_attrs.get("chosen", {})
 
 
@@ -228,7 +228,7 @@ def suggest_value(trial: Trial, flag: str, text: str) -> str:
     """One of the choices "sgd,adam", or a number in a range "0.001..0.1", on a logarithmic scale if it is above 0."""
     if ".." not in text:
         return trial.suggest_categorical(flag, text.split(","))
-    low, high = map(float, ends(text))
+    low, high = map(float, list_ends(text))
     if int in get_alternatives(get_types(RunConfig)[flag]):
         step = SETTINGS[flag].metadata["range"].multiple_of
         return str(trial.suggest_int(flag, int(low), int(high), step=step, log=low >= 1 and step == 1))
@@ -264,25 +264,23 @@ def run_train(arguments: list[str], output: Path) -> None:
 
 
 @contextmanager
-def open_study(plan: Plan, cells: Sequence[Cell], storage: str | None) -> Iterator[Study]:
-    """Open the study of these cells, which without a database one process at a time can have.
+def open_study(sweep: Sweep, planned: Sequence[PlannedRun], storage: str | None) -> Iterator[Study]:
+    """Open the study of these runs, which without a database one process at a time can have.
 
-    Commands with other cells have another study, so that sweeps of one name can share a database. What they finished
-    counts: the plan has it as results to reuse.
+    Commands with other runs have another study, so that sweeps of one name can share a database. What they finished
+    counts: the sweep has it as results to reuse.
 
     Raises:
         UsageError: Another process has the study, the journal is damaged, or the database cannot be reached.
     """
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-    plan.log_dir.mkdir(parents=True, exist_ok=True)
-    keys = {
-        cell.key.rpartition(" ")[0] if cell.space else cell.key for cell in cells
-    }  # of a search, without the number
-    name = f"{plan.name} {hashlib.sha256(json.dumps(sorted(keys)).encode()).hexdigest()[:12]}"
-    lock = hold_lock(plan.log_dir / "sweep.lock", f"{plan.log_dir}: another sweep.py is at it")
+    sweep.log_dir.mkdir(parents=True, exist_ok=True)
+    keys = {run.key.rpartition(" ")[0] if run.space else run.key for run in planned}  # of a search, without the number
+    name = f"{sweep.name} {hashlib.sha256(json.dumps(sorted(keys)).encode()).hexdigest()[:12]}"
+    lock = hold_lock(sweep.log_dir / "sweep.lock", f"{sweep.log_dir}: another sweep.py is at it")
     with nullcontext() if storage else lock:
-        opened = open_database(storage) if storage else open_journal(plan.log_dir / JOURNAL)
+        opened = open_database(storage) if storage else open_journal(sweep.log_dir / JOURNAL)
         study = optuna.create_study(
             study_name=name, storage=opened, sampler=SeededByTrial(), direction="maximize", load_if_exists=True
         )
@@ -290,10 +288,10 @@ def open_study(plan: Plan, cells: Sequence[Cell], storage: str | None) -> Iterat
             for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
                 enqueue_again(study, study.tell(trial.number, state=TrialState.FAIL))
         for other in optuna.get_all_study_names(opened):
-            if other.partition(" ")[0] == plan.name and other != name:
+            if other.partition(" ")[0] == sweep.name and other != name:
                 trials = optuna.load_study(study_name=other, storage=opened).get_trials(states=(TrialState.COMPLETE,))
                 known = {t.user_attrs["key"]: t.user_attrs["result"] for t in trials if not t.user_attrs.get("space")}
-                plan.reused = known | plan.reused
+                sweep.reused = known | sweep.reused
         yield study
 
 
@@ -342,16 +340,16 @@ def count_workers() -> int:
     return max(1, min(physical, int(psutil.virtual_memory().available / RUN_MEMORY)))
 
 
-def show_progress(engine: Engine, cells: list[Cell], threads: list[threading.Thread]) -> None:
-    """Print a line for each cell that ends, and on a terminal how far the sweep is, until the threads end."""
+def show_progress(engine: Engine, planned: list[PlannedRun], threads: list[threading.Thread]) -> None:
+    """Print a line for each run that ends, and on a terminal how far the sweep is, until the threads end."""
     shown: set[str] = set()
-    total, best = len({cell.key for cell in cells}), 0.0
+    total, best = len({run.key for run in planned}), 0.0
     with tqdm(total=total, bar_format="{desc}", leave=False, disable=None) as bar:
         working = True
         while working:
             # Asked first, so that the last line is not missed.
             working = any(thread.is_alive() for thread in threads) and not engine.stopping.is_set()
-            outcomes = engine.outcomes(cells)
+            outcomes = engine.outcomes(planned)
             for key, outcome in outcomes.items():
                 if key not in shown:
                     shown.add(key)
@@ -374,12 +372,12 @@ def get_score(result: dict[str, Any] | None) -> float:
 
 
 def describe_outcome(outcome: Outcome) -> str:
-    """Write a cell's flags, and its accuracies or the reason why it has none."""
-    cell = " ".join(f"{flag}={value}" for flag, value in outcome.assigned.items())
+    """Write a run's flags, and its accuracies or the reason why it has none."""
+    run = " ".join(f"{flag}={value}" for flag, value in outcome.assigned.items())
     result = outcome.result
     if result is None:
-        return f"{cell}  failed: {outcome.reason}"
-    parts = [cell, "" if result["best_epoch"] is None else f"best epoch {result['best_epoch']}"]
+        return f"{run}  failed: {outcome.reason}"
+    parts = [run, "" if result["best_epoch"] is None else f"best epoch {result['best_epoch']}"]
     if result.get("select_on") == "test":
         parts.append(f"test {result['test_acc']:.2%}, chosen on it")
     else:

@@ -14,12 +14,12 @@ import pandas as pd
 
 from core.errors import UsageError
 from core.files import write_bytes
-from experiments.runs import COLUMNS, RESULTS, Run, list_texts, make_row, normalize_value, read_cells, read_runs
+from experiments.runs import COLUMNS, RESULTS, Run, list_texts, make_row, normalize_value, read_rows, read_runs
 from training.config import read_config
 from training.description import count_parameters, describe
 from training.files import SUMMARY
 
-CELLS, CURVES, CORRUPTED = "cells.csv", "curves.csv", "corrupted.csv"  # the last is of benchmarks.corruption
+RUNS_CSV, CURVES, CORRUPTED = "runs.csv", "curves.csv", "corrupted.csv"  # the last is of benchmarks.corruption
 TAGS = {f"{part}/{score}" for part in ("train", "val", "test") for score in ("loss", "acc")}  # in CURVES
 TITLES = {"lr": "learning rate", "batch_size": "batch size", "weight_decay": "weight decay"}
 FIRST = ("optimizer", "network", "width", "lr", "batch_size")  # columns
@@ -44,7 +44,7 @@ def collect(runs: dict[str, Run], folder: Path) -> tuple[pd.DataFrame, pd.DataFr
     `folder` know; those come first.
     """
     finished = {key: run for key, run in runs.items() if run.result}
-    rows = [row for row in read_table(folder / CELLS) if row["run"] not in finished]
+    rows = [row for row in read_table(folder / RUNS_CSV) if row["run"] not in finished]
     old = read_csv(folder / CURVES, index_col="run")
     curves = [old[~old.index.isin(finished)]]
     for key, run in sorted(finished.items(), key=lambda pair: (pair[1].folder / SUMMARY).stat().st_mtime):
@@ -62,12 +62,12 @@ def collect(runs: dict[str, Run], folder: Path) -> tuple[pd.DataFrame, pd.DataFr
 
 
 def read_table(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a CELLS file, as `collect` has them; none if there is no such file."""
+    """Return the rows of a RUNS_CSV file, as `collect` has them; none if there is no such file."""
     if not path.exists():
         return []
     return [
         {"run": row["run"]} | list_texts(config) | {name: float(row[name]) for name in RESULTS if row.get(name)}
-        for row, config in read_cells(path)
+        for row, config in read_rows(path)
     ]
 
 

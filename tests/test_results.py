@@ -16,10 +16,10 @@ RESULTS = ROOT / "results"
 
 def made(path: Path) -> bool:
     """Whether it is a page that report.py makes, which the test of pages looks at."""
-    return path.name == "README.md" and (path.parent / "cells.csv").exists()
+    return path.name == "README.md" and (path.parent / "runs.csv").exists()
 
 
-PAGES = sorted(path.parent for path in RESULTS.glob("*/cells.csv"))
+PAGES = sorted(path.parent for path in RESULTS.glob("*/runs.csv"))
 MEASURED: tuple[str, ...] = (  # what programs wrote, by the names of files
     *("table.csv", "comparison.csv", "severities.csv", "corrupted.md", "test.md", "reference.csv", "report.md"),
     "time_to_accuracy.md",
@@ -57,10 +57,10 @@ def test_every_page_is_what_report_makes_of_its_csv_files(
 
 @pytest.mark.parametrize("path", PROSE, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_every_figure_in_prose_is_in_a_file_that_a_program_wrote(path: Path) -> None:
-    notes = (path.parent / "cells.csv").exists()
+    notes = (path.parent / "runs.csv").exists()
     known = numbers(file for file in RESULTS.rglob("*") if file.name in MEASURED or (made(file) and not notes))
     if notes:
-        known |= numbers([path.parent / "cells.csv"])
+        known |= numbers([path.parent / "runs.csv"])
         page = (path.parent / "README.md").read_text(encoding="utf-8")
         known |= numbers_in(page.replace(path.read_text(encoding="utf-8").strip(), ""))
     unknown = [figure for figure in figures(path.read_text(encoding="utf-8")) if not rounded(figure, known)]

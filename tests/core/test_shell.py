@@ -81,7 +81,7 @@ def test_the_commands_that_a_page_keeps_can_be_pasted(
     options = {"--name": [name], "--seeds": ["0,1"], "--compare": groups, "--baseline": ["width=1 seed=0"]}
     text = pages.list_commands([Path("logs", name)], Path("results", name), options)
     anew, report, reuse = (f"python {part}".split("\n\n")[0] for part in text.split("    python ")[1:])
-    table = f"results/{name}/cells.csv"
+    table = f"results/{name}/runs.csv"
     assert pasted(anew) == ["sweep.py", "--config", plan.as_posix()]
     assert pasted(reuse) == ["sweep.py", "--config", plan.as_posix(), "--reuse", table]
     flags = ["--name", name, "--seeds", "0,1", "--compare", *groups, "--baseline", "width=1 seed=0"]

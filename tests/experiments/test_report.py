@@ -63,7 +63,7 @@ class Logs:
     def report(self, **options: Any) -> str:
         return door.report([self.folder], results_dir=self.results, **options).read_text()
 
-    def table(self, name: str = "cells") -> pd.DataFrame:
+    def table(self, name: str = "runs") -> pd.DataFrame:
         return pd.read_csv(self.results / "tried" / f"{name}.csv")
 
 
@@ -271,7 +271,7 @@ def test_two_runs_of_one_name_in_different_folders_are_two(logs: Logs, tmp_path:
     other = Logs(tmp_path / "other")
     other.add([0.50, 0.60], test=0.58)
     page = door.report([logs.folder, other.folder], name="both", results_dir=logs.results)
-    cells = pd.read_csv(page.parent / "cells.csv")
+    cells = pd.read_csv(page.parent / "runs.csv")
     assert sorted(cells["test_acc_at_best_val"]) == [58, 78] and cells["run"].is_unique
     curves = pd.read_csv(page.parent / "curves.csv")
     assert sorted(list(part["val_acc"]) for _, part in curves.groupby("run")) == [[0.5, 0.6], [0.7, 0.8]]
@@ -281,9 +281,9 @@ def test_two_runs_of_one_name_in_different_folders_are_two(logs: Logs, tmp_path:
 def test_a_table_of_another_format_is_refused(logs: Logs, format: str) -> None:
     logs.add([0.70], test=0.7)
     logs.report()
-    table = logs.results / "tried" / "cells.csv"
+    table = logs.results / "tried" / "runs.csv"
     pd.read_csv(table, dtype=str, keep_default_na=False).assign(format=format).to_csv(table, index=False)
-    with pytest.raises(UsageError, match=r"cells\.csv, line 2: .*reads format 4 only; commit 9edcdda is the last"):
+    with pytest.raises(UsageError, match=r"runs\.csv, line 2: .*reads format 4 only; commit 9edcdda is the last"):
         logs.report()
 
 
@@ -291,7 +291,7 @@ def test_the_reports_row_is_found_by_all_flags_that_it_names() -> None:
     from experiments.pages import set_beside
     from experiments.tables import read_reference
 
-    cells = pd.DataFrame(read_table(ROOT / "results" / "coursework" / "cells.csv")).reindex(
+    cells = pd.DataFrame(read_table(ROOT / "results" / "coursework" / "runs.csv")).reindex(
         columns=["run", *COLUMNS, *RESULTS]
     )
     reference = read_reference(ROOT / "results" / "coursework" / "reference.csv")
@@ -317,7 +317,7 @@ def test_a_table_that_is_written_is_read_back_to_the_same(data: st.DataObject) -
         "seconds": data.draw(st.floats(0, 1e6).map(lambda x: round(x, 1))),
     }
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "cells.csv")
+        path = Path(folder, "runs.csv")
         write_table(path, pd.DataFrame([row], columns=["run", "format", *COLUMNS, *RESULTS]))
         assert read_table(path) == [row]
         before = path.read_bytes()
@@ -474,8 +474,8 @@ def test_a_folder_that_is_not_there_is_said(logs: Logs) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("cells.csv", "", "cells.csv: damaged"),
-        ("cells.csv", "lr,seed\n1,2\n", "cells.csv: has no column run"),
+        ("runs.csv", "", "runs.csv: damaged"),
+        ("runs.csv", "lr,seed\n1,2\n", "runs.csv: has no column run"),
         ("curves.csv", 'run,"epoch\n1', "curves.csv: damaged"),
         ("reference.csv", "", "reference.csv: damaged"),
     ],

@@ -17,11 +17,11 @@ class Search:
     """A search of eight rates in a folder of its own, in which no run is trained."""
 
     def __init__(self, folder: Path) -> None:
-        self.plan = grid.Plan(None, "", "tried", *[folder] * 3)
-        self.cells = self.plan.search("lr=0.001..0.1", 8)
+        self.sweep = grid.Sweep(None, "", "tried", *[folder] * 3)
+        self.planned = self.sweep.expand_search("lr=0.001..0.1", 8)
 
     def run(self, monkeypatch: pytest.MonkeyPatch, count: int = 8) -> dict[str, str]:
-        """The rate of each finished cell, after a process that is stopped when it has finished `count` cells."""
+        """The rate of each finished run, after a process that is stopped when it has finished `count` runs."""
         done = 0
 
         def result(engine: Engine, number: int, values: dict[str, str]) -> dict[str, Any]:
@@ -33,10 +33,10 @@ class Search:
             return RESULT | {"val_acc": float(values["lr"])}
 
         monkeypatch.setattr(Engine, "_result", result)
-        with open_study(self.plan, self.cells, None) as study:
-            engine = Engine(study, self.plan, workers=1)
-            engine.run(self.cells, retry=False)
-            return {key: each.assigned["lr"] for key, each in engine.outcomes(self.cells).items() if each.result}
+        with open_study(self.sweep, self.planned, None) as study:
+            engine = Engine(study, self.sweep, workers=1)
+            engine.run(self.planned, retry=False)
+            return {key: each.assigned["lr"] for key, each in engine.outcomes(self.planned).items() if each.result}
 
 
 def test_a_search_that_was_stopped_proposes_what_one_that_was_not_does(
@@ -69,41 +69,41 @@ def test_a_cell_that_was_stopped_is_shown_when_it_is_finished(
 def test_a_result_from_elsewhere_counts_only_in_the_sweep_that_asked_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = grid.Plan(None, "", "tried", *[tmp_path] * 3)
-    cells = plan.grid("seed=0")
+    sweep = grid.Sweep(None, "", "tried", *[tmp_path] * 3)
+    planned = sweep.expand_grid("seed=0")
     monkeypatch.setattr(Engine, "_result", lambda *arguments: RESULT | {"val_acc": 0.8})
     for reused in (True, False):
-        plan.reused = {cells[0].key: RESULT | {"reused": "a.csv", "val_acc": 0.9}} if reused else {}
-        with open_study(plan, cells, None) as study:
-            engine = Engine(study, plan, workers=1)
-            engine.run(cells, retry=False)
-            (outcome,) = engine.outcomes(cells).values()
+        sweep.reused = {planned[0].key: RESULT | {"reused": "a.csv", "val_acc": 0.9}} if reused else {}
+        with open_study(sweep, planned, None) as study:
+            engine = Engine(study, sweep, workers=1)
+            engine.run(planned, retry=False)
+            (outcome,) = engine.outcomes(planned).values()
             assert outcome.result and outcome.result["val_acc"] == (0.9 if reused else 0.8)
 
 
 def finish(folder: Path, grid_text: str, storage: str | None, seen: list[str]) -> list[str]:
     """The lines of a sweep without runs, in a folder of its own; `seen` gets the seeds that were run."""
-    plan = grid.Plan(None, "", "tried", *[folder] * 3)
-    cells = plan.grid(grid_text)
-    with open_study(plan, cells, storage) as study:
-        engine = Engine(study, plan, workers=1)
+    sweep = grid.Sweep(None, "", "tried", *[folder] * 3)
+    planned = sweep.expand_grid(grid_text)
+    with open_study(sweep, planned, storage) as study:
+        engine = Engine(study, sweep, workers=1)
         engine._result = lambda number, values: seen.append(values["seed"]) or RESULT | {"val_acc": 0.8}  # type: ignore
-        engine.run(cells, retry=False)
-        return sorted(outcome.assigned["seed"] for outcome in engine.outcomes(cells).values() if outcome.result)
+        engine.run(planned, retry=False)
+        return sorted(outcome.assigned["seed"] for outcome in engine.outcomes(planned).values() if outcome.result)
 
 
 def test_sweeps_with_other_grids_share_a_database(tmp_path: Path) -> None:
     storage, seen = f"sqlite:///{tmp_path / 'shared.db'}", list[str]()
-    one, other = grid.Plan(None, "", "tried", *[tmp_path] * 3), grid.Plan(None, "", "tried", *[tmp_path] * 3)
+    one, other = grid.Sweep(None, "", "tried", *[tmp_path] * 3), grid.Sweep(None, "", "tried", *[tmp_path] * 3)
     with (
-        open_study(one, one.grid("seed=0,1"), storage) as study,
-        open_study(other, other.grid("seed=2"), storage) as second,
+        open_study(one, one.expand_grid("seed=0,1"), storage) as study,
+        open_study(other, other.expand_grid("seed=2"), storage) as second,
     ):
         second.enqueue_trial({}, user_attrs={"key": "of the other", "assigned": {}, "space": {}})
         engine = Engine(study, one, workers=1)
         engine._result = lambda number, values: RESULT | {"val_acc": 0.8}  # type: ignore
-        engine.run(one.grid("seed=0,1"), retry=False)
-        assert all(outcome.result for outcome in engine.outcomes(one.grid("seed=0,1")).values())
+        engine.run(one.expand_grid("seed=0,1"), retry=False)
+        assert all(outcome.result for outcome in engine.outcomes(one.expand_grid("seed=0,1")).values())
         assert [trial.state.name for trial in second.get_trials()] == ["WAITING"]
     # What another machine has finished with a smaller grid is not run again.
     assert finish(tmp_path / "elsewhere", "seed=0,1,2", storage, seen) == ["0", "1", "2"] and seen == ["2"]
@@ -122,12 +122,12 @@ def test_a_damaged_journal_is_a_line_and_its_advice_holds(tmp_path: Path, damage
 
 
 def test_a_search_goes_on_after_values_that_contradict_each_other(tmp_path: Path) -> None:
-    plan = grid.Plan(None, "", "tried", *[tmp_path] * 3)
-    (cell,) = plan.search("network=lenet5,resnet width=1..4", 1)
-    with open_study(plan, [cell], None) as study:
-        engine = Engine(study, plan, workers=1)
+    sweep = grid.Sweep(None, "", "tried", *[tmp_path] * 3)
+    (run,) = sweep.expand_search("network=lenet5,resnet width=1..4", 1)
+    with open_study(sweep, [run], None) as study:
+        engine = Engine(study, sweep, workers=1)
         with pytest.raises(Failed, match="width 2: only lenet5 or lenet5-bn has one"):
-            engine._result(0, cell.assigned | {"network": "resnet", "width": "2"})
+            engine._result(0, run.assigned | {"network": "resnet", "width": "2"})
 
 
 def test_whole_numbers_are_drawn_where_a_flag_takes_them() -> None:
@@ -137,5 +137,5 @@ def test_whole_numbers_are_drawn_where_a_flag_takes_them() -> None:
 
 
 def test_a_table_to_reuse_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"cells\.csv: No such file"):
-        grid.Plan(None, "", "tried", tmp_path, tmp_path, tmp_path, tmp_path / "cells.csv")
+    with pytest.raises(UsageError, match=r"runs\.csv: No such file"):
+        grid.Sweep(None, "", "tried", tmp_path, tmp_path, tmp_path, tmp_path / "runs.csv")

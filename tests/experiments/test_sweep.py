@@ -50,7 +50,7 @@ class Sweeps:
     def runs(self) -> list[Run]:
         return read_runs(self.folder / "log" / "tried")
 
-    def finished(self) -> dict[str, Run]:
+    def read_finished(self) -> dict[str, Run]:
         return {run.name: run for run in self.runs() if run.result}
 
     def checkpoints(self, run: Run) -> Path:
@@ -91,14 +91,14 @@ def test_a_killed_sweep_goes_on_where_it_stood_and_ends_as_one_that_was_not(
         time.sleep(pause.uniform(5, 12))
         os.kill(process.pid, signal.SIGKILL)  # the sweep alone: its runs have to notice
         process.wait()
-        assert finished.items() <= sweeps.finished().items()
-        finished = sweeps.finished()
+        assert finished.items() <= sweeps.read_finished().items()
+        finished = sweeps.read_finished()
     assert sweeps.run(*flags, base="epochs=20")[0] == 0
 
-    assert finished.items() <= sweeps.finished().items()  # not run again
-    assert sweeps.finished().keys() == whole.finished().keys()
-    for name, run in whole.finished().items():
-        other = sweeps.finished()[name]
+    assert finished.items() <= sweeps.read_finished().items()  # not run again
+    assert sweeps.read_finished().keys() == whole.read_finished().keys()
+    for name, run in whole.read_finished().items():
+        other = sweeps.read_finished()[name]
         assert run.result and other.result
         for figure in ("best_epoch", "val_acc", "test_acc", "test_loss"):
             assert getattr(run.result, figure) == getattr(other.result, figure)
@@ -118,7 +118,7 @@ def test_ctrl_c_stops_the_runs_and_says_how_to_go_on(sweeps: Sweeps) -> None:
     assert states.count("WAITING") == 2 and "RUNNING" not in states
 
 
-def test_cells_that_are_no_longer_asked_for_are_not_run(sweeps: Sweeps) -> None:
+def test_runs_of_an_earlier_command_are_not_trained(sweeps: Sweeps) -> None:
     process = sweeps.start("--grid", "seed=0,1", "--workers", "1", base="epochs=500")
     while not list(sweeps.folder.rglob("last.ckpt")):
         time.sleep(0.2)
@@ -140,7 +140,7 @@ def test_a_failed_cell_is_shown_with_its_reason_and_run_again_on_request_only(sw
     flags = ("--grid", "optimizer=sgd lr=1e30,0.01")
     for _ in range(2):
         status, lines, errors = sweeps.run(*flags)
-        assert status == 1 and errors == "sweep.py: some cells failed; --retry runs them again\n"
+        assert status == 1 and errors == "sweep.py: some runs failed; --retry runs them again\n"
         (failed,) = (line for line in lines if "  failed: " in line)
         assert "lr=1e30" in failed and "the training loss is" in failed
     assert len(sweeps.runs()) == 2
@@ -148,7 +148,7 @@ def test_a_failed_cell_is_shown_with_its_reason_and_run_again_on_request_only(sw
     assert len(sweeps.runs()) == 3
 
 
-def test_a_search_tries_as_many_cells_as_asked_within_its_space(sweeps: Sweeps) -> None:
+def test_a_search_tries_as_many_runs_as_asked_within_its_space(sweeps: Sweeps) -> None:
     flags = ("--search", "optimizer=sgd,adam lr=0.001..0.1 width=1..2", "--trials", "3")
     assert sweeps.run(*flags, base="epochs=1")[0] == 0
     for run in sweeps.runs():
@@ -163,28 +163,28 @@ def test_a_search_tries_as_many_cells_as_asked_within_its_space(sweeps: Sweeps) 
     assert len(sweeps.runs()) == 3
 
 
-def table_of(sweeps: Sweeps, *cells: dict[str, Any]) -> Path:
-    """A `cells.csv` as report.py writes it, with a run of each of these flags, on top of those of the sweeps; each
+def table_of(sweeps: Sweeps, *planned: dict[str, Any]) -> Path:
+    """A `runs.csv` as report.py writes it, with a run of each of these flags, on top of those of the sweeps; each
     reached a little less than the one before it.
     """
     base = dict(word.split("=") for word in f"{BASE} epochs=2".split())
     rows = []
-    for number, flags in enumerate(cells):
+    for number, flags in enumerate(planned):
         texts = list_texts(resolve_config(RunConfig(**base | flags)))
         score, test = 81.0 - number, 79.5
         results = {"best_epoch": 2, "best_val_acc": score, "test_acc_at_best_val": test, "seconds": 7.5}
         if flags.get("select_on") == "test":
             results = {"best_epoch": 2, "best_test_acc": score, "last_test_acc": test, "seconds": 7.5}
         rows.append({"run": f"elsewhere/version_{number}"} | texts | results)
-    path = sweeps.folder / "results" / "cells.csv"
+    path = sweeps.folder / "results" / "runs.csv"
     path.parent.mkdir(parents=True)
     write_table(path, pd.DataFrame(rows, columns=["run", *texts, *RESULTS]))
     return path
 
 
 def test_the_best_cell_is_repeated_with_fresh_seeds(sweeps: Sweeps) -> None:
-    cells = [("sgd", 0.05), ("adam", 0.002), ("adam", 0.1), ("sgd", 0.01)]
-    table = table_of(sweeps, *({"optimizer": optimizer, "lr": lr} for optimizer, lr in cells))
+    planned = [("sgd", 0.05), ("adam", 0.002), ("adam", 0.1), ("sgd", 0.01)]
+    table = table_of(sweeps, *({"optimizer": optimizer, "lr": lr} for optimizer, lr in planned))
     flags = ("--grid", "optimizer=sgd lr=0.01,0.05", "optimizer=adam lr=0.002,0.1", "--reuse", str(table))
     assert sweeps.run(*flags, "--best_per", "optimizer", "--repeat", "seed=1,2")[0] == 0
     repeated = sorted(run.name for run in sweeps.runs())
@@ -212,14 +212,15 @@ def test_a_run_is_trained_anew_though_the_results_of_the_repository_have_it(swee
 def test_another_experiment_does_not_take_the_results_of_one_that_lacked_its_flag(
     tmp_path: Path, other: dict[str, Any]
 ) -> None:
-    table = ROOT / "results" / "coursework" / "cells.csv"
-    plan = grid.Plan("coursework", "", None, *[tmp_path] * 3, table)  # type: ignore[call-arg]
-    assert len(plan.finished()) == 27
+    table = ROOT / "results" / "coursework" / "runs.csv"
+    sweep = grid.Sweep("coursework", "", None, *[tmp_path] * 3, table)  # type: ignore[call-arg]
+    assert len(sweep.read_finished()) == 27
     texts = {"optimizer": "sgd", "lr": "0.005", "batch_size": "64", "epochs": "90"}
-    assert plan.config(texts).identity() in plan.finished()
+    assert sweep.make_config(texts).identity() in sweep.read_finished()
     if other != {"normalize": "dataset"}:  # which the recipe has
         assert (
-            plan.config(texts | {name: str(value) for name, value in other.items()}).identity() not in plan.finished()
+            sweep.make_config(texts | {name: str(value) for name, value in other.items()}).identity()
+            not in sweep.read_finished()
         )
 
 
@@ -237,7 +238,7 @@ def test_what_was_chosen_on_the_test_set_is_not_called_validation(sweeps: Sweeps
 
 @pytest.mark.parametrize("content", ["lr,seed\n0.001,0\n", "", None])
 def test_a_table_that_report_did_not_write_is_named(sweeps: Sweeps, content: str | None) -> None:
-    table = sweeps.folder / "cells.csv"
+    table = sweeps.folder / "runs.csv"
     table.parent.mkdir()
     if content is not None:
         table.write_text(content)
@@ -253,14 +254,14 @@ def test_a_file_in_the_way_of_a_folder_is_named(sweeps: Sweeps) -> None:
 
 
 def test_what_ends_a_worker_ends_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(plan: grid.Plan) -> None:
+    def full(sweep: grid.Sweep) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(grid.Plan, "finished", full)
-    plan = grid.Plan(None, "", "tried", *[tmp_path] * 3)
-    cells = plan.grid("seed=0,1,2")
-    with open_study(plan, cells, None) as study, pytest.raises(OSError, match="No space left"):
-        Engine(study, plan, workers=2).run(cells, retry=False)
+    monkeypatch.setattr(grid.Sweep, "read_finished", full)
+    sweep = grid.Sweep(None, "", "tried", *[tmp_path] * 3)
+    planned = sweep.expand_grid("seed=0,1,2")
+    with open_study(sweep, planned, None) as study, pytest.raises(OSError, match="No space left"):
+        Engine(study, sweep, workers=2).run(planned, retry=False)
 
 
 def test_half_a_line_at_the_end_of_the_journal_is_dropped(sweeps: Sweeps) -> None:
@@ -268,7 +269,7 @@ def test_half_a_line_at_the_end_of_the_journal_is_dropped(sweeps: Sweeps) -> Non
     with (sweeps.folder / "log" / "tried" / "study.log").open("a") as file:
         file.write('{"op_code":5,"trial')
     assert sweeps.run("--grid", "seed=0,1", base="epochs=1")[0] == 0
-    assert len(sweeps.finished()) == 2
+    assert len(sweeps.read_finished()) == 2
 
 
 @pytest.mark.parametrize(
@@ -303,7 +304,7 @@ def test_what_makes_no_sense_is_refused_before_anything_is_written(
 
 
 @pytest.mark.slow
-def test_machines_share_the_cells_of_a_database_and_take_over_those_of_one_that_died(
+def test_machines_share_the_runs_of_a_database_and_take_over_those_of_one_that_died(
     sweeps: Sweeps, tmp_path: Path, program: Any, data_dir: Path
 ) -> None:
     url = os.environ.get("SWEEP_DATABASE")
@@ -322,7 +323,7 @@ def test_machines_share_the_cells_of_a_database_and_take_over_those_of_one_that_
     output, errors = living.communicate(timeout=300)
     assert (living.returncode, errors) == (0, "")
     assert output.count("best epoch") == 4
-    assert len(sweeps.finished()) + len(other.finished()) == 4
+    assert len(sweeps.read_finished()) + len(other.read_finished()) == 4
     (name,) = optuna.get_all_study_names(url)
     states = [trial.state.name for trial in optuna.load_study(study_name=name, storage=url).get_trials()]
     assert states.count("COMPLETE") == 4 and "RUNNING" not in states
@@ -342,18 +343,18 @@ def test_a_line_says_how_to_install_what_only_postgresql_needs(monkeypatch: pyte
 
 
 def test_a_row_that_ends_early_is_named(tmp_path: Path) -> None:
-    rows = (ROOT / "results" / "coursework" / "cells.csv").read_text().splitlines(keepends=True)
-    table = tmp_path / "cells.csv"
+    rows = (ROOT / "results" / "coursework" / "runs.csv").read_text().splitlines(keepends=True)
+    table = tmp_path / "runs.csv"
     table.write_text("".join(rows[:2]) + rows[2][:-40])
-    with pytest.raises(UsageError, match=r"cells\.csv, line 3: not as report\.py writes it"):
-        grid.Plan("coursework", "", None, *[tmp_path] * 3, table)  # type: ignore[call-arg]
+    with pytest.raises(UsageError, match=r"runs\.csv, line 3: not as report\.py writes it"):
+        grid.Sweep("coursework", "", None, *[tmp_path] * 3, table)  # type: ignore[call-arg]
 
 
 def test_a_search_that_is_stopped_proposes_what_one_that_is_not_would(tmp_path: Path) -> None:
     def rates(counts: list[int], folder: str) -> list[str]:
-        plan, found = grid.Plan(None, "", "tried", *[tmp_path / folder] * 3), []
+        sweep, found = grid.Sweep(None, "", "tried", *[tmp_path / folder] * 3), []
         for count in counts:  # each in a study opened anew, as by another process
-            with open_study(plan, [], None) as opened:
+            with open_study(sweep, [], None) as opened:
                 for _ in range(count):
                     trial = opened.ask()
                     found.append(suggest_value(trial, "lr", "0.001..0.1") + suggest_value(trial, "width", "1..50"))
@@ -364,24 +365,28 @@ def test_a_search_that_is_stopped_proposes_what_one_that_is_not_would(tmp_path: 
     assert whole == stopped and len(set(whole)) == 8
 
 
-def test_the_sweeps_in_the_repository_are_the_reports_cells_and_the_study(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_sweeps_in_the_repository_are_the_runs_in_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import yaml
 
     from models import distillation
 
     monkeypatch.setattr(distillation, "teacher_sha256", lambda path: "0" * 64)  # a clone has no teacher yet
-    plans = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / "recipes" / "sweeps").glob("*.yaml")}
+    sweep_files = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / "recipes" / "sweeps").glob("*.yaml")}
     sizes = {}
-    for name, texts in plans.items():
-        table = ROOT / "results" / name / "cells.csv"
-        plan = grid.Plan(texts.get("recipe"), texts["base"], texts.get("name"), *[tmp_path] * 3, table)  # type: ignore[call-arg]
-        assert plan.name == name
-        configs = {cell.key: plan.config(cell.assigned) for text in texts["grid"] for cell in plan.grid(text)}
+    for name, texts in sweep_files.items():
+        table = ROOT / "results" / name / "runs.csv"
+        sweep = grid.Sweep(texts.get("recipe"), texts["base"], texts.get("name"), *[tmp_path] * 3, table)  # type: ignore[call-arg]
+        assert sweep.name == name
+        configs = {
+            run.key: sweep.make_config(run.assigned) for text in texts["grid"] for run in sweep.expand_grid(text)
+        }
         # results/ has them all, but for those whose teacher is not known to be the one that is there.
         known = {key for key, config in configs.items() if not config.teacher}
-        assert known and known <= plan.finished().keys() and (configs.keys() - known).isdisjoint(plan.finished())
+        assert (
+            known
+            and known <= sweep.read_finished().keys()
+            and (configs.keys() - known).isdisjoint(sweep.read_finished())
+        )
         sizes[name] = len(configs)
     assert sizes["coursework"] == 27 and sizes["sgd_vs_adam"] == 12
 
