@@ -69,15 +69,15 @@ def main() -> None:
         return
 
     # PyTorch and Lightning take seconds to import: a bad flag is refused before.
-    from training.resume import finished, to_resume
+    from training.resume import find_result, read_run_to_resume
 
     if finding:
         find_lr(config)
         return
     result = None
     if resume:
-        config, resume = to_resume(find_checkpoints(resume), flags)
-        result = finished(config, resume)
+        config, resume = read_run_to_resume(find_checkpoints(resume), flags)
+        result = find_result(config, resume)
     print(summary(result or train(config, resume=resume, started=started)))
 
 

@@ -106,10 +106,10 @@ def run(data_dir: Path, tmp_path: Path) -> Any:
 
 def resume(path: Path, **changes: Any) -> Any:
     """Goes on with the run whose checkpoints are in a folder."""
-    from training.resume import to_resume
+    from training.resume import read_run_to_resume
     from training.run import train
 
-    config, checkpoint = to_resume(path, changes)
+    config, checkpoint = read_run_to_resume(path, changes)
     return train(config, resume=checkpoint)
 
 

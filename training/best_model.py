@@ -30,7 +30,7 @@ from core.files import write_bytes
 from models.calibration import fit_temperature
 from models.classifier import compute_logits
 from training.callbacks import best_checkpoint
-from training.hardware import give_back_freed_memory
+from training.hardware import return_freed_memory
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -114,7 +114,7 @@ class BestModel(Callback):
         if self._shown or not any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
             return
         self._shown = True
-        give_back_freed_memory()
+        return_freed_memory()
         predictions, maps = None, {}
         if isinstance(loaders, list | tuple):
             loaders = loaders[0] if loaders else None

@@ -30,7 +30,7 @@ FOLDERS = "folders"  # an entry of a run's checkpoint, beside those of `models.c
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, flushes to disk, then moves into place: a kill leaves the checkpoint before."""
+    """Checkpoints that are written beside the target, flushed, then moved there: a kill leaves the one before."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
@@ -84,10 +84,10 @@ class RunCheckpoint(ModelCheckpoint):
 
 
 class StopOnSignal(StopSignals, Callback):
-    """Stops a run at once: nothing is written then, and the run goes on from the checkpoint of its last whole epoch.
+    """Stop a run at once: nothing is written, and the run resumes from the checkpoint of its last whole epoch.
 
     `folder` is that of the run's checkpoints, once there is one. Of several processes each stops by itself, as soon as
-    all have met, and only the first of a machine says so.
+    all have met, and only the first of a machine prints a line.
     """
 
     folder: Path | None = None
@@ -117,7 +117,7 @@ class StopOnSignal(StopSignals, Callback):
 
 
 def calibrate(path: Path, temperature: float) -> None:
-    """Add the temperature to a run's checkpoint."""
+    """Add the temperature of `fit_temperature` to a run's checkpoint."""
     entries = torch.load(path, weights_only=True)
     AtomicCheckpointIO().save_checkpoint(entries | {TEMPERATURE: temperature}, path)
 

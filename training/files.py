@@ -20,14 +20,14 @@ from core.settings import FORMAT, check_format
 from training.config import RunConfig, read_config
 
 # In the log folder of a run, logs/<name>/version_N.
-CONFIG = "config.yaml"  # what the run is; `--config` takes it back
+CONFIG = "config.yaml"  # the run's configuration, also for `--config`
 SUMMARY = "summary.json"  # its result, once it is finished
-LOCK = "run.lock"  # among the checkpoints, while a process is at the run
+LOCK = "run.lock"  # among the checkpoints, while a process trains the run
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run reached. Accuracies are fractions; with `select_on` "test" both are of the test set."""
+    """The result of a run. Accuracies are fractions; with `select_on` "test" both are of the test set."""
 
     epochs: int
     select_on: str
@@ -43,10 +43,7 @@ class RunResult:
 
     def plain(self) -> dict[str, Any]:
         """Return all values by name, as JSON takes them."""
-        paths = {
-            name: path and str(path) for name, path in (("log_dir", self.log_dir), ("checkpoint", self.checkpoint))
-        }
-        return asdict(self) | paths
+        return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
 
     @classmethod
     def read(cls, values: dict[str, Any]) -> "RunResult":
@@ -56,9 +53,9 @@ class RunResult:
 
 
 def reserve_version(log_dir: Path, checkpoint_dir: Path) -> str:
-    """Make the folders `version_N` of a new run below both, and return that name.
+    """Make the folders `version_N` of a new run below both, and return that name; UsageError if that is not possible.
 
-    mkdir decides who has N, so no two runs share it, however close together they start.
+    N is of the run whose mkdir succeeds, so no two runs share it, however close together they start.
     """
     for number in itertools.count():
         version = f"version_{number}"
@@ -77,7 +74,7 @@ def reserve_version(log_dir: Path, checkpoint_dir: Path) -> str:
 
 @contextmanager
 def lock_run(folder: Path) -> Iterator[None]:
-    """Keep other processes from a run, by the folder of its checkpoints; UsageError if another one is at it."""
+    """Lock a run by the folder of its checkpoints within this context; UsageError if another process trains it."""
     path = folder / LOCK
     with hold_lock(path, f"{folder}: another process is at this run"):
         try:
@@ -88,7 +85,7 @@ def lock_run(folder: Path) -> Iterator[None]:
 
 
 def write_config(folder: Path, config: RunConfig) -> None:
-    """The run's configuration, whole or not at all."""
+    """Write the configuration of a run into its log folder, whole or not at all."""
     text = "# This run again, with the same versions, machine and threads bit for bit: python train.py --config FILE\n"
     text += yaml.safe_dump({"format": FORMAT} | config.plain(), sort_keys=False, allow_unicode=True)
     write_bytes(folder / CONFIG, text.encode())

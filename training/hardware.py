@@ -1,4 +1,4 @@
-"""What the machine decides of a run: the number format of its training steps, and how memory is handled."""
+"""How a run uses the machine: the number format of its training steps, and freed memory."""
 
 import ctypes
 import os
@@ -18,11 +18,11 @@ DEFAULT_THRESHOLD = 128 * 2**10
 
 
 def fastest_precision(accelerator: str = "cpu") -> str:
-    """ "bf16-mixed" where the processor multiplies bfloat16 numbers by instructions of its own, else "32-true".
+    """Return "bf16-mixed" where the processor has instructions that multiply bfloat16 numbers, else "32-true".
 
     Decided by what the processor is, never by a timing. Without such instructions bfloat16 is up to 25 times slower
-    (github.com/pytorch/pytorch/issues/183815). ARM and GPUs get float32, since nobody measured them yet; so does a
-    PyTorch that cannot tell.
+    (github.com/pytorch/pytorch/issues/183815). ARM processors and GPUs get float32, since they were not measured; so
+    does a PyTorch that cannot tell.
     """
     on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
     instructions: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
@@ -32,10 +32,10 @@ def fastest_precision(accelerator: str = "cpu") -> str:
 
 
 def keep_freed_memory() -> None:
-    """Let the process reuse the memory that tensors free, instead of giving it back to the system and asking anew.
+    """Let the process reuse the memory that tensors free, instead of returning it to the system.
 
     Each training step takes and frees the same tens of megabytes. glibc may return them each time, and then the kernel
-    has to map and clear every page again in the next step; results/speed.md tells what that costs. Whether it does
+    has to map and clear every page again in the next step; results/speed.md has the cost. Whether it does
     depends on what happens to lie on the heap, and so changes from run to run. Elsewhere this does nothing.
     """
     if platform.libc_ver()[0] == "glibc":
@@ -44,7 +44,7 @@ def keep_freed_memory() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, 512 * 2**20)  # the heap shrinks only when this much at its end is free
 
 
-def give_back_freed_memory() -> None:
+def return_freed_memory() -> None:
     """End `keep_freed_memory`: what comes after the training steps would only add its memory to theirs."""
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

@@ -37,14 +37,14 @@ VALLEY = 0.9  # share of the loss's whole fall that is kept everywhere in the va
 
 @dataclass(frozen=True)
 class LRRange:
-    """What the test found."""
+    """The losses of the test, and what follows from them."""
 
     lrs: np.ndarray  # float64 [N], learning rates, each the middle of a window
     losses: np.ndarray  # float64 [N], training losses averaged over the windows
 
     @property
     def valley(self) -> tuple[float, float]:
-        """The learning rates between which the loss stays close to its lowest."""
+        """Return the learning rates between which the loss stays close to its lowest."""
         lowest = int(np.argmin(self.losses))
         limit = VALLEY * self.losses[lowest] + (1 - VALLEY) * self.losses[0]
         outside = np.flatnonzero(self.losses > limit)
@@ -54,12 +54,12 @@ class LRRange:
 
     @property
     def suggestion(self) -> float:
-        """The middle of the valley, a geometric mean, to two digits."""
+        """Return the middle of the valley, a geometric mean, to two digits."""
         return float(f"{np.sqrt(np.prod(self.valley)):.2g}")
 
 
 class RecordedModule(LeNetModule):
-    """A `LeNetModule` that keeps the loss of each step, and stops the training where it is no longer finite."""
+    """A `LeNetModule` that records the loss of each step, and stops the training where it is no longer finite."""
 
     def setup(self, stage: str) -> None:
         self.losses: list[float] = []
@@ -74,7 +74,7 @@ class RecordedModule(LeNetModule):
         return outputs
 
     def on_train_epoch_end(self) -> None:
-        """No metrics, which an epoch without a finite loss does not have."""
+        """Compute no metrics: an epoch without a finite loss has none."""
 
 
 def find_lr(config: RunConfig) -> tuple[float, Path]:

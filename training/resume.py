@@ -18,7 +18,7 @@ from training.config import SETTINGS, RunConfig
 from training.files import RunResult, read_result
 
 
-def to_resume(path: Path, given: dict[str, Any]) -> tuple[RunConfig, Path]:
+def read_run_to_resume(path: Path, given: dict[str, Any]) -> tuple[RunConfig, Path]:
     """Read how a run goes on.
 
     Args:
@@ -82,8 +82,8 @@ def find_folders(config: RunConfig, folder: Path, stored: dict[str, str], given:
     return found
 
 
-def finished(config: RunConfig, resume: Path) -> RunResult | None:
-    """Return the result of the run to resume, if it has trained all its epochs and was tested."""
+def find_result(config: RunConfig, resume: Path) -> RunResult | None:
+    """Return the result of the run to resume; None if it still has to train or to be tested."""
     folder = config.log_dir / resume.parent.parent.name / resume.parent.name
     found = read_result(folder)
     if not found or found[1].epochs < config.epochs:

@@ -56,16 +56,16 @@ def train(
     """Train LeNet-5 on CIFAR-10, then test the checkpoint that was best on the validation split, once.
 
     Args:
-        config: What the run is; None takes the defaults.
-        resume: The checkpoint to go on from, in the folder of its run, whose configuration `config` is.
+        config: The run's configuration; None takes the defaults.
+        resume: The checkpoint to resume from, in the folder of its run, whose configuration `config` is.
         started: `time.time()` when the command started; None is now.
         flags: Single settings of `RunConfig`, such as `epochs=3`, instead of those of `config`.
 
     Returns:
-        What the run reached. Of several processes the first alone returns, and the others end.
+        The result. Of several processes the first alone returns, and the others end.
 
     Raises:
-        UsageError: The settings contradict each other.
+        UsageError: The settings contradict each other, or another run goes on in this process.
         DataError: No source gives the data set.
         FloatingPointError: The training loss is no longer finite.
         Stopped: Ctrl-C or SIGTERM.
@@ -87,7 +87,7 @@ def train(
 
 @dataclass(frozen=True)
 class Watch:
-    """The callbacks of a run that others of its steps ask."""
+    """The callbacks of a run whose values its other steps use."""
 
     stop: StopOnSignal
     clock: visible.RunClock
@@ -95,8 +95,8 @@ class Watch:
     best: RunCheckpoint | None  # None if no epoch is chosen
     last: RunCheckpoint
 
-    def callbacks(self, config: RunConfig) -> list[pl.Callback]:
-        """All that watches a run, in the order in which it acts: checkpoints come last."""
+    def make_callbacks(self, config: RunConfig) -> list[pl.Callback]:
+        """Return all callbacks of a run in the order in which they act: checkpoints come last."""
         lines = [] if config.quiet else [visible.ProgressBar(self.clock), visible.EpochLine(self.clock)]
         parts: list[pl.Callback] = [*lines, visible.EpochHistory(self.clock), self.clock]
         parts += [self.stop, visible.SeededEpochs(config.seed)]
@@ -113,7 +113,7 @@ class Watch:
 
 @dataclass
 class Run:
-    """The parts of a run; `logger` is None, and nothing locked, if nothing is kept."""
+    """The parts of a run; `logger` is None, and nothing is locked, if nothing is written."""
 
     config: RunConfig
     resume: Path | None
@@ -127,7 +127,7 @@ class Run:
 
 
 def build(config: RunConfig, resume: Path | None = None, started: float | None = None) -> Run:
-    """All parts of a run, and its folders; those come last, so that neither bad flags nor missing data leave any."""
+    """Make all parts of a run, and last its folders, so that neither bad flags nor missing data leave any."""
     refuse_hardware(config)
     config = complete(config)
     prepare_process(config)
@@ -144,7 +144,7 @@ def build(config: RunConfig, resume: Path | None = None, started: float | None =
     trainer = make_trainer(
         config,
         max_epochs=config.epochs,
-        callbacks=watch.callbacks(config),
+        callbacks=watch.make_callbacks(config),
         limit_val_batches=None if monitor else 0,
         log_every_n_steps=LOG_EVERY,
         enable_checkpointing=not config.fast_dev_run,
@@ -164,7 +164,11 @@ def build(config: RunConfig, resume: Path | None = None, started: float | None =
 
 
 def fit(run: Run) -> None:
-    """Train all epochs, or those that a stopped run still lacks, and look at what the best epoch's network does."""
+    """Train all epochs, or the rest of a run to resume, then show what the best epoch's network predicts.
+
+    Raises:
+        UsageError: The processes of the run do not meet.
+    """
     if run.trainer.world_size > 1:
         end_with_starter()
     if run.config.num_nodes > 1 and run.trainer.local_rank == 0:
@@ -183,7 +187,7 @@ def test(run: Run) -> dict[str, Any]:
     """Test the best epoch's weights, or the last ones if none was chosen, in float32.
 
     Returns:
-        By its fields, the part of the result that this decides: best epoch, accuracies and loss.
+        Best epoch, accuracies and loss, by the fields of `RunResult`.
     """
     result: dict[str, Any] = {"best_epoch": None, "val_acc": None}
     if run.watch.best and run.watch.best.best_model_path:
@@ -201,7 +205,7 @@ def test(run: Run) -> dict[str, Any]:
 
 
 def write(run: Run, tested: dict[str, Any]) -> RunResult:
-    """Complete the result, and write it down for TensorBoard and for programs."""
+    """Complete the result, write it for TensorBoard, as a report and as a summary, and return it."""
     config, temperature = run.config, run.watch.best_model.temperature
     best = run.watch.best.best_model_path if run.watch.best else ""
     checkpoint = best or run.watch.last.best_model_path
@@ -218,7 +222,7 @@ def write(run: Run, tested: dict[str, Any]) -> RunResult:
     if temperature and best:
         calibrate(Path(best), temperature)
     if run.logger and result.log_dir:
-        columns, first = compared(config)
+        columns, first = choose_columns(config)
         description = describe(config, run.parameters) | {"versions": describe_versions()}
         log_result(run.logger.experiment, description, columns, result.plain(), config.epochs, first)
         run.logger.finalize("success")
@@ -257,7 +261,7 @@ def make_modules(config: RunConfig) -> tuple[CIFAR10DataModule, LeNetModule]:
 
 
 def refuse_batch(config: RunConfig, module: LeNetModule, processes: int = 1) -> None:
-    """SettingError if the processes cannot share out a batch, or each would get too few images to normalise over."""
+    """Raise SettingError if a batch cannot be split over the processes, or is too small for batch normalization."""
     if config.batch_size % processes:
         raise SettingError("batch_size", config.batch_size, f"does not divide by the {processes} processes")
     normalised = any(isinstance(layer, nn.BatchNorm1d) for layer in module.modules())
@@ -266,7 +270,7 @@ def refuse_batch(config: RunConfig, module: LeNetModule, processes: int = 1) -> 
 
 
 def make_folders(run: Run) -> None:
-    """The run's folders for logs and checkpoints, new ones or those of the run to go on with, and its configuration."""
+    """Make the folders of a new run, or take those of the run to resume; lock them and write the configuration."""
     config, trainer = run.config, run.trainer
     name, version = config.name, ""  # in processes beyond the first, which write nothing
     if run.resume:
@@ -285,8 +289,8 @@ def make_folders(run: Run) -> None:
         write_config(Path(run.logger.log_dir), config)
 
 
-def compared(config: RunConfig) -> tuple[dict[str, Any], list[str]]:
-    """The settings by which runs are compared, plain values by name, and the names of those that come first."""
+def choose_columns(config: RunConfig) -> tuple[dict[str, Any], list[str]]:
+    """Return the settings by which runs are compared, plain values by name, and the names of those that come first."""
     values = config.plain()
     columns = {name: values[name] for name, each in SETTINGS.items() if each.metadata["identity"]}
     return columns, [name for name in columns if SETTINGS[name].metadata["compared"]]
