@@ -34,6 +34,7 @@ from cifar10.preprocessing import (
 from core.cache import LazyArray
 from core.streams import Stream
 
+CLEAN_SIZE = 5_000  # training images that are evaluated as validation images are
 EVAL_BATCH_SIZE = 250  # as fast as larger ones, in less memory
 
 
@@ -138,6 +139,16 @@ class CIFAR10DataModule(pl.LightningDataModule):
         assert self._train is not None
         return self._evaluation_loader(*self._train, self.val_indices)
 
+    def clean_train_dataloader(self) -> DataLoader:
+        """Return a loader of CLEAN_SIZE training images, preprocessed as validation images are, so not augmented.
+
+        Which ones is fixed, as many of each class; of fewer training images it gives all.
+        """
+        self.setup()
+        assert self._train is not None
+        chosen = stratified_split(self._train[1][self.train_indices], CLEAN_SIZE, split_seed=0)[1]
+        return self._evaluation_loader(*self._train, self.train_indices[chosen])
+
     def test_dataloader(self) -> DataLoader:
         self.setup("test")
         images, labels = self.preprocess_split("test", corrupted=True), self._labels(train=False)
@@ -185,13 +196,14 @@ class CIFAR10DataModule(pl.LightningDataModule):
         originals = records.load_some(self._folder, train=True, indices=np.array(firsts))
         return before_and_after(originals, self.preprocessing, self.whitening)
 
-    def validation_pictures(self) -> np.ndarray:
-        """Return the original images of the validation loader, uint8 [N, 32, 32, 3].
+    def validation_images(self) -> LabelledImages:
+        """Read the images of the validation loader as they are in the data set, in its order.
 
         Those of the first process come first, as where the predictions of several are gathered.
         """
-        originals, (_, world_size) = self.load_split(self.config.select_on).originals, self._process()
-        return np.concatenate([originals[rank::world_size] for rank in range(world_size)])
+        split, (_, world_size) = self.load_split(self.config.select_on), self._process()
+        order = np.concatenate([np.arange(len(split.labels))[rank::world_size] for rank in range(world_size)])
+        return LabelledImages(split.originals[order], split.labels[order], split.indices[order])
 
     @property
     def _folder(self) -> Path:
@@ -249,18 +261,41 @@ class AugmentedBatches(Batches):
 
     def __getitem__(self, key: tuple[int, Tensor]) -> tuple[Tensor, ...]:  # type: ignore[override]
         epoch, indices = key
-        shifted = self.augmented_epochs is None or epoch < self.augmented_epochs
-        if self._draws is None or self._draws[0] != epoch:
-            crop, flip, share = self.config.crop * shifted, self.config.flip, self.config.random_corruption
-            versions = len(self.corrupted) or 1
-            self._draws = epoch, draw_epoch(self.seed, epoch, len(self.labels), crop, flip, share, versions)
-        draws = self._draws[1]
+        draws = self._draw(epoch)
         images = normalize(crop_and_flip(self.images, indices, draws, self.corrupted), self.mean, self.std)
-        if self.config.cutout and shifted:
+        if self.config.cutout and self._augments(epoch):
             images = cutout(images, indices, draws, self.config.cutout)
         if self.teacher_logits is None:
             return images, self.labels[indices]
         return images, self.labels[indices], self.teacher_logits[indices]
+
+    def describe(self, key: tuple[int, Tensor]) -> list[str]:
+        """Return what is done to each image of a batch, in words, such as "2 down, 1 left, flipped"."""
+        epoch, indices = key
+        draws, hole = self._draw(epoch), bool(self.config.cutout and self._augments(epoch))
+        texts = []
+        for index in indices.tolist():
+            down, right = -int(draws.rows[index]), -int(draws.columns[index])  # the image moves against its crop
+            words = [f"{abs(down)} {'down' if down > 0 else 'up'}"] * bool(down)
+            words += [f"{abs(right)} {'right' if right > 0 else 'left'}"] * bool(right)
+            words += ["flipped"] * bool(draws.flipped[index]) + ["corrupted"] * bool(draws.versions[index])
+            texts.append(", ".join(words + ["hole"] * hole))
+        return texts
+
+    def _augments(self, epoch: int) -> bool:
+        """Whether an epoch has crop and cutout."""
+        return self.augmented_epochs is None or epoch < self.augmented_epochs
+
+    def _draw(self, epoch: int) -> Draws:
+        if self._draws is None or self._draws[0] != epoch:
+            crop, flip, share = (
+                self.config.crop * self._augments(epoch),
+                self.config.flip,
+                self.config.random_corruption,
+            )
+            versions = len(self.corrupted) or 1
+            self._draws = epoch, draw_epoch(self.seed, epoch, len(self.labels), crop, flip, share, versions)
+        return self._draws[1]
 
 
 class FixedBatches(SequentialSampler):

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from analysis.figures import COLOURS, STYLES
-from analysis.figures import _figure as new_figure
+from analysis.figures import COLOURS, STYLES, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -32,7 +32,7 @@ The rules know of a run what its flags say; rules whose flags are not known do n
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Self, TypeAlias
 
 import numpy as np
@@ -45,7 +45,6 @@ Curve: TypeAlias = Sequence[float] | np.ndarray  # a value an epoch
 Ending: TypeAlias = Literal["improve", "level", "worsen"]
 
 SPLITS = {"train": "training", "val": "validation", "test": "test"}  # what the images of each stage are called
-TRAINING = "training"  # what a training loss is called that is the plain cross-entropy, as the validation loss is
 MIN_EPOCHS = 4
 POINT = 0.01
 PAYS_BELOW, PAYS_NOT_ABOVE = 7 * POINT, 10 * POINT  # gaps between which one run cannot tell whether more epochs pay
@@ -120,40 +119,35 @@ def analyse(
     if not epochs or any(len(curve) != epochs for curve in (train_loss, train_acc, val_loss)):
         raise ValueError("the four curves need the same number of epochs, at least one")
     best, config = int(np.argmax(val_acc)), config or {}
-    reached: dict[str, Any] = {
-        "epochs": first_epoch + epochs - 1,
-        "best_epoch": first_epoch + best,
-        "best_acc": float(val_acc[best]),
-        "train_acc": float(train_acc[best]) if clean_acc is None else clean_acc,
-        "clean": clean_acc is not None,
-        "images": images,
-        "hardest": [] if confusion is None else hardest_classes(confusion, class_names),
-        "confused": [] if confusion is None else confused_pairs(confusion, class_names),
-    }
+    trend = Trend(
+        epochs=first_epoch + epochs - 1,
+        best_epoch=first_epoch + best,
+        best_acc=float(val_acc[best]),
+        train_acc=float(train_acc[best]) if clean_acc is None else clean_acc,
+        clean=clean_acc is not None,
+        images=images,
+        hardest=[] if confusion is None else hardest_classes(confusion, class_names),
+        confused=[] if confusion is None else confused_pairs(confusion, class_names),
+    )
     if epochs < MIN_EPOCHS:
-        return Trend(**reached)
+        return trend
     window = min(max(5, epochs // 4), 10, epochs)
     change = float(np.polyfit(np.arange(window), val_acc[-window:], 1)[0]) * (window - 1)
-    last: Ending = "level" if abs(change) <= POINT else "improve" if change > 0 else "worsen"
-    onset = overfitting_onset(train_loss, val_loss, first_epoch)
-    gap = reached["train_acc"] - reached["best_acc"]
-    gained = val_acc[-1] - val_acc[(epochs - 1) // 2] if epochs >= 10 else 0.0
-    if train_acc[-1] < 2 / len(class_names):
-        advice, reason = LOWER_LR, "the network has hardly learned more than chance"
-    else:
-        advice, reason = advise(onset, last, gap, clean_acc is not None, gained, images, config)
-    return Trend(
-        **reached,
-        overfitting_onset=onset,
-        last_epochs=last,
+    trend = replace(
+        trend,
+        overfitting_onset=overfitting_onset(train_loss, val_loss, first_epoch),
+        last_epochs="level" if abs(change) <= POINT else "improve" if change > 0 else "worsen",
         last_change=change,
         last_window=window,
         rate_falls=config.get("schedule", "constant") != "constant",
         changes=class_changes(by_class or {}),
-        advice=advice,
-        reason=reason,
-        flags=flags_to_try(advice, config),
     )
+    if train_acc[-1] < 2 / len(class_names):
+        advice, reason = LOWER_LR, "the network has hardly learned more than chance"
+    else:
+        gained = float(val_acc[-1] - val_acc[(epochs - 1) // 2]) if epochs >= 10 else 0.0
+        advice, reason = advise(trend, gained, config)
+    return replace(trend, advice=advice, reason=reason, flags=flags_to_try(advice, config))
 
 
 def overfitting_onset(train_loss: Curve, val_loss: Curve, first_epoch: int = 1) -> int | None:
@@ -188,16 +182,15 @@ def confused_pairs(confusion: np.ndarray, class_names: Sequence[str]) -> list[tu
     ]
 
 
-def advise(
-    onset: int | None, last: Ending, gap: float, clean: bool, gained: float, images: str, config: Mapping[str, Any]
-) -> tuple[str, str]:
+def advise(trend: Trend, gained: float, config: Mapping[str, Any]) -> tuple[str, str]:
     """Return the advice and its reason: of the rules in the module's docstring, from the second on, the first that
     holds. `gained` is what accuracy gained since the middle of the run.
     """
+    gap, images = trend.gap, trend.images
     default = OPTIMIZERS.get(config.get("optimizer", ""))
-    if onset is not None:
-        return REGULARISE, f"from epoch {onset} on it overfits the training images"
-    if last == "worsen":
+    if trend.overfitting_onset is not None:
+        return REGULARISE, f"from epoch {trend.overfitting_onset} on it overfits the training images"
+    if trend.last_epochs == "worsen":
         return LOWER_LR, "the last epochs got worse without overfitting"
     above = f"training accuracy is {gap / POINT:.1f} points above {images} accuracy"
     if gap >= PAYS_BELOW:
@@ -212,7 +205,7 @@ def advise(
         return HIGHER_LR, f"it is below half of {default.lr:g}, which was best for {config['optimizer']} on LeNet-5"
     if flags_to_try(PREPROCESS, config):
         return PREPROCESS, "without it accuracy is higher on clean images, for training and new ones alike"
-    if gap < 3 * POINT and clean and flags_to_try(WIDER, config):
+    if gap < 3 * POINT and trend.clean and flags_to_try(WIDER, config):
         return WIDER, f"{above} only, so it does not fit even the training images"
     return MORE_EPOCHS, f"{above}: below {PAYS_BELOW / POINT:.0f} points, longer training lowers the {images} loss"
 
@@ -250,11 +243,13 @@ def flags_to_try(advice: str, config: Mapping[str, Any]) -> str:
     return " or ".join(words for holds, words in options[advice] if holds)
 
 
-def train_loss_name(config: Mapping[str, Any]) -> str:
-    """Return what the training loss of a run with these flags is called beside its validation loss."""
-    parts = ["soft targets"] if config.get("teacher") and config.get("teacher_weight", 1) else []
-    parts += ["smoothed labels"] if config.get("label_smoothing") else []
-    return f"{TRAINING} (with {' and '.join(parts)})" if parts else TRAINING
+def describe_measurement(config: Mapping[str, Any]) -> tuple[str, str]:
+    """Return how the training accuracy and the training loss of a run with these flags are measured, in brackets."""
+    augmented = any(config.get(flag) for flag in ("crop", "flip", "cutout", "random_corruption"))
+    parts = ["mean over the epoch", *["augmented"] * augmented]
+    targets = ["soft targets"] * bool(config.get("teacher") and config.get("teacher_weight", 1))
+    targets += ["smoothed labels"] * bool(config.get("label_smoothing"))
+    return f"({', '.join(parts)})", f"({', '.join(parts + targets)})"
 
 
 def sentences(trend: Trend) -> dict[str, str]:
@@ -262,7 +257,8 @@ def sentences(trend: Trend) -> dict[str, str]:
     images, enough = trend.images, trend.last_epochs is not None
     words = {"best epoch": f"{trend.best_epoch} of {trend.epochs}: highest {images} accuracy, {trend.best_acc:.2%}"}
     measured = "" if trend.clean else " (of augmented batches, while the epoch ran)"
-    words["gap"] = f"training accuracy is {trend.train_acc:.2%}{measured}, {trend.gap / POINT:+.1f} points"
+    side = f"{abs(trend.gap) / POINT:.1f} points {'above' if trend.gap > 0 else 'below'} {images} accuracy"
+    words["gap"] = f"training accuracy is {trend.train_acc:.2%}{measured}, {side}"
     words |= dict.fromkeys(("overfitting", "last epochs"), TOO_FEW)
     if trend.overfitting_onset is not None:
         words["overfitting"] = f"from epoch {trend.overfitting_onset} on {images} loss rises while training loss falls"

@@ -1,21 +1,26 @@
 """Pictures of what a network sees, has learned and gets wrong: pure functions from arrays to figures.
 
 A figure is matplotlib's `Figure`. Figures have a white ground, so that they can be read on paper, in a light and in a
-dark page. pyplot's global state is never touched.
+dark page. Their titles are given by the caller, who knows what was trained and on which images. pyplot's global state
+is never touched.
 """
 
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
 
 from core.files import write_bytes
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from torch import Tensor
 
@@ -23,13 +28,20 @@ CALIBRATION_BINS = 15  # customary since Guo et al. 2017, On Calibration of Mode
 # Eight colours that colour-blind people tell apart (Okabe and Ito 2008), the one that is pale on paper last.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 STYLES = ("-", "--", "-.", ":")
-TRAIN_COLOUR, VAL_COLOUR, BEST_COLOUR = "tab:blue", "tab:orange", "tab:green"
+TRAIN_COLOUR, VAL_COLOUR, BEST_COLOUR = COLOURS[:3]
+DPI = 120  # 160 on paper, where pictures are made to fit
+SIDE, GAP = 96, 34  # pixels of an image in a sheet, at most, and between two
+ARROW = "\N{RIGHTWARDS ARROW}"
 
 
 def png(figure: Figure) -> bytes:
-    """Return a figure as the content of a PNG file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    """Return a figure as the content of a PNG file; without photographs 256 colours do, a third of the size."""
+    drawn, buffer = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", pil_kwargs={"compress_level": 1})
+    image = Image.open(drawn).convert("RGB")
+    if not figure.images:
+        image = image.quantize(256, dither=Image.Dither.NONE)
+    image.save(buffer, "png")
     return buffer.getvalue()
 
 
@@ -38,8 +50,22 @@ def save(path: Path, figure: Figure) -> None:
     write_bytes(path, png(figure))
 
 
+def new_figure(width: float, height: float, title: str, layout: str | None = "constrained") -> Figure:
+    """Return an empty figure of so many inches."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=DPI, layout=layout, facecolor="white")  # type: ignore[arg-type]
+    figure.suptitle(wrap_title(title, width), fontsize=10)
+    return figure
+
+
+def wrap_title(title: str, width: float) -> str:
+    """Return a title of several lines, none wider than so many inches."""
+    return "\n".join(textwrap.fill(line, int(11 * width)) for line in title.strip().split("\n"))
+
+
 def pixels(images: Tensor) -> np.ndarray:
-    """Images, float [N, 3, H, W], as pixels to look at, uint8 [N, H, W, 3], whatever they were normalised by.
+    """Return images, float [N, 3, H, W], as pixels to look at, uint8 [N, H, W, 3], whatever they were normalised by.
 
     Each channel's range over all these images becomes 0 to 255. Where the images hold both its darkest and its
     brightest value, as a few dozen photographs do, these are the original pixels.
@@ -49,67 +75,79 @@ def pixels(images: Tensor) -> np.ndarray:
     return scaled.round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
-def sheet(images: np.ndarray, captions: Sequence[str], title: str, columns: int = 6) -> Figure:
-    """Images, uint8 [N, H, W, 3], in rows, each with its caption (one line or two) below."""
-    lines = max((caption.count("\n") + 1 for caption in captions), default=1)
-    height, width = images.shape[1:3]
-    row, column = height + 2 + 5 * lines, width + 6  # pixels of an image, room for the caption and between
-    rows = max(1, -(-len(images) // columns))
-    mosaic = np.full((rows * row, columns * column, 3), 255, np.uint8)
-    figure = _figure(columns * 0.95, rows * 0.95 * row / column + 0.4, title)
-    axes = figure.subplots()
-    for number, (image, caption) in enumerate(zip(images, captions, strict=True)):
-        top, left = number // columns * row, number % columns * column + 3
-        mosaic[top : top + height, left : left + width] = image
-        axes.text(left + width / 2, top + height + 1, caption, ha="center", va="top", fontsize=7.5, linespacing=1.0)
-    axes.imshow(mosaic, interpolation="nearest", aspect="equal")
-    axes.set_axis_off()
-    return figure
-
-
-def before_and_after(rows: Mapping[str, np.ndarray], class_names: Sequence[str], title: str = "") -> Figure:
-    """The same N images, uint8 [N, H, W, 3], in several rows, by what was done to them; `class_names` are theirs."""
-    figure = _figure(1.0 * len(class_names) + 0.4, 1.25 * len(rows) + 0.4, title)
-    grid = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
-    for axes, (name, images) in zip(grid, rows.items(), strict=True):
-        side = images.shape[2] + 2
-        axes.imshow(_mosaic(images, len(images), gap=2), interpolation="nearest")
-        axes.set_title(name, fontsize=9)
-        axes.set(xticks=[], yticks=[])
-        axes.spines[:].set_visible(False)
-    centres = [1 + side * (number + 0.5) for number in range(len(class_names))]
-    grid[-1].set_xticks(centres, class_names, fontsize=7.5)
-    grid[-1].tick_params(length=0)
-    return figure
-
-
-def filters(weight: Tensor, columns: int = 6, scale: int = 12) -> np.ndarray:
-    """The filters of a convolution, float [O, C, K, K], as one picture, uint8 [H, W, 3], each over the same scale:
-    middle grey is 0. With C other than 3 the mean over the channels is shown; a weight has `scale` x `scale` pixels.
+def filter_tiles(weight: Tensor, scale: int = 12) -> np.ndarray:
+    """Return the filters of a convolution, float [O, C, K, K], as uint8 [O, H, W, 3], all over the same scale: middle
+    grey is 0. With C other than 3 the mean over the channels is shown; a weight has `scale` x `scale` pixels.
     """
     weight = weight.detach().cpu().float()
     if weight.shape[1] != 3:
         weight = weight.mean(1, keepdim=True).expand(-1, 3, -1, -1)
     grey = 0.5 + weight / weight.abs().max().clamp(min=1e-12) / 2
-    tiles = (grey * 255).round().byte().permute(0, 2, 3, 1).numpy().repeat(scale, 1).repeat(scale, 2)
-    return _mosaic(tiles, columns, gap=scale // 2)
+    return (grey * 255).round().byte().permute(0, 2, 3, 1).numpy().repeat(scale, 1).repeat(scale, 2)
 
 
-def confusion(matrix: Tensor, class_names: Sequence[str], images: str = "images") -> Figure:
-    """The confusion matrix, int64 [C, C], rows true and columns predicted, in percent of the row; `images` are named in
-    the title.
+def mosaic(tiles: np.ndarray, columns: int, gap: int) -> np.ndarray:
+    """Return tiles [N, h, w, ...] in rows of `columns`, `gap` white pixels between them (NaN, if they are float)."""
+    count, height, width = tiles.shape[:3]
+    rows = -(-count // columns)
+    ground = 255 if tiles.dtype == np.uint8 else np.nan
+    size = rows * (height + gap) + gap, columns * (width + gap) + gap
+    picture = np.full((*size, *tiles.shape[3:]), ground, tiles.dtype)
+    for number, tile in enumerate(tiles):
+        top, left = (number // columns) * (height + gap) + gap, (number % columns) * (width + gap) + gap
+        picture[top : top + height, left : left + width] = tile
+    return picture
+
+
+def plot_sheet(
+    images: np.ndarray, captions: Sequence[str], title: str, columns: int = 6, row_names: Sequence[str] = ()
+) -> Figure:
+    """Draw images, uint8 [N, H, W, 3], in rows, each with its caption below, if it has one. Pixels are repeated, never
+    interpolated.
     """
-    from torchmetrics.utilities.plot import plot_confusion_matrix
+    lines = max((caption.count("\n") + 1 for caption in captions), default=0)
+    rows, scale = max(1, -(-len(images) // columns)), max(1, SIDE // images.shape[1])
+    tiles = images.repeat(scale, 1).repeat(scale, 2)
+    side, below = tiles.shape[1], 12 + 14 * lines
+    left, wide = (110, 110 + columns * (side + GAP)) if row_names else (17, 17 + columns * (side + GAP))
+    title = wrap_title(title, wide / DPI)
+    top = 36 + 20 * title.count("\n")
+    high = top + rows * (side + below)
+    picture = np.full((high, wide, 3), 255, np.uint8)
+    figure = new_figure(wide / DPI, high / DPI, "", layout=None)
+    figure.suptitle(title, y=1 - 10 / high, va="top", fontsize=10)
+    for number, tile in enumerate(tiles):
+        x, y = left + number % columns * (side + GAP), top + number // columns * (side + below)
+        picture[y : y + side, x : x + side] = tile
+        if number < len(captions):
+            place = (x + side / 2) / wide, 1 - (y + side + 4) / high
+            figure.text(*place, captions[number], ha="center", va="top", fontsize=7.5, linespacing=1.1)
+    for row, name in enumerate(row_names):
+        figure.text(10 / wide, 1 - (top + row * (side + below) + side / 2) / high, name, va="center", fontsize=8)
+    figure.figimage(picture)
+    return figure
 
-    shares = (matrix / matrix.sum(1, keepdim=True).clamp(min=1) * 100).round().int()
-    figure = _figure(6.8, 6.8, f"Which class is taken for which\n{images}, percent of the true class")
-    plot_confusion_matrix(shares, figure.subplots(), labels=list(class_names), cmap="Blues")
+
+def plot_confusion(matrix: Tensor, class_names: Sequence[str], title: str) -> Figure:
+    """Draw the confusion matrix, int64 [C, C], rows true and columns predicted: percent of the row, and images."""
+    shares = (matrix / matrix.sum(1, keepdim=True).clamp(min=1)).numpy()
+    figure = new_figure(8.6, 7.2, title)
+    axes = figure.subplots()
+    figure.colorbar(axes.imshow(shares, cmap="Blues", vmin=0, vmax=1), label="share of the true class", shrink=0.8)
+    axes.set_xticks(range(len(class_names)), class_names, fontsize=8)
+    axes.set_yticks(range(len(class_names)), class_names, fontsize=8)
+    axes.set(xlabel="predicted class", ylabel="true class")
+    for (row, column), share in np.ndenumerate(shares):
+        colour = "white" if share > 0.6 else "black" if matrix[row, column] else "lightgrey"
+        text = f"{share:.0%}\n{matrix[row, column]}" if matrix[row, column] else "0"
+        style = {"ha": "center", "va": "center", "fontsize": 8, "color": colour}
+        axes.text(column, row, text, **style).set_in_layout(False)  # type: ignore[arg-type]
     return figure
 
 
 def calibration_error(probabilities: Tensor, labels: Tensor) -> float:
-    """The expected calibration error (Naeini et al. 2015): the mean distance between confidence and accuracy over
-    CALIBRATION_BINS of confidence, weighted by images. `probabilities` are float [N, C], `labels` int64 [N].
+    """Return the expected calibration error (Naeini et al. 2015): the mean distance between confidence and accuracy
+    over CALIBRATION_BINS of confidence, weighted by images. `probabilities` are float [N, C], `labels` int64 [N].
     """
     from torchmetrics.functional.classification import multiclass_calibration_error
 
@@ -117,69 +155,98 @@ def calibration_error(probabilities: Tensor, labels: Tensor) -> float:
     return multiclass_calibration_error(probabilities, labels, classes, n_bins=CALIBRATION_BINS).item()
 
 
-def reliability(
-    probabilities: Tensor, labels: Tensor, images: str = "images", unscaled: Tensor | None = None
-) -> Figure:
-    """The reliability diagram: how often the network is right, for each confidence, and the images that had it.
-
-    `probabilities` are float [N, C], `labels` int64 [N]; `unscaled` are the probabilities before temperature scaling.
+def plot_reliability(probabilities: Tensor, labels: Tensor, title: str) -> Figure:
+    """Draw the reliability diagram: the accuracy at each confidence, and how many images had it, as the size of a dot
+    and as a bar. `probabilities` are float [N, C], `labels` int64 [N].
     """
-    error = f"Expected calibration error {calibration_error(probabilities, labels):.1%}"
-    if unscaled is not None:
-        error += f", {calibration_error(unscaled, labels):.1%} before temperature scaling"
     confidence, predicted = probabilities.max(1)
-    right = (predicted == labels).numpy()
-    edges = np.linspace(0, 1, CALIBRATION_BINS + 1)
-    bins = np.digitize(confidence.numpy(), edges[1:-1])
+    bins = np.digitize(confidence.numpy(), np.linspace(0, 1, CALIBRATION_BINS + 1)[1:-1])
     count = np.bincount(bins, minlength=CALIBRATION_BINS)
-    accuracy = np.bincount(bins, right, CALIBRATION_BINS) / np.maximum(count, 1)
+    sums = (np.bincount(bins, of, CALIBRATION_BINS) for of in ((predicted == labels).numpy(), confidence.numpy()))
+    accuracy, mean = (values / np.maximum(count, 1) for values in sums)
 
-    figure = _figure(6.4, 6.4, f"Can the confidence be believed? {images}\n{error}")
+    figure = new_figure(6.4, 6.0, title)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    centres, width = (edges[:-1] + edges[1:]) / 2, 1 / CALIBRATION_BINS
-    top.bar(centres, accuracy, width * 0.92, color=TRAIN_COLOUR, label="accuracy of the images with this confidence")
-    top.plot([0, 1], [0, 1], "--", color="black", label="perfect: as often right as confident")
-    top.set(ylim=(0, 1), ylabel="accuracy")
-    top.legend(loc="upper left")
-    bottom.bar(centres, count, width * 0.92, color="tab:grey")
-    bottom.set(xlim=(0, 1), xlabel="confidence: probability of the predicted class", ylabel="images")
+    top.plot([0, 1], [0, 1], "--", color="black", label="as often right as confident")
+    some = count > 0
+    area = 20 + 600 * count[some] / count.max()
+    top.scatter(mean[some], accuracy[some], area, COLOURS[0], alpha=0.8, label="images of similar confidence")
+    top.set(ylim=(-0.05, 1.05), ylabel="accuracy")
+    top.legend(loc="upper left", fontsize=8)
+    top.grid(alpha=0.3)
+    bottom.bar((np.arange(CALIBRATION_BINS) + 0.5) / CALIBRATION_BINS, count, 0.92 / CALIBRATION_BINS, color=COLOURS[0])
+    bottom.set(xlim=(0, 1.02), xlabel="confidence: probability of the predicted class", ylabel="images")
     return figure
 
 
-def curves(
-    train: Mapping[str, Mapping[int, float]],
-    val: Mapping[str, Mapping[int, float]],
-    best: int | None = None,
-    val_name: str = "validation",
-    train_loss_name: str = "training",
-) -> Figure:
-    """Loss and accuracy of a run over its epochs.
+@dataclass(frozen=True)
+class Curves:
+    """Loss and accuracy of a run over its epochs, and what they are called; `loss` and `acc` by epoch, or neither."""
 
-    Args:
-        train, val: `loss` and `acc`, each value by epoch; `val` may be empty.
-        best: The epoch to mark.
-        train_loss_name: What the training loss is called; not all training losses are what the validation loss is.
+    train: Mapping[str, Mapping[int, float]]
+    val: Mapping[str, Mapping[int, float]]
+    best: int | None = None  # the epoch to mark
+    images: str = "validation"  # of `val`
+    measured: str = ""  # how the training curves were measured
+    loss_measured: str = ""  # the same of their loss
+    clean_acc: float | None = None  # training accuracy in the best epoch, measured as that of `val`
+
+    def draw(self, loss: Axes, accuracy: Axes) -> None:
+        charts = (loss, "loss", "loss", self.loss_measured, 1), (accuracy, "acc", "accuracy, %", self.measured, 100)
+        for axes, name, label, measured, factor in charts:
+            train = f"training {measured}".strip(), self.train, "o-", TRAIN_COLOUR
+            val = self.images, self.val, "s--", VAL_COLOUR  # apart in grey too
+            for part, values, style, colour in (train, val):
+                if name in values:
+                    epochs, points = zip(*sorted(values[name].items()), strict=True)
+                    axes.plot(epochs, [factor * point for point in points], style, ms=3, color=colour, label=part)
+            if self.best is not None:
+                axes.axvline(self.best, color=BEST_COLOUR, ls=":", label=f"best epoch, {self.best}")
+            axes.set(xlabel="epoch", ylabel=label)
+            axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
+            axes.grid(alpha=0.3)
+        if self.best is not None and self.clean_acc is not None:
+            clean = "training (whole images, not augmented)"
+            accuracy.plot([self.best], [100 * self.clean_acc], "*", ms=12, color=TRAIN_COLOUR, label=clean)
+        for axes in (loss, accuracy):
+            axes.legend(fontsize=8)
+
+
+def plot_curves(curves: Curves, title: str) -> Figure:
+    """Draw the loss and the accuracy of a run."""
+    figure = new_figure(9.6, 4.0, title)
+    curves.draw(*figure.subplots(1, 2))
+    return figure
+
+
+def plot_overview(curves: Curves, matrix: Tensor, class_names: Sequence[str], title: str) -> Figure:
+    """Draw a run at a glance: its curves, the accuracy of each class and the most frequent mistakes, by the confusion
+    matrix of its best epoch, int64 [C, C], rows true.
     """
-    figure = _figure(9.6, 4.0, "")
-    charts = ("loss", "loss", train_loss_name, 1), ("acc", "accuracy, %", "training", 100)
-    for axes, (name, label, train_name, factor) in zip(figure.subplots(1, 2), charts, strict=True):
-        lines = (train_name, train, "o-", TRAIN_COLOUR), (val_name, val, "s--", VAL_COLOUR)  # apart in grey too
-        for part, values, style, colour in lines:
-            if name in values:
-                epochs, points = zip(*sorted(values[name].items()), strict=True)
-                axes.plot(epochs, [factor * point for point in points], style, ms=3, color=colour, label=part)
-        if best is not None:
-            axes.axvline(best, color=BEST_COLOUR, ls=":", label=f"best epoch, {best}")
-        axes.set(xlabel="epoch", ylabel=label, title=label.removesuffix(", %").capitalize())
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-        axes.legend()
+    figure = new_figure(9.6, 7.0, title)
+    (loss, accuracy), (left, right) = figure.subplots(2, 2)
+    curves.draw(loss, accuracy)
+    shares = 100 * matrix.diagonal() / matrix.sum(1).clamp(min=1)
+    left.bar_label(left.barh(class_names, shares.numpy(), color=VAL_COLOUR), fmt="%.0f", padding=2, fontsize=8)
+    left.set(xlim=(0, 108), xlabel=f"{curves.images} accuracy of each class, %")
+    mistakes = (matrix - matrix.diagonal().diag()).flatten()
+    count, order = mistakes.sort(descending=True, stable=True)
+    pairs = [divmod(int(index), len(matrix)) for index in order[: len(matrix)]]
+    names = [f"{class_names[true]} {ARROW} {class_names[predicted]}" for true, predicted in pairs]
+    right.bar_label(right.barh(names, count[: len(names)].numpy(), color=COLOURS[3]), padding=2, fontsize=8)
+    right.set(xlabel=f"most frequent mistakes, {curves.images} images")
+    right.margins(x=0.1)
+    for axes in (left, right):
+        axes.invert_yaxis()
+        axes.tick_params(axis="y", labelsize=8)
     return figure
 
 
-def lr_range(lrs: np.ndarray, losses: np.ndarray, valley: tuple[float, float], suggestion: float, title: str) -> Figure:
-    """The learning-rate range test: training loss, float [N], over learning rate, float [N]."""
-    figure = _figure(6.4, 4.2, title)
+def plot_lr_range(
+    lrs: np.ndarray, losses: np.ndarray, valley: tuple[float, float], suggestion: float, title: str
+) -> Figure:
+    """Draw the learning-rate range test: training loss, float [N], over learning rate, float [N]."""
+    figure = new_figure(6.4, 4.2, title)
     axes = figure.subplots()
     axes.semilogx(lrs, losses, color=TRAIN_COLOUR)
     axes.axvspan(*valley, color=BEST_COLOUR, alpha=0.15, label="valley: nearly the lowest loss")
@@ -191,61 +258,36 @@ def lr_range(lrs: np.ndarray, losses: np.ndarray, valley: tuple[float, float], s
     return figure
 
 
-def feature_maps(
-    image: np.ndarray, maps: Mapping[str, Tensor], probabilities: Tensor, class_names: Sequence[str], label: str
+def plot_feature_maps(
+    image: np.ndarray, maps: Mapping[str, Tensor], probabilities: Tensor, class_names: Sequence[str], title: str
 ) -> Figure:
-    """One image on its way through the network: the image, what each layer makes of it, and the answer.
+    """Draw an image on its way through the network: the image, what each layer makes of it, and the prediction.
 
     Args:
         image: uint8 [H, W, 3].
-        maps: As of `best_model.layer_outputs`, of which the positive part is shown. They may be none.
+        maps: Of each layer, by its name, float [channels, h, w] or [units], before ReLU. They may be none.
         probabilities: float [C].
-        label: The true class.
     """
-    said = class_names[int(probabilities.argmax())]
-    figure = _figure(10.0, 7.2, f"One image through the network: truth {label}, prediction {said}")
+    figure = new_figure(9.6, 6.8, title)
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1, 3))[0]
-    first, answer = left.subplots(2, 1)
+    first, prediction = left.subplots(2, 1)
     first.imshow(image, interpolation="nearest")
-    first.set_title("what goes in", fontsize=9)
+    first.set_title("input", fontsize=9)
     first.set_axis_off()
-    answer.barh(class_names, probabilities.numpy(), color=TRAIN_COLOUR)
-    answer.invert_yaxis()
-    answer.set_xlim(0, 1)
-    answer.set_title("what comes out: probability", fontsize=9)
+    prediction.barh(class_names, probabilities.numpy(), color=TRAIN_COLOUR)
+    prediction.invert_yaxis()
+    prediction.set_xlim(0, 1)
+    prediction.set_title("output: probability", fontsize=9)
     heights = [values.ndim for values in maps.values()]
     rows = right.subplots(len(maps), 1, height_ratios=heights, squeeze=False)[:, 0] if maps else ()
     for axes, (name, values) in zip(rows, maps.items(), strict=True):
         tiles = values.clamp(min=0).cpu().float().numpy()
-        if tiles.ndim == 1:
-            size, picture = f"{len(tiles)} units", _mosaic(tiles[:, None, None], -(-len(tiles) // 6), gap=0)
+        of_units = tiles.ndim == 1
+        if of_units:
+            picture = mosaic(tiles[:, None, None], -(-len(tiles) // 6), gap=0)
         else:
-            count, height, width = tiles.shape
-            size, picture = f"{count} maps of {height} x {width}", _mosaic(tiles, -(-count // 3), gap=1)
+            picture = mosaic(tiles, -(-len(tiles) // 3), gap=1)
         axes.imshow(picture, cmap="viridis", interpolation="nearest")
-        axes.set_title(f"{name}: {size}, positive part", fontsize=9)
+        axes.set_title(f"{name} after ReLU, {len(tiles)} {'units' if of_units else 'maps'}", fontsize=9)
         axes.set_axis_off()
     return figure
-
-
-def _figure(width: float, height: float, title: str, dpi: int = 150) -> Figure:
-    """An empty figure of this many inches; at 150 pixels each it is sharp on paper."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained", facecolor="white")
-    if title:
-        figure.suptitle(title)
-    return figure
-
-
-def _mosaic(tiles: np.ndarray, columns: int, gap: int) -> np.ndarray:
-    """Tiles [N, h, w, ...] in rows of `columns`, `gap` white pixels between them (NaN, if they are float)."""
-    count, height, width = tiles.shape[:3]
-    rows = -(-count // columns)
-    ground = 255 if tiles.dtype == np.uint8 else np.nan
-    size = rows * (height + gap) + gap, columns * (width + gap) + gap
-    mosaic = np.full((*size, *tiles.shape[3:]), ground, tiles.dtype)
-    for number, tile in enumerate(tiles):
-        top, left = (number // columns) * (height + gap) + gap, (number % columns) * (width + gap) + gap
-        mosaic[top : top + height, left : left + width] = tile
-    return mosaic

@@ -1,20 +1,25 @@
-"""What a network gets right and wrong on labelled images, as files: tables, pictures, and the page that ties them
-together.
+"""What a network gets right and wrong on labelled images, as files: tables, pictures, and the report that shows them.
 
-Light to import: torchmetrics and matplotlib are loaded where they are needed.
+Light to import: torchmetrics, matplotlib and Markdown are loaded where they are needed.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+from base64 import b64encode
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
 from pathlib import Path
+from string import Template
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from analysis import figures
+from analysis.diagnosis import confused_pairs
+from analysis.figures import ARROW
 from core.files import write_bytes
 from core.markdown import markdown_table
 
@@ -25,24 +30,39 @@ if TYPE_CHECKING:
 # Files in a run's log folder.
 TREND = "trend.md"
 HISTORY = "history.csv"  # a row an epoch
-CURVES = "curves.png"
+OVERVIEW, CURVES, CLASS_CURVES = "overview.png", "curves.png", "class_accuracy.png"
+PREPROCESSING, TRAINING_BATCH = "preprocessing.png", "training_batch.png"
+FILTERS, FEATURE_MAPS = "filters.png", "feature_maps.png"
 # Of the images that a network is judged on, here and where evaluate.py writes.
-COUNTS, CLASSES = "confusion.csv", "classes.csv"
-CONFUSION, MISTAKES, RELIABILITY = "confusion.png", "mistakes.png", "reliability.png"
+COUNTS, CLASSES, PREDICTIONS = "confusion.csv", "classes.csv", "predictions.csv"
+CONFUSION, MISTAKES, CONFUSED, RELIABILITY = "confusion.png", "mistakes.png", "confused.png", "reliability.png"
 CORRUPTIONS, CORRUPTED = "corruptions.csv", "corruptions.png"  # of a folder of corrupted images
-REPORT = "report.md"  # ties them together
+REPORT, HTML = "report.md", "report.html"  # tie them together
 
-SHOWN_MISTAKES = 30
-ARROW = "\N{RIGHTWARDS ARROW}"
-PICTURES = {  # of the images that a network is judged on, and what each shows
-    CONFUSION: "Which class is taken for which",
-    MISTAKES: "The most confident mistakes",
-    RELIABILITY: "How often it is right, by how sure it is",
+SHOWN_EPOCHS = 12  # rows of the report's table of epochs, at most
+OF_A_CLASS, OF_A_PAIR = 3, 6  # mistakes that are shown
+PICTURES = {  # what each shows
+    OVERVIEW: "Overview: curves, accuracy of each class, most frequent mistakes",
+    CURVES: "Loss and accuracy over epochs",
+    CLASS_CURVES: "Accuracy of each class over epochs",
+    CONFUSION: "Confusion matrix",
+    RELIABILITY: "Accuracy at each confidence",
+    MISTAKES: "The most confident mistakes in each class",
+    CONFUSED: "The most confused pairs of classes",
+    TRAINING_BATCH: "A training batch, and what was done to each image",
+    PREPROCESSING: "An image of each class before and after preprocessing",
+    FILTERS: "Filters of the first convolution",
+    FEATURE_MAPS: "An image on its way through the network",
 }
 
 
+def choose(epochs: Sequence[Any]) -> list[Any]:
+    """Return at most SHOWN_EPOCHS of what there is of each epoch, evenly spread, with the first and the last."""
+    return [epochs[place] for place in sorted({round(x) for x in np.linspace(0, len(epochs) - 1, SHOWN_EPOCHS)})]
+
+
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """A table, whole or not at all; floats with six digits, which is as far as float32 counts, None as nothing."""
+    """Write a table, whole or not at all; floats with the six digits of a float32, None as nothing."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(columns)
@@ -51,59 +71,104 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]])
 
 
 def write_tables(folder: Path, logits: Tensor, labels: Tensor, class_names: Sequence[str]) -> None:
-    """COUNTS, the confusion matrix, rows true, columns predicted; and CLASSES: of each class precision, recall and F1,
-    as fractions (0 where there is nothing to divide by), and the number of its images.
+    """Write COUNTS, the confusion matrix, rows true, columns predicted; and CLASSES: of each class precision, recall
+    and F1, as fractions (0 where there is nothing to divide by), and the number of its images.
 
     `logits` are float [N, C], `labels` int64 [N].
     """
-    from torchmetrics.functional import classification as metrics
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-    classes = len(class_names)
-    counts = metrics.multiclass_confusion_matrix(logits, labels, classes).tolist()
-    rows = ([name, *row] for name, row in zip(class_names, counts, strict=True))
+    counts = multiclass_confusion_matrix(logits, labels, len(class_names)).numpy()
+    rows = ([name, *row] for name, row in zip(class_names, counts.tolist(), strict=True))
     write_csv(folder / COUNTS, ["true class", *class_names], rows)
-    scores = [
-        score(logits, labels, classes, average="none").tolist()
-        for score in (metrics.multiclass_precision, metrics.multiclass_recall, metrics.multiclass_f1_score)
-    ]
-    support = [sum(row) for row in counts]
+    right, predicted, true = counts.diagonal(), counts.sum(0), counts.sum(1)
+    scores = (right / np.maximum(of, 1) for of in (predicted, true, (predicted + true) / 2))
     columns = ["class", "precision", "recall", "f1", "support"]
-    write_csv(folder / CLASSES, columns, zip(class_names, *scores, support, strict=True))
+    write_csv(folder / CLASSES, columns, zip(class_names, *(each.tolist() for each in (*scores, true)), strict=True))
+
+
+def write_predictions(
+    folder: Path, images: Iterable[Any], probabilities: Tensor, labels: Tensor, class_names: Sequence[str]
+) -> None:
+    """Write PREDICTIONS: of each image its true class, the predicted one, and the probability of each class.
+
+    Args:
+        images: Their names: files, or indices in the data set.
+        probabilities: float [N, C].
+        labels: int64 [N].
+    """
+    named = zip(images, labels.tolist(), probabilities.argmax(1).tolist(), probabilities.tolist(), strict=True)
+    rows = ([image, class_names[true], class_names[predicted], *each] for image, true, predicted, each in named)
+    write_csv(folder / PREDICTIONS, ["image", "true class", "predicted class", *class_names], rows)
 
 
 def draw(
-    logits: Tensor,
-    labels: Tensor,
-    shown: np.ndarray,
-    class_names: Sequence[str],
-    images: str,
-    temperature: float = 1,
+    logits: Tensor, labels: Tensor, shown: np.ndarray, class_names: Sequence[str], about: str, temperature: float = 1
 ) -> dict[str, Figure]:
-    """The figures of PICTURES, by the names of their files, for the same logits and labels.
+    """Draw a network's predictions; the figures are returned by the names of their files.
 
     Args:
+        logits, labels: float [N, C] and int64 [N].
         shown: uint8 [N, H, W, 3], the images to look at.
-        images: What they are, such as "validation".
+        about: A line for the titles: what was trained, and what the images are.
         temperature: Of `fit_temperature`; by it the logits are divided.
     """
     from torchmetrics.functional.classification import multiclass_confusion_matrix
 
     probabilities = (logits / temperature).softmax(1)
-    unscaled = None if temperature == 1 else logits.softmax(1)
     confidence, predicted = probabilities.max(1)
-    wrong = (predicted != labels).nonzero()[:, 0]
-    wrong = wrong[confidence[wrong].argsort(descending=True, stable=True)][:SHOWN_MISTAKES]
-    captions = [
-        f"{class_names[int(labels[i])]} {ARROW}\n{class_names[int(predicted[i])]} {confidence[i]:.0%}" for i in wrong
-    ]
-    counted = f"{len(labels):,} {images} images"
     matrix = multiclass_confusion_matrix(predicted, labels, len(class_names))
-    title = f"Most confident {images} mistakes: truth {ARROW} prediction"
-    return {
-        CONFUSION: figures.confusion(matrix, class_names, counted),
-        MISTAKES: figures.sheet(shown[wrong.numpy()], captions, title),
-        RELIABILITY: figures.reliability(probabilities, labels, counted, unscaled),
-    }
+    error = f"{figures.calibration_error(probabilities, labels):.1%}"
+    if temperature != 1:
+        error += f", {figures.calibration_error(logits.softmax(1), labels):.1%} before temperature scaling"
+    title = f"Confusion matrix, accuracy {matrix.trace() / len(labels):.2%}\n{about}"
+    drawn = {CONFUSION: figures.plot_confusion(matrix, class_names, title)}
+    title = f"Reliability: expected calibration error {error}\n{about}"
+    drawn[RELIABILITY] = figures.plot_reliability(probabilities, labels, title)
+    wrong = (predicted != labels).nonzero()[:, 0]
+    wrong = wrong[confidence[wrong].argsort(descending=True, stable=True)]
+    of_wrong = (labels[wrong].numpy(), predicted[wrong].numpy(), confidence[wrong].numpy())
+    if len(wrong):
+        mistakes = Mistakes(shown[wrong.numpy()], *of_wrong, class_names)
+        drawn |= {MISTAKES: mistakes.draw_classes(about), CONFUSED: mistakes.draw_pairs(matrix.numpy(), about)}
+    return drawn
+
+
+@dataclass(frozen=True)
+class Mistakes:
+    """N images that a network takes for another class, the most confident mistake first."""
+
+    shown: np.ndarray  # uint8 [N, H, W, 3]
+    true: np.ndarray  # int64 [N]
+    predicted: np.ndarray  # int64 [N]
+    confidence: np.ndarray  # float32 [N]
+    class_names: Sequence[str]
+
+    def draw_classes(self, about: str) -> Figure:
+        """Draw a few of each class."""
+        chosen = np.concatenate(
+            [np.flatnonzero(self.true == label)[:OF_A_CLASS] for label in range(len(self.class_names))]
+        )
+        captions = [
+            f"{self.class_names[self.true[i]]} {ARROW}\n{self.class_names[self.predicted[i]]} {self.confidence[i]:.0%}"
+            for i in chosen
+        ]
+        title = f"The most confident mistakes in each class: true {ARROW} predicted class\n{about}"
+        return figures.plot_sheet(self.shown[chosen], captions, title)
+
+    def draw_pairs(self, matrix: np.ndarray, about: str) -> Figure:
+        """Draw some of each confusion between the most confused pairs, by the confusion matrix, int64 [C, C]."""
+        names, pictures, captions = [], [], []
+        for a, b, *_ in confused_pairs(matrix, self.class_names):
+            for pair in ((a, b), (b, a)):
+                true, predicted = map(self.class_names.index, pair)
+                chosen = np.flatnonzero((self.true == true) & (self.predicted == predicted))[:OF_A_PAIR]
+                missing = OF_A_PAIR - len(chosen)
+                names.append(f"{pair[0]} {ARROW}\n{pair[1]}:\n{matrix[true, predicted]} images")
+                pictures.append(np.pad(self.shown[chosen], ((0, missing), *[(0, 0)] * 3), constant_values=255))
+                captions += [f"{self.confidence[i]:.0%}" for i in chosen] + [""] * missing
+        title = f"The most confused pairs: true {ARROW} predicted class\n{about}"
+        return figures.plot_sheet(np.concatenate(pictures), captions, title, OF_A_PAIR, names)
 
 
 def write_report(
@@ -116,7 +181,7 @@ def write_report(
     trend: str = "",
     pictures: bool = True,
 ) -> None:
-    """REPORT, of what is in the folder.
+    """Write REPORT and HTML, of what is in the folder.
 
     Args:
         settings: What was trained, by label.
@@ -125,14 +190,16 @@ def write_report(
         pictures: Whether those that lie there are of now.
     """
 
-    def picture(name: str, text: str) -> list[str]:
-        return [f"![{text}]({name})"] if pictures and (folder / name).exists() else []
+    def show(*names: str) -> str:
+        there = [name for name in names if pictures and (folder / name).exists()]
+        return "\n".join(f"![{PICTURES[name]}]({name})" for name in there)
 
-    parts = [f"# {title}", f"```sh\n{command}\n```", markdown_table(("result", ""), result)]
+    overview = show(OVERVIEW)
+    parts = [f"# {title}", f"```sh\n{command}\n```", markdown_table(("result", ""), result), overview]
     parts += ["## What was trained", markdown_table(("", ""), settings)]
-    curves = picture(CURVES, "Loss and accuracy over epochs")
+    parts += ["## Trend", trend.strip()] if trend else []
     if (folder / HISTORY).exists():
-        parts += ["## Curves", *curves, f"The values of each epoch: [{HISTORY}]({HISTORY})."]
+        parts += ["## Curves", "" if overview else show(CURVES), _epochs(folder / HISTORY), show(CLASS_CURVES)]
     if (folder / CLASSES).exists():
         with (folder / CLASSES).open(encoding="utf-8", newline="") as file:
             columns, *rows = csv.reader(file)
@@ -140,17 +207,54 @@ def write_report(
         number = sum(int(row[-1]) for row in rows)
         parts += [
             "## Where it fails",
-            f"On the {number:,} {images} images. Precision: of the images taken for this class, the share that are of "
-            "it. Recall: of the images of this class, the share that are recognised. F1: their harmonic mean.",
+            f"On the {number:,} {images} images. Precision: share of the images predicted as this class that belong to "
+            "it. Recall: share of the images of this class that are predicted as it. F1: their harmonic mean.",
             markdown_table([*columns[:-1], "images"], shares),
-            f"As files: [{CLASSES}]({CLASSES}); [{COUNTS}]({COUNTS}), the confusion matrix, rows true.",
-            *(part for name, text in PICTURES.items() for part in picture(name, f"{text}: {images} images")),
+            *(show(CONFUSION), show(RELIABILITY), show(MISTAKES, CONFUSED)),
         ]
-    if trend:
-        parts += ["## Trend", trend.strip()]
-    write_page(folder, *parts)
+    if inputs := show(TRAINING_BATCH, FEATURE_MAPS):
+        parts += ["## What it sees and has learned", show(PREPROCESSING), inputs, show(FILTERS)]
+    tables = [name for name in (HISTORY, CLASSES, COUNTS, PREDICTIONS) if (folder / name).exists()]
+    parts.append(f"Tables as files: {', '.join(f'[{name}]({name})' for name in tables)}.")
+    write_page(folder, *filter(None, parts))
+
+
+def _epochs(path: Path) -> str:
+    """Return HISTORY as a table, of some epochs if there are many."""
+    with path.open(encoding="utf-8", newline="") as file:
+        columns, *rows = csv.reader(file)
+    texts = ([f"{float(cell):.4g}" if cell else "" for cell in row] for row in choose(rows))
+    return markdown_table([name.replace("_", " ") for name in columns], texts)
 
 
 def write_page(folder: Path, *parts: str) -> None:
-    """REPORT, of paragraphs."""
+    """Write REPORT, of paragraphs, and HTML."""
     write_bytes(folder / REPORT, ("\n\n".join(parts) + "\n").encode())
+    write_html(folder / REPORT)
+
+
+def write_html(page: Path) -> None:
+    """Write HTML beside a page in Markdown: one file with the page's pictures inside, which needs no other.
+
+    HTML in the page is shown as text. Links to files beside it become plain text.
+    """
+    from markdown import Markdown
+    from markdown.treeprocessors import Treeprocessor
+
+    class OneFile(Treeprocessor):
+        def run(self, root: Any) -> None:
+            for image in root.iter("img"):
+                content = b64encode((page.parent / image.get("src")).read_bytes()).decode()
+                image.set("src", f"data:image/png;base64,{content}")
+            for link in [link for link in root.iter("a") if "://" not in link.get("href", "")]:
+                link.tag = "span"
+                del link.attrib["href"]
+
+    converter = Markdown(extensions=["tables", "fenced_code"])
+    converter.preprocessors.deregister("html_block")
+    converter.inlinePatterns.deregister("html")
+    converter.treeprocessors.register(OneFile(converter), "one_file", 0)
+    text = page.read_text(encoding="utf-8")
+    template = Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
+    title = escape(text.partition("\n")[0].lstrip("# "))
+    write_bytes(page.with_name(HTML), template.substitute(title=title, body=converter.convert(text)).encode())

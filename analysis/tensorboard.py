@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.utils.tensorboard import SummaryWriter
 
+Scalars: TypeAlias = Mapping[str, Mapping[int, float]]  # by tag, value by step
 RESULT_SCALARS = {  # of a finished run, by the names of its result: tag and title
     "val_acc": ("whole_run/best_acc", "best {images} accuracy"),
     "best_epoch": ("whole_run/best_epoch", "best epoch"),
@@ -31,7 +32,7 @@ RESULT_SCALARS = {  # of a finished run, by the names of its result: tag and tit
 
 
 def writer_of(trainer: pl.Trainer) -> SummaryWriter | None:
-    """The writer of the run's event file; None if there is none, and in processes beyond the first."""
+    """Return the writer of the run's event file; None if there is none, and in processes beyond the first."""
     from pytorch_lightning.loggers import TensorBoardLogger
 
     loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
@@ -39,24 +40,23 @@ def writer_of(trainer: pl.Trainer) -> SummaryWriter | None:
 
 
 def read_curves(folder: Path) -> dict[str, dict[int, float]]:
-    """All scalars in a run's event files: by tag, value by step; of rows that a resumed run wrote twice the later."""
+    """Read all scalars in a run's event files: by tag, value by step; of a step written twice the later one."""
     from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
     events = EventAccumulator(str(folder), {SCALARS: 0}).Reload()
     return {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
 
 
-def add_figure(writer: SummaryWriter, tag: str, figure: Figure, epoch: int, file: Path | None = None) -> None:
+def add_figure(writer: SummaryWriter, tag: str, figure: Figure, epoch: int, file: Path) -> None:
     """Add a figure to the Images tab, and write the same PNG to a file."""
     from tensorboard.compat.proto.summary_pb2 import Summary
 
     content = figures.png(figure)
     width, height = figure.canvas.get_width_height()
-    image = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=content)
+    image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=content)
     # `add_image` would make another PNG of the pixels. A writer that was closed opens a file again.
     writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), epoch)
-    if file:
-        write_bytes(file, content)
+    write_bytes(file, content)
 
 
 def add_projector(
@@ -105,8 +105,9 @@ def log_result(
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
     from torch.utils.tensorboard.summary import hparams
 
-    for name, rows in (("result", result_rows(result)), ("settings", description.items())):
-        writer.add_text(name, markdown_table((name, ""), rows), epoch)
+    # The Text tab opens the first three groups: result, trend and what_is_where.
+    for tag, rows in (("result", result_rows(result)), ("whole_run/settings", description.items())):
+        writer.add_text(tag, markdown_table((Path(tag).name, ""), rows), epoch)
     for name, (tag, _) in RESULT_SCALARS.items():
         if result[name] is not None:
             writer.add_scalar(tag, result[name], epoch)

@@ -2,7 +2,7 @@
 
 Each callback is one part, and works with any LightningModule whose batches are (images [B, 3, H, W], labels [B]):
 
-    pl.Trainer(callbacks=[ProgressBar(clock), EpochLine(clock), clock, GradientNorm()], ...)
+    pl.Trainer(callbacks=[EpochLine(clock), clock, ProgressBar(clock), GradientNorm()], ...)
 
 What is logged once an epoch is logged over the number of epochs done, before the checkpoint is written; so a killed
 and resumed run has whole curves.
@@ -10,6 +10,7 @@ and resumed run has whole curves.
 
 import math
 import sys
+import textwrap
 import time
 import warnings
 from collections.abc import Sequence
@@ -26,8 +27,8 @@ from torchmetrics.classification import MulticlassAccuracy
 from tqdm import tqdm
 
 from analysis import figures
-from analysis.diagnosis import SPLITS, TRAINING
-from analysis.reports import HISTORY, write_csv
+from analysis.diagnosis import SPLITS
+from analysis.reports import HISTORY, PREPROCESSING, TRAINING_BATCH, write_csv
 from analysis.tensorboard import add_figure, writer_of
 from cifar10.records import CLASS_NAMES
 from core.streams import Stream
@@ -83,17 +84,15 @@ class RunClock(Callback):
         self.images, self.seconds = state_dict["images"], state_dict["seconds"]
         self._seconds_before_resume = state_dict["seconds_elapsed"]
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.on_train_end(trainer, pl_module)
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
+        self.on_train_end(trainer, module)
         self.epoch_images, self._epoch_start = 0, time.perf_counter()
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
         self.epoch_images += len(batch[1]) * trainer.world_size
         self.images += len(batch[1]) * trainer.world_size
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
         self.seconds += self.epoch_seconds
         self._epoch_start = None
 
@@ -110,16 +109,16 @@ class RunClock(Callback):
 class ProgressBar(Callback):
     """Show a bar while an epoch trains, on a terminal: mean loss and accuracy so far, and the time left of the run.
 
-    The accuracy is shown if `training_step` returns the `logits` [B, C] beside the `loss`.
+    The accuracy is shown if `training_step` returns the `logits` [B, C] beside the `loss`. In the Trainer's list it
+    stands after its clock, which counts the images first.
     """
 
     def __init__(self, clock: RunClock) -> None:
         self.clock = clock
 
     @rank_zero_only
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._sums: dict[str, Any] = {}  # over this process's images of the epoch
-        self._images = 0
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
+        self._images, self._loss, self._right = 0, torch.tensor(0.0), torch.tensor(0)
         self._bar = tqdm(
             total=int(trainer.num_training_batches) if math.isfinite(trainer.num_training_batches) else None,
             desc=f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}",
@@ -130,29 +129,25 @@ class ProgressBar(Callback):
         )
 
     @rank_zero_only
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
         if self._bar.disable:
             return
         self._images += len(batch[1])
-        sums = {"loss": outputs["loss"].detach() * len(batch[1])}
+        self._loss = self._loss + outputs["loss"].detach() * len(batch[1])
         if "logits" in outputs:
-            sums["acc"] = (outputs["logits"].argmax(1) == batch[1]).sum()
-        self._sums = {name: self._sums.get(name, 0) + value for name, value in sums.items()}
+            self._right = self._right + (outputs["logits"].argmax(1) == batch[1]).sum()
         if self._bar.update():  # true whenever the bar was drawn anew
-            self._bar.set_postfix_str(self._describe(trainer, batch_idx + 1), refresh=False)
-        if batch_idx + 1 == trainer.num_training_batches:
+            clock, epochs_left = self.clock, (trainer.max_epochs or 0) - trainer.current_epoch
+            batches_left = trainer.num_training_batches * epochs_left - index - 1
+            images_left = batches_left * clock.epoch_images / (index + 1)
+            seconds_left = images_left * (clock.seconds + clock.epoch_seconds) / clock.images
+            parts = [f"loss {self._loss.item() / self._images:.3f}"]
+            parts += [f"acc {self._right.item() / self._images:.3f}"] if "logits" in outputs else []
+            parts += [f"{clock.epoch_images / clock.epoch_seconds:,.0f} images/s"]
+            parts += [f"{tqdm.format_interval(seconds_left)} left"]
+            self._bar.set_postfix_str(", ".join(parts), refresh=False)
+        if index + 1 == trainer.num_training_batches:
             self._bar.close()
-
-    def _describe(self, trainer: pl.Trainer, batches: int) -> str:
-        clock = self.clock
-        parts = [f"{name} {float(value) / self._images:.3f}" for name, value in self._sums.items()]
-        batches_left = trainer.num_training_batches * ((trainer.max_epochs or 0) - trainer.current_epoch) - batches
-        images_left = batches_left * clock.epoch_images / batches
-        seconds_left = images_left * (clock.seconds + clock.epoch_seconds) / clock.images
-        parts += [f"{clock.epoch_images / clock.epoch_seconds:,.0f} images/s"]
-        return ", ".join([*parts, f"{tqdm.format_interval(seconds_left)} left"])
 
 
 class EpochLine(Callback):
@@ -166,14 +161,14 @@ class EpochLine(Callback):
         self.clock = clock
 
     @rank_zero_only
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         self._best = best_checkpoint(trainer)
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.on_train_end(trainer, pl_module)
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
+        self.on_train_end(trainer, module)
 
     @rank_zero_only
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
         if not self.clock.epoch_seconds:
             return
         values = self.clock.epoch_values(trainer)
@@ -181,11 +176,8 @@ class EpochLine(Callback):
         for stage in SPLITS:
             if f"{stage}_acc" in values:
                 parts.append(f"{stage} loss {values[f'{stage}_loss']:.3f} acc {values[f'{stage}_acc']:.2%}")
-        parts += [
-            f"lr {values['lr']:.2g}",
-            f"{values['seconds']:.1f} s",
-            f"{values['images_per_second']:,.0f} images/s",
-        ]
+        speed = f"{values['images_per_second']:,.0f} images/s"
+        parts += [f"lr {values['lr']:.2g}", f"{values['seconds']:.1f} s", speed]
         if best_checkpoint(trainer) != self._best:
             self._best = best_checkpoint(trainer)
             parts.append("best so far")
@@ -203,9 +195,7 @@ class EpochHistory(Callback):
         self._rows: dict[int, dict[str, float]] = {}  # by epoch
 
     @rank_zero_only
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: pl.Trainer, module: Any, checkpoint: Any) -> None:
         if self.clock.epoch_seconds:
             epoch = trainer.current_epoch + 1
             self._rows[epoch] = {"epoch": epoch} | self.clock.epoch_values(trainer)
@@ -213,9 +203,7 @@ class EpochHistory(Callback):
         checkpoint["history"] = self._rows
 
     @rank_zero_only
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: pl.Trainer, module: Any, checkpoint: Any) -> None:
         self._rows = checkpoint.get("history", {})  # someone's own script may have had no history
         self._write(trainer)
 
@@ -226,27 +214,63 @@ class EpochHistory(Callback):
             write_csv(Path(writer.log_dir) / HISTORY, columns, ([row.get(name) for name in columns] for row in rows))
 
 
-class ChartLayout(Callback):
-    """TensorBoard's Custom Scalars tab: training and validation in one chart, and the accuracy of each class.
+class SplitCurves(Callback):
+    """Write training and validation as two runs of TensorBoard, which gives each a colour of its own in one chart.
 
-    `stage` is as of `BestModel`, and `train_loss_name` of `diagnosis`.
+    They are written with each checkpoint, when the metrics are complete, so that a resumed run has whole curves.
+    """
+
+    def __init__(self, clock: RunClock, stage: str = "val") -> None:
+        self.clock, self.stages = clock, ("train", stage)
+        self._writers: dict[str, Any] = {}  # by stage
+
+    @rank_zero_only
+    def on_save_checkpoint(self, trainer: pl.Trainer, module: Any, checkpoint: Any) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # takes long to import
+
+        writer = writer_of(trainer)
+        values = self.clock.epoch_values(trainer) if writer and self.clock.epoch_seconds else {}
+        for stage in self.stages:
+            if writer and f"{stage}_acc" in values:
+                if stage not in self._writers:
+                    self._writers[stage] = SummaryWriter(Path(writer.log_dir) / SPLITS[stage])
+                for tag, name in (("accuracy", "acc"), ("loss", "loss")):
+                    self._writers[stage].add_scalar(tag, values[f"{stage}_{name}"], trainer.current_epoch + 1)
+                self._writers[stage].flush()
+
+
+class ChartLayout(Callback):
+    """Lay out TensorBoard's Custom Scalars tab: training and validation in one chart, and a chart for each class.
+
+    Args:
+        stage: As of `BestModel`.
+        loss_measured: How the training loss is measured, if that differs from the validation loss.
+        split: Whether there are SplitCurves, whose lines differ in colour.
     """
 
     def __init__(
-        self, stage: str = "val", train_loss_name: str = TRAINING, class_names: Sequence[str] = CLASS_NAMES
+        self,
+        stage: str = "val",
+        loss_measured: str = "",
+        split: bool = False,
+        class_names: Sequence[str] = CLASS_NAMES,
     ) -> None:
-        self.stage, self.train_loss_name, self.class_names = stage, train_loss_name, class_names
+        self.stage, self.loss_measured, self.split, self.class_names = stage, loss_measured, split, class_names
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         if not (writer := writer_of(trainer)):
             return
         # TensorBoard reads the names as regular expressions that match from their start.
-        losses, accuracies = (["Multiline", [f"train/{name}$", f"{self.stage}/{name}$"]] for name in ("loss", "acc"))
+        parts = ("",) if self.split else ("train/", f"{self.stage}/")
+        names = ("loss", "accuracy") if self.split else ("loss", "acc")
+        losses, accuracies = (["Multiline", [f"{part}{name}$" for part in parts]] for name in names)
         images = SPLITS[self.stage]
-        loss = "loss" if self.train_loss_name == TRAINING else f"loss: {self.train_loss_name}, and {images}"
         writer.add_custom_scalars(
             {
-                f"Training and {images}, over epochs": {loss: losses, "accuracy": accuracies},
+                f"Training and {images}, over epochs": {
+                    f"loss; training {self.loss_measured}" if self.loss_measured else "loss": losses,
+                    "accuracy": accuracies,
+                },
                 f"{images.capitalize()} accuracy of each class, over epochs": {
                     name: ["Multiline", [f"{self.stage}_acc_by_class/{name}$"]] for name in self.class_names
                 },
@@ -264,17 +288,15 @@ class ClassAccuracy(Callback):
         self.stage, self.class_names = stage, class_names
         self.metric = MulticlassAccuracy(len(class_names), average="none", validate_args=False)
 
-    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.metric.to(pl_module.device).reset()
+    def on_validation_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
+        self.metric.to(module.device).reset()
 
-    def on_validation_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *indices: int
-    ) -> None:
+    def on_validation_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, *rest: int) -> None:
         if trainer.state.fn == "fit":
-            logits = outputs if isinstance(outputs, Tensor) else pl_module(batch[0])
+            logits = outputs if isinstance(outputs, Tensor) else module(batch[0])
             self.metric.update(logits, batch[1])
 
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             accuracies = self.metric.compute().tolist()  # of all processes
             names = [f"{self.stage}_acc_by_class/{name}" for name in self.class_names]
@@ -288,7 +310,7 @@ class SeededEpochs(Callback):
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, index: int) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, index: int) -> None:
         if index == 0:  # after all that Lightning itself draws
             key = [Stream.NETWORK, self.seed, trainer.current_epoch, trainer.global_rank]
             torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
@@ -297,12 +319,10 @@ class SeededEpochs(Callback):
 class GradientNorm(Callback):
     """`train/grad_norm`, the Euclidean norm of the gradient of all weights, over steps, in those that are logged."""
 
-    def on_before_optimizer_step(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
-    ) -> None:
+    def on_before_optimizer_step(self, trainer: pl.Trainer, module: Any, optimizer: Any) -> None:
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if trainer.loggers and every and (trainer.global_step + 1) % every == 0:
-            gradients = [weight.grad for weight in pl_module.parameters() if weight.grad is not None]
+            gradients = [weight.grad for weight in module.parameters() if weight.grad is not None]
             norm = nn.utils.get_total_norm(gradients).item()
             for logger in trainer.loggers:
                 logger.log_metrics({"train/grad_norm": norm}, step=trainer.global_step)
@@ -318,72 +338,78 @@ class TrainingSpeed(Callback):
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
         self._images, self._start, self._cpu_start = 0, time.perf_counter(), time.process_time()
         self._cpu_seconds = math.inf  # of a loader that does not say how long it is
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
         self._images += len(batch[1])
         self._seconds = time.perf_counter() - self._start  # validation comes after the last batch
-        if batch_idx + 1 == trainer.num_training_batches:  # once, since the system adds up all threads
+        if index + 1 == trainer.num_training_batches:  # once, since the system adds up all threads
             self._cpu_seconds = time.process_time() - self._cpu_start
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
         log_epoch(trainer, {"train/images_per_second": self._images * trainer.world_size / self._seconds})
         share = self._cpu_seconds / (self._seconds * torch.get_num_threads())
-        threads = torch.get_num_threads() if pl_module.device.type == "cpu" else 1
+        threads = torch.get_num_threads() if module.device.type == "cpu" else 1
         if threads > 1 and share < BUSY and trainer.is_global_zero and not self.quiet:
             self.quiet = True
             print(f"other programs left {share:.0%} of the processor: --threads 1 may be faster", flush=True)
 
 
-class WhatItSees(Callback):
-    """What goes into the network: pictures of the run's first training batch, augmented, and of an image of each class
-    before and after preprocessing, of a data module that has `examples`; and the graph, traced with the first image.
+class InputPictures(Callback):
+    """Show what goes into the network: the run's first training batch, augmented, and an image of each class before and
+    after preprocessing, of a data module that has them; and the graph, traced with the first image.
 
-    They are drawn when the training is over, so that the first epoch takes no longer than the others.
+    They are drawn when the training is over, so that the first epoch takes no longer than the others. `about` is what
+    was trained, for the titles.
     """
 
-    def __init__(self, class_names: Sequence[str] = CLASS_NAMES) -> None:
-        self.class_names = class_names
+    def __init__(self, class_names: Sequence[str] = CLASS_NAMES, about: str = "") -> None:
+        self.class_names, self.about = class_names, about
 
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_end(self, trainer: pl.Trainer, module: Any) -> None:
         if not (writer := writer_of(trainer)):
             return
         loader: Any = trainer.train_dataloader
         if hasattr(loader.sampler, "set_epoch"):
             loader.sampler.set_epoch(0)
         images, labels = next(iter(loader))[:2]
-        captions = [self.class_names[label] for label in labels.tolist()][:SHOWN_IMAGES]
-        title = "What the network sees: augmented images, and their labels"
-        sheet = figures.sheet(figures.pixels(images)[:SHOWN_IMAGES], captions, title)
-        add_figure(writer, "what_it_sees/training_batch", sheet, 0)
+        captions = [self.class_names[label] for label in labels.tolist()]
+        if hasattr(loader.dataset, "describe"):
+            done = loader.dataset.describe(next(iter(loader.sampler)))
+            captions = [f"{name}\n{textwrap.fill(text, 20)}" for name, text in zip(captions, done, strict=True)]
+        title = f"First training batch, as the network gets it\n{self.about}"
+        figure = figures.plot_sheet(figures.pixels(images)[:SHOWN_IMAGES], captions[:SHOWN_IMAGES], title)
+        folder = Path(writer.log_dir)
+        add_figure(writer, "what_it_sees/training_batch", figure, 0, folder / TRAINING_BATCH)
         with warnings.catch_warnings(action="ignore"):  # PyTorch deprecates the tracer that TensorBoard needs
-            writer.add_graph(pl_module, images[:1].to(pl_module.device, next(pl_module.parameters()).dtype))
+            writer.add_graph(module, images[:1].to(module.device, next(module.parameters()).dtype))
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         rows = datamodule.examples() if hasattr(datamodule, "examples") else {}
         if len(rows) > 1:
-            title = "What the network sees: an image of each class before and after preprocessing"
-            add_figure(writer, "what_it_sees/preprocessing", figures.before_and_after(rows, self.class_names, title), 0)
+            title = f"An image of each class before and after preprocessing\n{self.about}"
+            tiles = np.concatenate(list(rows.values()))
+            names = [textwrap.fill(name, 16) for name in rows]
+            figure = figures.plot_sheet(tiles, [*self.class_names] * len(rows), title, len(self.class_names), names)
+            add_figure(writer, "what_it_sees/preprocessing", figure, 0, folder / PREPROCESSING)
 
 
-class ConvFilters(Callback):
-    """A picture of the first convolution's filters before training and after each epoch, if there is a convolution."""
+class FilterPictures(Callback):
+    """Show the filters of the first convolution before training and after each epoch, if there is a convolution."""
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         if trainer.current_epoch == 0:
-            self._draw(trainer, pl_module, epochs=0)
+            self._draw(trainer, module, epochs=0)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._draw(trainer, pl_module, epochs=trainer.current_epoch + 1)
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
+        self._draw(trainer, module, epochs=trainer.current_epoch + 1)
 
-    def _draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epochs: int) -> None:
-        layers = [(name, layer) for name, layer in pl_module.named_modules() if isinstance(layer, nn.Conv2d)]
+    def _draw(self, trainer: pl.Trainer, module: Any, epochs: int) -> None:
+        layers = [(name, layer) for name, layer in module.named_modules() if isinstance(layer, nn.Conv2d)]
         if layers and (writer := writer_of(trainer)):
             name, layer = layers[0]
-            picture = figures.filters(layer.weight)
+            picture = figures.mosaic(figures.filter_tiles(layer.weight), columns=6, gap=6)
             writer.add_image(f"what_it_learned/filters_{name.split('.')[-1]}", picture, epochs, dataformats="HWC")
 
 

@@ -107,6 +107,12 @@ def describe_in_lines(config: RunConfig, parameters: int | None = None, verb: st
     )
 
 
+def describe_in_short(config: RunConfig, parameters: int | None = None) -> str:
+    """Return what tells runs apart in most cases as a line for the titles of pictures."""
+    rows = describe(config, parameters)
+    return f"{rows['network']}; {rows['preprocessing']}; {config.optimizer}, lr {config.lr:g}, {config.epochs} epochs"
+
+
 def describe_versions() -> str:
     """Return the versions of Python and of the packages that decide the result."""
     names = {"torch": "PyTorch", "pytorch-lightning": "Lightning"}

@@ -33,7 +33,7 @@ from core.shell import command_line
 from models.checkpoint import Checkpoint
 from models.classifier import Classifier, make_classifier
 from training.checkpoints import read_checkpoint_config
-from training.description import count_parameters, describe
+from training.description import count_parameters, describe, describe_in_short
 
 ALL = "all"  # every corruption at every severity
 Kind: TypeAlias = tuple[str, int | None]  # corruption and severity
@@ -69,6 +69,7 @@ class Labelled:
     labels: Tensor  # int64 [N]
     indices: np.ndarray  # int64 [N], by which a corruption draws its noise
     folders: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()  # of pictures, their paths
 
     @property
     def images(self) -> str:
@@ -234,7 +235,9 @@ def _load_pictures(folder: Path, class_names: Sequence[str]) -> Labelled:
     ]
     if len(folders) > 1:
         folders.append("these folders are evaluated together; name one of them to evaluate it alone")
-    return Labelled(f'"{folder.resolve().name}"', np.stack(read), labels, np.arange(len(files)), tuple(folders))
+    paths = tuple(file.as_posix() for file in files)
+    name = f'"{folder.resolve().name}"'
+    return Labelled(name, np.stack(read), labels, np.arange(len(files)), tuple(folders), paths)
 
 
 def _read(path: Path, dimensions: int) -> np.ndarray:
@@ -254,13 +257,17 @@ def _write_report(
     out.mkdir(parents=True, exist_ok=True)
     names, labels = checkpoint.class_names, images.labels
     findings.write_tables(out, logits, labels, names)
-    drawn = findings.draw(logits, labels, images.pixels, names, images.name, checkpoint.temperature)
+    probabilities = (logits / checkpoint.temperature).softmax(1)
+    findings.write_predictions(out, images.files or images.indices.tolist(), probabilities, labels, names)
+    config = read_checkpoint_config(checkpoint)
+    parameters = count_parameters(config)
+    about = f"{describe_in_short(config, parameters)}; {images.images}"
+    drawn = findings.draw(logits, labels, images.pixels, names, about, checkpoint.temperature)
     for file, figure in drawn.items():
         figures.save(out / file, figure)
     rows = [*in_percent(result).items(), ("temperature", f"{checkpoint.temperature:.3f}")]
     title = f"{checkpoint.path.name} on {images.name} images"
-    config = read_checkpoint_config(checkpoint)
-    trained = describe(config, count_parameters(config))
+    trained = describe(config, parameters)
     findings.write_report(out, title, command_line("python", *sys.argv), trained.items(), rows, images.name)
 
 

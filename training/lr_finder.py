@@ -126,7 +126,7 @@ def record_losses(config: RunConfig) -> LRRange:
 def save(found: LRRange, log_dir: Path, name: str) -> Path:
     """Draw the test for TensorBoard and into a PNG file, whose path is returned; both in `log_dir`/find_lr/`name`."""
     logger = TensorBoardLogger(log_dir, "find_lr", name, default_hp_metric=False)
-    figure = figures.lr_range(
+    figure = figures.plot_lr_range(
         found.lrs, found.losses, found.valley, found.suggestion, f"Learning-rate range test, {name}"
     )
     path = Path(logger.log_dir) / "lr_range_test.png"

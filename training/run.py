@@ -17,7 +17,7 @@ from pytorch_lightning.callbacks import LearningRateMonitor
 from torch import nn
 from torch.distributed import DistNetworkError, DistStoreError
 
-from analysis.diagnosis import SPLITS, markdown
+from analysis.diagnosis import SPLITS, describe_measurement, markdown
 from analysis.reports import write_report
 from analysis.tensorboard import log_result, result_rows
 from cifar10.config import Data
@@ -34,7 +34,7 @@ from training import callbacks as visible
 from training.best_model import BestModel
 from training.checkpoints import RunCheckpoint, StopOnSignal, calibrate, relate_folders
 from training.config import SETTINGS, RunConfig, resolve_config
-from training.description import count_parameters, describe, describe_in_lines, describe_versions
+from training.description import count_parameters, describe, describe_in_lines, describe_in_short, describe_versions
 from training.files import RunResult, lock_run, reserve_version, write_config, write_result
 from training.hardware import keep_freed_memory
 from training.trainer import (
@@ -97,17 +97,20 @@ class Watch:
 
     def make_callbacks(self, config: RunConfig) -> list[pl.Callback]:
         """Return all callbacks of a run in the order in which they act: checkpoints come last."""
-        lines = [] if config.quiet else [visible.ProgressBar(self.clock), visible.EpochLine(self.clock)]
-        parts: list[pl.Callback] = [*lines, visible.EpochHistory(self.clock), self.clock]
+        parts: list[pl.Callback] = [visible.EpochHistory(self.clock), self.clock]
+        if not config.quiet:
+            parts = [visible.EpochLine(self.clock), *parts, visible.ProgressBar(self.clock)]
         parts += [self.stop, visible.SeededEpochs(config.seed)]
         if config.fast_dev_run:
             return parts
         stage = config.select_on
         parts += [LearningRateMonitor("step"), visible.GradientNorm(), visible.TrainingSpeed(config.quiet)]
-        parts += [visible.ChartLayout(stage, self.best_model.train_loss_name), visible.ClassAccuracy(stage)]
-        parts += [self.best_model]
+        measured, loss_measured = describe_measurement(config.plain())
+        differs = loss_measured if loss_measured != measured else ""
+        parts += [visible.ChartLayout(stage, differs, config.pictures), visible.ClassAccuracy(stage), self.best_model]
         if config.pictures:
-            parts += [visible.WhatItSees(), visible.ConvFilters()]
+            parts += [visible.SplitCurves(self.clock, stage), visible.FilterPictures()]
+            parts += [visible.InputPictures(about=self.best_model.about)]
         return [*parts, *filter(None, [self.best]), self.last]
 
 
@@ -134,10 +137,11 @@ def build(config: RunConfig, resume: Path | None = None, started: float | None =
     datamodule, module = make_modules(config)
     monitor = f"{config.select_on}/acc" if config.val_size or config.select_on == "test" else None
     best_name = f"best-epoch={{epoch:02d}}-{config.select_on}_acc={{{monitor}:.4f}}"
+    about = describe_in_short(config, count_parameters(config))
     watch = Watch(
         stop=StopOnSignal(later=config.num_nodes * count_devices(config) > 1),
         clock=visible.RunClock(started),
-        best_model=BestModel(config.select_on, draw=config.pictures, config=config.plain()),
+        best_model=BestModel(config.select_on, draw=config.pictures, config=config.plain(), about=about),
         best=RunCheckpoint(best_name, config, monitor) if monitor else None,
         last=RunCheckpoint(Path(LAST).stem, config),
     )

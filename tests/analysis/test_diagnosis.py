@@ -19,10 +19,10 @@ from analysis.diagnosis import (
     WIDER,
     Trend,
     analyse,
+    describe_measurement,
     flags_to_try,
     markdown,
     sentences,
-    train_loss_name,
 )
 
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -281,16 +281,18 @@ def test_of_a_run_whose_flags_are_not_known_the_advice_names_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "name"),
+    ("config", "of_loss"),
     [
-        ({}, "training"),
-        ({"label_smoothing": 0.0, "teacher": None, "teacher_weight": 0.9}, "training"),
-        ({"label_smoothing": 0.1}, "training (with smoothed labels)"),
-        ({"teacher": "t.ckpt", "teacher_weight": 0.0}, "training"),
-        ({"teacher": "t.ckpt", "label_smoothing": 0.1}, "training (with soft targets and smoothed labels)"),
+        ({}, "(mean over the epoch)"),
+        ({"crop": 2, "label_smoothing": 0.0, "teacher": None}, "(mean over the epoch, augmented)"),
+        ({"flip": True, "label_smoothing": 0.1}, "(mean over the epoch, augmented, smoothed labels)"),
+        ({"teacher": "t.ckpt", "teacher_weight": 0.0}, "(mean over the epoch)"),
+        (
+            {"teacher": "t.ckpt", "label_smoothing": 0.1},
+            "(mean over the epoch, soft targets, smoothed labels)",
+        ),
     ],
 )
-def test_a_training_loss_that_is_more_than_cross_entropy_has_a_name_that_says_so(
-    config: dict[str, Any], name: str
-) -> None:
-    assert train_loss_name(config) == name
+def test_how_training_curves_are_measured_is_said(config: dict[str, Any], of_loss: str) -> None:
+    accuracy, loss = describe_measurement(config)
+    assert loss == of_loss and accuracy == of_loss.replace(", soft targets", "").replace(", smoothed labels", "")

@@ -38,29 +38,26 @@ from lenet_module import LeNetModule
 from models.checkpoint import load_checkpoint
 from training import best_model, callbacks
 
-BEST_MODEL_PICTURES = {
-    "what_it_learned/feature_maps",
-    "where_it_fails/confusion",
-    "where_it_fails/mistakes",
-    "where_it_fails/reliability",
-}
-TRAINING_PICTURES = {
-    "what_it_sees/training_batch",
-    "what_it_sees/preprocessing",
-    "what_it_learned/filters_conv1",
-    "whole_run/curves",
-}
-
-
-RUN_FILES = {
-    *("config.yaml", "summary.json", "trend.md", "report.md"),
-    *("history.csv", "confusion.csv", "classes.csv"),
-}
-RUN_PICTURES = {  # and their tags
-    "curves.png": "whole_run/curves",
+BEST_MODEL_FILES = {  # pictures of the best model, and their tags
+    "feature_maps.png": "what_it_learned/feature_maps",
     "confusion.png": "where_it_fails/confusion",
     "mistakes.png": "where_it_fails/mistakes",
+    "confused.png": "where_it_fails/confused",
     "reliability.png": "where_it_fails/reliability",
+    "overview.png": "whole_run/overview",
+    "class_accuracy.png": "whole_run/class_accuracy",
+}
+TRAINING_FILES = {
+    "training_batch.png": "what_it_sees/training_batch",
+    "preprocessing.png": "what_it_sees/preprocessing",
+    "curves.png": "whole_run/curves",
+}
+BEST_MODEL_PICTURES = set(BEST_MODEL_FILES.values())
+TRAINING_PICTURES = {*TRAINING_FILES.values(), "what_it_learned/filters_conv1"}
+OTHERS_PICTURES = BEST_MODEL_PICTURES - {"whole_run/overview"}  # of a module that logs no curves of ours
+RUN_FILES = {
+    *("config.yaml", "summary.json", "trend.md", "report.md", "report.html"),
+    *("history.csv", "confusion.csv", "classes.csv"),
 }
 
 
@@ -82,8 +79,10 @@ def test_everything_is_there_after_a_run(run: Any, data_dir: Path) -> None:
     assert steps(log_dir, "images", "where_it_fails/confusion") == [2]
     assert found["graph"]
     texts = {tag.removesuffix("/text_summary") for tag in found["tensors"]}
-    assert texts >= {"result", "settings", "trend", "what_is_where"}
-    scalars = {"train/grad_norm", "train/images_per_second", *(f"val_acc_by_class/{name}" for name in CLASS_NAMES)}
+    groups = sorted({tag.partition("/")[0] for tag in texts if "__" not in tag})
+    assert groups[:3] == ["result", "trend", "what_is_where"]  # which TensorBoard opens
+    scalars = {"train/clean_acc", "train/grad_norm", "train/images_per_second"}
+    scalars |= {f"val_acc_by_class/{name}" for name in CLASS_NAMES}
     assert set(found["scalars"]) >= scalars
     projected = log_dir / "00002" / "features"
     assert len((projected / "tensors.tsv").read_text().splitlines()) == 100
@@ -116,19 +115,19 @@ def test_without_pictures_the_scalars_and_the_trend_are_there(run: Any) -> None:
     assert "](c" in (log_dir / "report.md").read_text() and "![" not in (log_dir / "report.md").read_text()
 
 
-def test_a_run_leaves_tables_and_a_page_beside_the_pictures_that_tensorboard_has(run: Any) -> None:
-    result = run(pictures=True, optimizer="adam")
-    log_dir = result.log_dir
+def test_a_run_leaves_tables_and_a_report_beside_the_pictures_that_tensorboard_has(run: Any) -> None:
+    result = run(pictures=True, optimizer="adam", lr=1e-4, denoise="median")
+    log_dir, pictures = result.log_dir, BEST_MODEL_FILES | TRAINING_FILES
     assert {path.name for path in log_dir.iterdir() if path.is_file() and "events" not in path.name} == (
-        RUN_FILES | RUN_PICTURES.keys() | {"projector_config.pbtxt"}
+        RUN_FILES | pictures.keys() | {"predictions.csv", "filters.png", "projector_config.pbtxt"}
     )
     events = EventAccumulator(str(log_dir)).Reload()
     page = (log_dir / "report.md").read_text(encoding="utf-8")
-    for name, tag in RUN_PICTURES.items():
+    for name, tag in pictures.items():
         shown = Image.open(io.BytesIO(events.Images(tag)[0].encoded_image_string))
         assert np.array_equal(np.asarray(shown), np.asarray(Image.open(log_dir / name)))
-        assert np.asarray(shown)[0, 0].tolist() == [255, 255, 255, 255]
-        assert f"]({name})" in page
+        assert shown.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
+        assert f"]({name})" in page or name == "curves.png"  # which are in the overview
     for name in re.findall(r"\]\((.*?)\)", page):
         assert (log_dir / name).is_file()
     counts = np.loadtxt(log_dir / "confusion.csv", int, delimiter=",", skiprows=1, usecols=range(1, 11))
@@ -142,6 +141,13 @@ def test_a_run_leaves_tables_and_a_page_beside_the_pictures_that_tensorboard_has
         assert float(row["precision"]) == pytest.approx(right / max(taken, 1), abs=1e-6)
     assert f"{result.test_acc:.2%}" in page
     assert "--optimizer=adam" in page and "On the 100 validation images" in page and "## Trend" in page
+    with (log_dir / "predictions.csv").open() as file:
+        predictions = list(csv.DictReader(file))
+    right = [row["true class"] == row["predicted class"] for row in predictions]
+    assert np.mean(right) == pytest.approx(result.val_acc)
+    assert sum(float(predictions[0][name]) for name in CLASS_NAMES) == pytest.approx(1, abs=1e-4)
+    _, labels = records.load(log_dir.parents[2] / "data" / records.FOLDER, train=True)
+    assert all(CLASS_NAMES[labels[int(row["image"])]] == row["true class"] for row in predictions)
     assert f"report         {log_dir / 'report.md'}" in door.summary(result)
 
 
@@ -218,13 +224,13 @@ def test_in_mixed_precision_the_figures_are_those_of_the_checkpoint_in_float32(
     run: Any, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown: list[torch.Tensor] = []
-    confusion = figures.confusion
+    confusion = figures.plot_confusion
 
     def draw(matrix: torch.Tensor, *arguments: Any, **options: Any) -> Any:
         shown.append(matrix)
         return confusion(matrix, *arguments, **options)
 
-    monkeypatch.setattr(figures, "confusion", draw)
+    monkeypatch.setattr(figures, "plot_confusion", draw)
     result = run(network="lenet5", optimizer="adam", precision="bf16-mixed", epochs=1, pictures=True)
     checkpoint = load_checkpoint(result.checkpoint)
     module = LeNetModule(network="lenet5", width=1)
@@ -239,26 +245,51 @@ def test_in_mixed_precision_the_figures_are_those_of_the_checkpoint_in_float32(
     assert (tested["test/acc"], tested["test/loss"]) == (result.test_acc, result.test_loss)
 
 
-@pytest.mark.parametrize(
-    ("flags", "name"), [({}, "training"), ({"label_smoothing": 0.1}, "training (with smoothed labels)")]
-)
-def test_where_the_losses_are_not_the_same_charts_and_guide_say_so(
-    run: Any, monkeypatch: pytest.MonkeyPatch, flags: dict[str, Any], name: str
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_curves_charts_and_guide_say_how_the_training_curves_are_measured(
+    run: Any, monkeypatch: pytest.MonkeyPatch, smoothing: float
 ) -> None:
     labels: list[list[str]] = []
-    curves_of = figures.curves
+    curves_of = figures.plot_curves
 
     def draw(*arguments: Any) -> Any:
         figure = curves_of(*arguments)
         labels.extend(axes.get_legend_handles_labels()[1] for axes in figure.axes)
         return figure
 
-    monkeypatch.setattr(figures, "curves", draw)
-    events = EventAccumulator(str(run(pictures=True, **flags).log_dir)).Reload()
-    assert [texts[0] for texts in labels] == [name, "training"]  # of loss and accuracy
+    monkeypatch.setattr(figures, "plot_curves", draw)
+    events = EventAccumulator(str(run(pictures=True, label_smoothing=smoothing).log_dir)).Reload()
+    of_loss, of_accuracy = (texts[0] for texts in labels)
+    assert of_accuracy == "training (mean over the epoch, augmented)"
+    assert of_loss == of_accuracy.replace(")", ", smoothed labels)" if smoothing else ")")
     texts = {tag: events.Tensors(tag)[0].tensor_proto.string_val[0] for tag in events.Tags()["tensors"]}
     for tag in ("what_is_where/text_summary", "custom_scalars__config__"):
-        assert (b"with smoothed labels" in texts[tag]) == bool(flags)
+        assert (b"smoothed labels" in texts[tag]) == bool(smoothing)
+
+
+def test_training_and_validation_are_two_runs_of_tensorboard_also_after_a_resume(run: Any) -> None:
+    flags = {"schedule": "constant", "lr": 0.01, "pictures": True}
+    whole = run(epochs=3, **flags)
+    resumed = resume(run(epochs=2, **flags).checkpoint.parent, epochs=3)
+    for result in (whole, resumed):
+        logged = curves(result.log_dir)
+        for folder, stage in (("training", "train"), ("validation", "val")):
+            part = curves(result.log_dir / folder)
+            assert part.keys() == {"accuracy", "loss"}
+            assert sorted(set(part["accuracy"])) == logged[f"{stage}/acc"]
+            assert sorted(set(part["loss"])) == logged[f"{stage}/loss"]
+
+
+def test_clean_training_accuracy_is_that_of_the_best_checkpoint_on_whole_images(run: Any, data_dir: Path) -> None:
+    result = run(epochs=4, crop=4, cutout=8, random_corruption=0.5)
+    (point,) = curves(result.log_dir)["train/clean_acc"]
+    module = LeNetModule(network="lenet5", width=1)
+    module.load_state_dict(weights(result.checkpoint))
+    datamodule = CIFAR10DataModule(data_dir=data_dir, val_size=100)
+    datamodule.setup()
+    found = best_model.predict(module, datamodule.clean_train_dataloader())
+    assert len(found.labels) == 900 and point == (result.best_epoch, pytest.approx(found.accuracy))
+    assert result.trend.clean and result.trend.train_acc == pytest.approx(found.accuracy)
 
 
 def hparams_tab(log_dir: Path) -> tuple[list[str], list[str], dict[str, dict[str, float]]]:
@@ -322,14 +353,17 @@ def test_figures_charts_and_texts_say_on_which_images_the_network_is_judged(
     events = EventAccumulator(str(run(pictures=True, **flags).log_dir)).Reload()
     in_figures = {text.get_text() for figure in drawn for text in figure.findobj(Text)}
     in_texts = [
-        events.Tensors(tag)[0].tensor_proto.string_val[0].decode(errors="replace") for tag in events.Tags()["tensors"]
+        events.Tensors(tag)[0].tensor_proto.string_val[0].decode(errors="replace")
+        for tag in events.Tags()["tensors"]
+        if "settings" not in tag  # how many images there are for validation
     ]
     assert said in in_figures
     for words in (
-        f"confident {said} mistakes",
+        f"100 {said} images" if said == "validation" else f"200 {said} images",
         f"best {said} accuracy",
         f"Training and {said},",
         f"{best_model.PROJECTED} {said} images",
+        f"{said.capitalize()} accuracy of each class",
     ):
         assert words in "".join([*in_figures, *in_texts])
     assert unsaid not in "".join([*in_figures, *in_texts])
@@ -395,16 +429,17 @@ class SomeoneElses(pl.LightningModule):
 def all_callbacks() -> list[Callback]:
     names, clock = ("one", "two", "three"), callbacks.RunClock()
     return [
-        callbacks.ProgressBar(clock),
         callbacks.EpochLine(clock),
         callbacks.EpochHistory(clock),
         clock,
+        callbacks.ProgressBar(clock),
+        callbacks.SplitCurves(clock),
         callbacks.ChartLayout(class_names=names),
         callbacks.ClassAccuracy(class_names=names),
         callbacks.GradientNorm(),
         callbacks.TrainingSpeed(),
-        callbacks.WhatItSees(class_names=names),
-        callbacks.ConvFilters(),
+        callbacks.InputPictures(class_names=names),
+        callbacks.FilterPictures(),
         best_model.BestModel(class_names=names),
     ]
 
@@ -432,7 +467,7 @@ def test_the_callbacks_work_in_someone_elses_script(tmp_path: Path) -> None:
     logger = TensorBoardLogger(tmp_path, "logs", "0")
     fit_someone_elses(tmp_path, logger=logger, callbacks=[*all_callbacks(), best])
     found = tags(logger.log_dir)
-    assert set(found["images"]) >= BEST_MODEL_PICTURES | {"what_it_learned/filters_0"}
+    assert set(found["images"]) >= OTHERS_PICTURES | {"what_it_learned/filters_0"}
     assert found["graph"]
     assert {"val_acc_by_class/two", "train/grad_norm", "train/images_per_second"} <= set(found["scalars"])
 
@@ -452,7 +487,7 @@ def test_what_a_network_does_not_have_is_passed_over(
     logger = TensorBoardLogger(tmp_path, "logs", "0")
     fit_someone_elses(tmp_path, network, logger=logger, callbacks=all_callbacks())
     found = tags(logger.log_dir)
-    assert set(found["images"]) >= BEST_MODEL_PICTURES and found["graph"]
+    assert set(found["images"]) >= OTHERS_PICTURES and found["graph"]
     assert ("what_it_learned/filters_0" in found["images"]) == filters
     assert (Path(logger.log_dir) / "00002" / "features").exists() == projector
 
@@ -531,29 +566,3 @@ def test_predictions_keep_the_order_and_the_features_lead_to_the_logits() -> Non
     assert found.confusion_matrix().sum() == 6
     shapes = {name: tuple(value.shape) for name, value in best_model.layer_outputs(module, found.images[:1]).items()}
     assert shapes == {"conv1": (6, 28, 28), "conv2": (16, 10, 10), "fc1": (120,), "fc2": (84,)}
-
-
-def test_pixels_undo_a_normalisation() -> None:
-    original = torch.randint(0, 256, (16, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    normalised = (original - torch.tensor([120.0, 110.0, 100.0])) / torch.tensor([60.0, 62.0, 66.0])
-    np.testing.assert_array_equal(figures.pixels(normalised.permute(0, 3, 1, 2)), original)
-
-
-def test_a_filter_of_zeros_is_grey_and_a_large_weight_is_bright() -> None:
-    weight = torch.zeros(7, 3, 5, 5)
-    weight[0, 0, 0, 0] = 2.0
-    picture = figures.filters(weight, columns=6, scale=1)
-    assert picture.shape == (10, 30, 3) and picture.dtype == np.uint8
-    assert picture[0, 0].tolist() == [255, 128, 128] and picture[1, 1].tolist() == [128, 128, 128]
-
-
-def test_figures_leave_no_trace_in_pyplot() -> None:
-    from matplotlib import pyplot
-
-    labels = torch.arange(20) % 10
-    perfect = F.one_hot(labels, 10).float()
-    figure = figures.reliability(perfect, labels)
-    assert "error 0.0%" in figure.get_suptitle()
-    assert Image.open(io.BytesIO(figures.png(figure))).size == (960, 960)
-    figures.confusion(torch.eye(10).long(), CLASS_NAMES)
-    assert pyplot.get_fignums() == []

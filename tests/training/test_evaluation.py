@@ -23,7 +23,10 @@ from models.checkpoint import load_checkpoint
 from models.classifier import load_classifier
 from training.evaluation import evaluate
 
-FILES = {"confusion.csv", "classes.csv", "confusion.png", "mistakes.png", "reliability.png", "report.md"}
+FILES = {
+    *("confusion.csv", "classes.csv", "predictions.csv", "report.md", "report.html"),
+    *("confusion.png", "mistakes.png", "confused.png", "reliability.png"),
+}
 
 
 @pytest.fixture
@@ -105,7 +108,7 @@ def test_of_damaged_images_there_is_a_row_for_each_corruption_and_severity_and_t
     assert float(rows[7]["accuracy"]) == right.float().mean().item()
     accuracies = [float(row["accuracy"]) for row in rows]
     assert accuracies[-1] == pytest.approx(np.mean(accuracies[:-1]))
-    assert {path.name for path in out.iterdir()} == {"corruptions.csv", "corruptions.png", "report.md"}
+    assert {path.name for path in out.iterdir()} == {"corruptions.csv", "corruptions.png", "report.md", "report.html"}
     assert f"{accuracies[-1]:.1%}" in (out / "report.md").read_text()
     trained, _, _, *printed = capsys.readouterr().out.splitlines()
     assert trained.startswith("Trained LeNet-5, width 1, 62,006 parameters: 10 epochs, batch 128, sgd")
