@@ -17,8 +17,9 @@ from analysis.reports import REPORT
 from core.cli import Parser, exit_status
 from core.errors import UsageError
 from core.shell import command_line, script
-from training.config import GROUPS, RunConfig
+from training.config import GROUPS, RunConfig, check_files
 from training.files import RunResult, find_checkpoints
+from training.hints import HINTS
 
 
 def train(config: RunConfig | None = None, **flags: Any) -> RunResult:
@@ -37,11 +38,12 @@ def summary(result: RunResult) -> str:
     if result.log_dir:
         lines |= {"logs": result.log_dir, "report": result.log_dir / REPORT, "checkpoint": result.checkpoint}
         lines["next"] = command_line("tensorboard", "--logdir", result.log_dir.parent.parent)
+        lines["then open"] = "http://localhost:6006/?smoothing=0#timeseries"
     return "\n".join(f"{name:<15}{value}" for name, value in lines.items())
 
 
 def parser() -> Parser:
-    parser = Parser(__doc__, usage="%(prog)s [flags]")
+    parser = Parser(__doc__, HINTS, usage="%(prog)s [flags]")
     parser.add_config(
         RunConfig, "YAML file of flags: a run's config.yaml, or a recipe, such as best for recipes/best.yaml."
     )
@@ -63,22 +65,22 @@ def main() -> None:
     resume, finding, printing = (flags.pop(name) for name in ("resume", "find_lr", "print_config"))
     if finding and resume:
         raise UsageError("--find_lr: not with --resume")
-    config = RunConfig(**({} if resume else flags))
-    if printing:
-        print(yaml.safe_dump(config.plain(), sort_keys=False), end="")
-        return
-
-    # PyTorch and Lightning take seconds to import: a bad flag is refused before.
-    from training.resume import find_result, read_run_to_resume
-
-    if finding:
-        find_lr(config)
-        return
     result = None
     if resume:
+        from training.resume import find_result, read_run_to_resume  # take PyTorch, which takes seconds to import
+
         config, resume = read_run_to_resume(find_checkpoints(resume), flags)
         result = find_result(config, resume)
-    print(summary(result or train(config, resume=resume, started=started)))
+    else:
+        config = RunConfig(**flags)
+        if not printing:
+            check_files(config)
+    if printing:
+        print(yaml.safe_dump(config.plain(), sort_keys=False), end="")
+    elif finding:
+        find_lr(config)
+    else:
+        print(summary(result or train(config, resume=resume, started=started)))
 
 
 def find_lr(config: RunConfig) -> None:

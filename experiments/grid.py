@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from core.cli import find_recipe, read_recipe
+from core.cli import find_recipe, read_recipe, suggest
 from core.errors import SettingError, UsageError
-from core.settings import drop_followers, to_text
+from core.settings import drop_followers, get_alternatives, get_types, to_text
 from experiments.runs import read_row_result, read_rows, read_runs
 from training.config import SETTINGS, RunConfig, resolve_config
+from training.hints import HINTS
 
 FOLDERS = ("data_dir", "log_dir", "checkpoint_dir")  # which the sweep sets
 
@@ -68,7 +69,7 @@ class Sweep:
     def expand_search(self, text: str, trials: int) -> list[PlannedRun]:
         """Return `trials` runs in the space of `text`."""
         texts = parse_flags(text)
-        space = {flag: value for flag, value in texts.items() if re.search(r",|\.\.", value)}
+        space = {flag: value for flag, value in texts.items() if "," in value or is_range(flag, value)}
         if not space:
             raise SettingError("search", text, "has neither a range (0.001..0.1) nor choices (sgd,adam)")
         assigned = {flag: value for flag, value in texts.items() if flag not in space}
@@ -122,15 +123,22 @@ def read_results(path: Path) -> dict[str, dict[str, Any]]:
 
 def parse_flags(text: str) -> dict[str, str]:
     """Turn "lr=0.1,0.2 seed=0" into {"lr": "0.1,0.2", "seed": "0"}; UsageError if it is no such text."""
-    pairs = {}
+    pairs: dict[str, str] = {}
     for word in text.split():
         flag, _, value = word.partition("=")
         if not all(value.split(",")):
             raise UsageError(f"{word}: must be flag=value or flag=value,value")
         if flag not in SETTINGS or flag in FOLDERS:
-            raise UsageError(f"{word}: no flag of train.py that a sweep can set")
+            raise UsageError(f"{word}: no flag of train.py that a sweep can set{suggest(flag, SETTINGS, HINTS)}")
+        if flag in pairs:
+            raise UsageError(f"{word}: {flag} is there twice; several values are {flag}={pairs[flag]},{value}")
         pairs[flag] = value
     return pairs
+
+
+def is_range(flag: str, value: str) -> bool:
+    """Return whether a text is a range such as 0.001..0.1, and not, for example, a path."""
+    return ".." in value and not {str, Path}.intersection(get_alternatives(get_types(RunConfig)[flag]))
 
 
 def list_ends(text: str) -> list[str]:

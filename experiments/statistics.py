@@ -224,6 +224,8 @@ def normalize_group(group: str, option: str) -> str:
         name, equals, value = word.partition("=")
         if not equals or name not in COLUMNS:
             raise SettingError(option, group, f"{word} is no flag=value of these runs")
+        if name in settings:
+            raise SettingError(option, group, f"{name} is there twice")
         settings[name] = normalize_value(name, value)
     return " ".join(f"{name}={settings[name]}" for name in COLUMNS if name in settings)
 

@@ -98,7 +98,7 @@ def hash_teacher(path: Path) -> str:
 
 def _load_finished(path: Path) -> Checkpoint:
     if not path.exists():
-        raise SettingError("teacher", path, "not there; python train.py --config recipes/teacher.yaml trains one")
+        raise SettingError("teacher", path, "not there; python train.py --config teacher trains one")
     checkpoint = load_checkpoint(path, last=True)  # runs record the SHA-256 of this one
     epochs = checkpoint.flags.get("epochs", 0)
     if path.is_dir() and checkpoint.epoch + 1 < epochs:

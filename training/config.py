@@ -17,8 +17,25 @@ from cifar10.config import Augmentation, Data, DataConfig, Preprocessing
 from core.errors import SettingError, UsageError
 from core.settings import Settings, get_fields, setting, to_word
 from models.config import ModelConfig, Network, Optimization, Teacher
-from models.registry import hash_network
+from models.registry import NETWORKS, hash_network
 
+Accelerator: TypeAlias = Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"]
+Strategy: TypeAlias = Literal[
+    "auto",
+    "single_device",
+    "ddp",
+    "ddp_find_unused_parameters_false",
+    "ddp_find_unused_parameters_true",
+    "fsdp",
+    "fsdp_cpu_offload",
+    "deepspeed",
+    "deepspeed_stage_1",
+    "deepspeed_stage_2",
+    "deepspeed_stage_2_offload",
+    "deepspeed_stage_3",
+    "deepspeed_stage_3_offload",
+    "deepspeed_stage_3_offload_nvme",
+]  # without those that train in copies of the process, which bring nothing back to it
 NAME_LETTERS = 100  # of a run's folder: Windows limits whole paths to 260
 
 
@@ -43,16 +60,28 @@ class Hardware(Settings):
         at_least=1,
         at_most=4096,
     )
-    accelerator: str = setting("cpu", "Kind of device: cpu, gpu, or auto.")
+    accelerator: Accelerator = setting("cpu", "Kind of device.")
     devices: int | str = setting(1, "Number of processes on this machine, or of GPUs.", named="devices")
     num_nodes: int = setting(1, "Number of machines that train together.", at_least=1, at_most=65_536)
-    strategy: str = setting("auto", "Lightning's strategy for several devices, such as ddp.")
+    strategy: Strategy = setting("auto", "Lightning's strategy for several devices.")
     precision: Precision = setting(
         "auto",
         "Number format of the training steps. auto is bf16-mixed on x86 processors with AVX-512 BF16 or AMX, else "
         "32-true. Evaluation is always in float32.",
         named=None,
     )
+
+    def check(self) -> None:
+        super().check()
+        if self.accelerator == "cpu":
+            self.check_cpu()
+
+    def check_cpu(self) -> None:
+        """Raise SettingError for what a CPU cannot do."""
+        if self.devices != "auto" and not (isinstance(self.devices, int) and self.devices > 0):
+            raise SettingError("devices", self.devices, "must be a number of processes, 1 or above, or auto on the CPU")
+        if self.precision.startswith("16"):
+            raise SettingError("precision", self.precision, "float16 needs a GPU; the CPU has bf16-mixed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +120,16 @@ class RunConfig(DataConfig, ModelConfig, Length, Hardware, Output):
         super().check()
         if self.plain_epochs > self.epochs:
             raise SettingError("plain_epochs", self.plain_epochs, f"more than the run's {self.epochs} epochs")
+        known = NETWORKS.get(self.network)
+        if isinstance(self.devices, int) and self.devices > 0:
+            self.check_batch(self.devices * self.num_nodes, known is not None and known.folds_to is not None)
+
+    def check_batch(self, processes: int, normalized: bool) -> None:
+        """Raise SettingError if the processes cannot share a batch, or each has one image to normalize over."""
+        if self.batch_size % processes:
+            raise SettingError("batch_size", self.batch_size, f"does not divide by the {processes} processes")
+        if normalized and self.batch_size == processes:
+            raise SettingError("batch_size", self.batch_size, "batch normalization needs two images in each process")
 
     @property
     def name(self) -> str:
@@ -122,6 +161,13 @@ GROUPS: tuple[type[Settings], ...] = (
     *(Augmentation, Preprocessing, Data, Output, Hardware),
 )  # in the order in which people want to know
 SETTINGS = {name: each for group in GROUPS for name, each in get_fields(group).items()}
+
+
+def check_files(config: RunConfig) -> None:
+    """Raise UsageError if a file that the run is given is not there. Light, so that it comes before PyTorch."""
+    hash_network(config.network)
+    if config.teacher and not config.teacher.exists():
+        raise SettingError("teacher", config.teacher, "not there; python train.py --config teacher trains one")
 
 
 def resolve_config(config: RunConfig) -> RunConfig:

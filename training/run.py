@@ -23,7 +23,7 @@ from analysis.tensorboard import log_result, result_rows
 from cifar10.config import Data
 from cifar_datamodule import CIFAR10DataModule
 from core.cores import cores
-from core.errors import SettingError, UsageError
+from core.errors import UsageError
 from core.settings import to_text
 from core.shell import command_line
 from lenet_module import LeNetModule
@@ -265,12 +265,8 @@ def make_modules(config: RunConfig) -> tuple[CIFAR10DataModule, LeNetModule]:
 
 
 def refuse_batch(config: RunConfig, module: LeNetModule, processes: int = 1) -> None:
-    """Raise SettingError if a batch cannot be split over the processes, or is too small for batch normalization."""
-    if config.batch_size % processes:
-        raise SettingError("batch_size", config.batch_size, f"does not divide by the {processes} processes")
-    normalised = any(isinstance(layer, nn.BatchNorm1d) for layer in module.modules())
-    if normalised and config.batch_size == processes:
-        raise SettingError("batch_size", config.batch_size, "batch normalization needs two images in each process")
+    """Raise SettingError if the processes cannot share a batch, or each would have one image to normalize over."""
+    config.check_batch(processes, any(isinstance(layer, nn.BatchNorm1d) for layer in module.modules()))
 
 
 def make_folders(run: Run) -> None:

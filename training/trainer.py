@@ -22,7 +22,6 @@ from lightning_fabric.plugins.environments import (
 )
 from pytorch_lightning.accelerators import AcceleratorRegistry
 from pytorch_lightning.loggers import TensorBoardLogger
-from pytorch_lightning.strategies import StrategyRegistry
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
@@ -146,18 +145,11 @@ def refuse_hardware(config: Hardware) -> None:
     """Raise SettingError for what this machine or this project does not have."""
     accelerators = sorted(name for name, each in AcceleratorRegistry.items() if each["accelerator"].is_available())
     gpus = [name for name in accelerators if name != "cpu"]
-    # Strategies that train in copies of this process bring nothing back to it.
-    copied = ("spawn", "fork", "notebook")
-    strategies = [name for name in StrategyRegistry.available_strategies() if not name.endswith(copied)]
-    there = {"accelerator": ["auto", *accelerators, *(["gpu"] if gpus else [])], "strategy": ["auto", *strategies]}
-    for name, values in there.items():
-        if getattr(config, name) not in values:
-            raise SettingError(name, getattr(config, name), f"must be one of {', '.join(values)} on this machine")
-    whole = isinstance(config.devices, int) and config.devices > 0
-    if on_cpu(config) and not (whole or config.devices == "auto"):
-        raise SettingError("devices", config.devices, "must be a number of processes, 1 or above, or auto on the CPU")
-    if on_cpu(config) and str(config.precision).startswith("16"):
-        raise SettingError("precision", config.precision, "float16 needs a GPU; the CPU has bf16-mixed")
+    there = ["auto", *accelerators, *(["gpu"] if gpus else [])]
+    if config.accelerator not in there:
+        raise SettingError("accelerator", config.accelerator, f"must be one of {', '.join(there)} on this machine")
+    if on_cpu(config):
+        config.check_cpu()
     address, port, rank = (os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK"))
     several = config.num_nodes * count_devices(config) > 1
     if several and port and not (port.isdecimal() and 0 < int(port) < 2**16):

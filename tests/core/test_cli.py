@@ -14,6 +14,7 @@ from conftest import ROOT
 from core.cli import exit_status
 from training.config import SETTINGS, RunConfig
 from training.files import write_config
+from training.hints import HINTS
 
 
 def typed(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -36,12 +37,17 @@ def typed(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
         (["--teacher_weight", "2"], "--teacher_weight 2.0: must be from 0 to 1"),
         (
             ["--teacher", "nowhere.ckpt"],
-            "--teacher nowhere.ckpt: not there; python train.py --config recipes/teacher.yaml trains",
+            "--teacher nowhere.ckpt: not there; python train.py --config teacher trains",
         ),
         (["--crop", "32"], "--crop 32: must be from 0 to 31"),
         (["--val_size", "7"], "--val_size 7: must be a multiple of 10"),
         (["--select_on", "test"], "needs val_size 0"),
-        (["--learning_rate", "1"], "--learning_rate: no such flag"),
+        (["--learning_rate", "1"], "--learning_rate: no such flag; did you mean --lr?"),
+        (["--ckpt-path", "x"], "--ckpt_path: no such flag; did you mean --resume?"),
+        (["--num_workers", "4"], "--num_workers: no such flag: there are no workers: whole batches are made in memory"),
+        (["--patience=3"], "--patience: no such flag: there is no early stopping"),
+        (["--gpus", "1"], "--gpus: no such flag; did you mean --accelerator?"),
+        (["--sparkle"], "--sparkle: no such flag; see --help"),
         (["--epoch", "3"], "--epoch: no such flag; did you mean --epochs?"),
         (["--optimiser", "adam"], "--optimiser: no such flag; did you mean --optimizer?"),
         (["--batch-sizes=3"], "--batch_sizes: no such flag; did you mean --batch_size?"),
@@ -196,10 +202,30 @@ def test_shells_can_complete_the_flags() -> None:
     assert "--batch_size" in typed("--print_completion", "bash").stdout
 
 
-def test_a_bad_flag_is_refused_without_pytorch() -> None:
-    code = "import sys, train; sys.argv[1:] = ['--lr', '0']; status = train.exit_status(train.main)"
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("--lr 0", "--lr 0.0: must be above 0"),
+        ("--accelerator x", "--accelerator x: must be one of 'auto', 'cpu'"),
+        ("--strategy x", "--strategy x: must be one of 'auto', "),
+        ("--devices x", "--devices x: must be a number of processes"),
+        ("--network lenet5-bn --batch_size 1", "--batch_size 1: batch normalization needs two images in each process"),
+        ("--batch_size 3 --devices 2", "--batch_size 3: does not divide by the 2 processes"),
+        ("--network nowhere.py:Net", "nowhere.py: No such file"),
+        ("--teacher nowhere.ckpt", "--teacher nowhere.ckpt: not there; python train.py --config teacher trains one"),
+        ("--precision 16-mixed", "--precision 16-mixed: float16 needs a GPU"),
+    ],
+)
+def test_a_bad_flag_is_refused_without_pytorch(line: str, said: str) -> None:
+    code = "import sys, train; status = train.exit_status(train.main)"
     code += "; sys.exit('torch' in sys.modules or 'pytorch_lightning' in sys.modules or status != 2)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == 0
+    done = subprocess.run([sys.executable, "-c", code, *line.split()], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr.count("\n") == 1 and said in done.stderr, done.stderr
+
+
+def test_a_hint_names_a_flag_or_says_why_there_is_none_and_is_no_flag_itself() -> None:
+    known = {option[2:] for action in door.parser()._actions for option in action.option_strings}
+    assert all(hint in known or " " in hint for hint in HINTS.values()) and not known & HINTS.keys()
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError, NotADirectoryError, PermissionError, FileExistsError])

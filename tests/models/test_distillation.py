@@ -79,7 +79,7 @@ def test_another_teacher_than_that_of_the_run_is_refused(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("ask", [hash_teacher, lambda path: load_teacher(Teacher(teacher=path), Data(), path)])
 def test_a_teacher_that_cannot_be_loaded_is_one_line(tmp_path: Path, ask: Any) -> None:
-    with pytest.raises(UsageError, match=r"not there; python train\.py --config recipes/teacher\.yaml trains"):
+    with pytest.raises(UsageError, match=r"not there; python train\.py --config teacher trains"):
         ask(tmp_path / "none")
     own = own_network(tmp_path, "Perceptron")
     with pytest.raises(UsageError, match="a checkpoint holds no code"):

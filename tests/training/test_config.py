@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import yaml
+from pytorch_lightning.accelerators import AcceleratorRegistry
+from pytorch_lightning.strategies import StrategyRegistry
 
 from cifar10.config import Augmentation, DataConfig
 from cifar10.filters import CORRUPT, DENOISE, NORMALIZE, SEGMENT
@@ -58,9 +60,9 @@ def test_a_value_that_is_none_is_refused_with_its_name_and_what_it_must_be(flags
 
 def test_texts_become_plain_values() -> None:
     texts: dict[str, Any] = {"lr": "1e-3", "epochs": "3", "flip": "false", "devices": "2", "tag": "null"}
-    config = RunConfig(**texts, precision="16-mixed", data_dir=Path("~/x"))
+    config = RunConfig(**texts, precision="bf16-true", data_dir=Path("~/x"))
     assert (config.lr, config.epochs, config.flip, config.devices, config.tag) == (0.001, 3, False, 2, None)
-    assert config.precision == "16-mixed" and config.data_dir == Path.home() / "x"
+    assert config.precision == "bf16-true" and config.data_dir == Path.home() / "x"
     assert {type(value) for value in config.plain().values()} <= {int, float, bool, str, type(None)}
 
 
@@ -165,7 +167,7 @@ def test_a_flag_that_is_added_is_seen_everywhere(run: Any, tmp_path: Path, monke
         ({"optimizer": "adamw", "weight_decay": 0}, "adamw-lr0.002-bs128-wd0-seed0"),
         ({"network": "my dir/own.py:Net", "network_sha256": "0" * 64}, "sgd-lr0.05-bs128-Net-seed0"),
         ({"teacher": "t", "teacher_sha256": "0123456789"}, "sgd-lr0.05-bs128-teacher-01234567-seed0"),
-        ({"devices": "0,1", "precision": "32-true", "threads": 1}, "sgd-lr0.05-bs128-devices0-1-seed0"),
+        ({"devices": "0,1", "accelerator": "gpu"}, "sgd-lr0.05-bs128-gpu-devices0-1-seed0"),
         ({"network": "resnet", "tag": "teacher."}, "sgd-lr0.05-bs128-seed0-teacher"),
     ],
 )
@@ -203,6 +205,12 @@ def test_the_choices_of_a_setting_are_the_names_in_its_table() -> None:
     tables |= {"normalize": NORMALIZE, "corrupt": CORRUPT}
     for name, table in tables.items():
         assert settings.get_choices(settings.get_types(RunConfig)[name]) == tuple(table)
+
+
+def test_the_devices_and_strategies_are_lightnings() -> None:
+    types = settings.get_types(RunConfig)
+    assert set(settings.get_choices(types["accelerator"])) == {"auto", "gpu", *AcceleratorRegistry}
+    assert set(settings.get_choices(types["strategy"])) <= {"auto", *StrategyRegistry}
 
 
 def test_values_that_belong_to_another_setting_do_not_outlive_its_change() -> None:
