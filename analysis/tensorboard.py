@@ -23,11 +23,12 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 Scalars: TypeAlias = Mapping[str, Mapping[int, float]]  # by tag, value by step
-RESULT_SCALARS = {  # of a finished run, by the names of its result: tag and title
-    "val_acc": ("whole_run/best_acc", "best {images} accuracy"),
-    "best_epoch": ("whole_run/best_epoch", "best epoch"),
-    "test_acc": ("whole_run/test_acc", "test accuracy"),
-    "seconds": ("whole_run/seconds", "seconds"),
+RESULT = "result"  # folder in a run's log folder
+RESULT_TITLES = {  # of a finished run, by the names of its result
+    "val_acc": "best {images} accuracy",
+    "best_epoch": "best epoch",
+    "test_acc": "test accuracy",
+    "seconds": "seconds",
 }
 
 
@@ -81,7 +82,7 @@ def result_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return a finished run's results in words; `result` is what `train.train` returns."""
     return [
         (title.format(images=SPLITS[result["select_on"]]), f"{result[name]:.{'2%' if 'acc' in name else '4g'}}")
-        for name, (_, title) in RESULT_SCALARS.items()
+        for name, title in RESULT_TITLES.items()
         if result[name] is not None
     ]
 
@@ -89,40 +90,31 @@ def result_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
 def log_result(
     writer: SummaryWriter,
     description: Mapping[str, str],
-    columns: Mapping[str, Any],
+    settings: Mapping[str, Any],
     result: Mapping[str, Any],
     epoch: int,
-    first: Sequence[str] = (),
 ) -> None:
-    """Write a finished run's results and the description of what was trained as text, its results as scalars, and its
-    row in the HParams tab.
+    """Write a finished run's results and the description of what was trained as text, and its row in the HParams tab.
+
+    The row is a run of TensorBoard in the folder RESULT: its only scalars are the results, so that they are the tab's
+    scores. TensorBoard itself finds the settings that differ among the runs, and shows those first.
 
     Args:
-        columns: The settings in the HParams tab; those that are None are left out.
+        settings: What the HParams tab may show; settings that are None are left out.
         result: What `RunResult.plain` returns.
-        first: The columns that are shown first.
     """
-    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+    from torch.utils.tensorboard import SummaryWriter
     from torch.utils.tensorboard.summary import hparams
 
-    # The Text tab opens the first three groups: result, trend and what_is_where.
-    for tag, rows in (("result", result_rows(result)), ("whole_run/settings", description.items())):
-        writer.add_text(tag, markdown_table((Path(tag).name, ""), rows), epoch)
-    for name, (tag, _) in RESULT_SCALARS.items():
-        if result[name] is not None:
-            writer.add_scalar(tag, result[name], epoch)
-
-    given = {name: columns[name] for name in (*first, *columns) if columns.get(name) is not None}
-    # TensorBoard takes the columns from any one run, so each names all scalars, also those that it does not have.
-    experiment, start, end = hparams(given, {tag: None for tag, _ in RESULT_SCALARS.values()})
-    plugin = experiment.value[0].metadata.plugin_data
-    data = HParamsPluginData.FromString(plugin.content)
-    for column in data.experiment.hparam_infos:
-        column.differs = column.name in first
-    for metric, (_, title) in zip(data.experiment.metric_infos, RESULT_SCALARS.values(), strict=True):
-        # It has to hold for runs whose epoch was chosen on the test set too; a longer one covers its neighbours.
-        metric.display_name = "best accuracy (select_on)" if "{" in title else title
-    plugin.content = data.SerializeToString()
-    for part in (experiment, start, end):
-        writer.file_writer.add_summary(part, epoch)  # type: ignore[attr-defined]
-    writer.flush()
+    for name, rows in (("result", result_rows(result)), ("settings", description.items())):
+        writer.add_text(name, markdown_table((name, ""), rows), epoch)
+    folder = Path(writer.log_dir) / RESULT
+    for old in folder.glob("events*"):  # of a run that is resumed to train more epochs
+        old.unlink()
+    with SummaryWriter(str(folder)) as row:
+        for name in RESULT_TITLES:
+            if result[name] is not None:
+                row.add_scalar(name, result[name], epoch)
+        _, *session = hparams({name: value for name, value in settings.items() if value is not None}, {})
+        for part in session:
+            row.file_writer.add_summary(part, epoch)  # type: ignore[union-attr]

@@ -35,7 +35,6 @@ class Data(Settings):
     batch_size: int = setting(
         128,
         "Images per training step, over all devices together.",
-        compared=True,
         named="bs",
         at_least=1,
         at_most=50_000,
@@ -52,9 +51,8 @@ class Data(Settings):
         "val",
         'Split on which the best epoch is chosen; "test" only serves to show the bias that this has.',
         named="select-",
-        compared=True,
     )
-    seed: int = setting(0, "Seed of the weights, the order of the images and the augmentation.", compared=True, **SEEDS)
+    seed: int = setting(0, "Seed of the weights, the order of the images and the augmentation.", **SEEDS)
 
     @property
     def cache_folder(self) -> Path:

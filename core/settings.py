@@ -31,7 +31,6 @@ def setting(
     *,
     identity: bool = True,
     resumable: bool | None = None,
-    compared: bool = False,
     named: str | None = "",
     follows: str | None = None,
     **ends: Any,
@@ -43,12 +42,11 @@ def setting(
         help: One or two lines for the command line.
         identity: Whether another value makes a run another run.
         resumable: Whether it may change when a run is resumed. None means: if it is not part of the identity.
-        compared: Whether it is among the first columns where runs are compared.
         named: What precedes the value in the name of a run's folder, if not what `to_word` finds; None leaves it out.
         follows: The setting to which a value of this one belongs: where that is changed, this goes back to its default.
         ends: Arguments of `Range`, for a number.
     """
-    known: dict[str, Any] = {"help": help, "identity": identity, "compared": compared, "named": named}
+    known: dict[str, Any] = {"help": help, "identity": identity, "named": named}
     known |= {"resumable": not identity if resumable is None else resumable, "follows": follows}
     return field(default=default, metadata=known | {"range": Range(**ends)})
 

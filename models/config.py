@@ -42,7 +42,6 @@ class Network(Settings):
     width: int = setting(
         3,
         "Multiplies the layer widths of the classic LeNet-5: 3 has 548,878 parameters, 1 has 62,006.",
-        compared=True,
         at_least=1,
         at_most=100,
     )
@@ -67,12 +66,10 @@ class Optimization(Settings):
     optimizer: OptimizerName = setting(
         "sgd",
         "Optimizer. muon is Muon for filters and hidden layers, and AdamW for the rest; all others are PyTorch's.",
-        compared=True,
     )
     lr: float | None = setting(
         None,
         f"Peak learning rate; null takes the optimizer's default: {_by_optimizer('lr')}.",
-        compared=True,
         follows="optimizer",
         above=0,
     )
@@ -88,7 +85,6 @@ class Optimization(Settings):
     schedule: ScheduleName = setting(
         "onecycle",
         "Learning-rate schedule over the whole run. onecycle rises for a quarter of the run, then falls linearly to 0.",
-        compared=True,
     )
     label_smoothing: float = setting(
         0.0, "Label smoothing: share of the target that is spread evenly over all classes.", at_least=0, below=1

@@ -42,17 +42,17 @@ def test_epoch_curves_are_over_epochs_and_step_curves_over_steps(run: Any) -> No
 
 def test_the_first_groups_of_tensorboard_are_the_curves(run: Any) -> None:
     groups = sorted({tag.partition("/")[0] for tag in curves(run(pictures=True).log_dir)})
-    assert groups == ["train", "val", "val_acc_by_class", "whole_run"]
+    assert groups == ["train", "val", "val_acc_by_class"]
 
 
 def test_the_hparams_tab_has_the_flags_and_the_scores(run: Any) -> None:
     result = run()
-    events = EventAccumulator(str(result.log_dir)).Reload()
+    events = EventAccumulator(str(result.log_dir / "result")).Reload()
     data = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
     assert b"optimizer" in data and b"split_seed" in data
-    logged = curves(result.log_dir)
-    assert logged["whole_run/best_acc"][0][1] == pytest.approx(result.val_acc)
-    assert logged["whole_run/test_acc"][0][1] == pytest.approx(result.test_acc)
+    logged = curves(result.log_dir / "result")
+    assert logged["val_acc"][0][1] == pytest.approx(result.val_acc)
+    assert logged["test_acc"][0][1] == pytest.approx(result.test_acc)
 
 
 def test_the_same_seed_gives_the_same_weights_bit_for_bit_and_another_seed_others(run: Any) -> None:
@@ -277,9 +277,9 @@ def test_two_processes_train_lenet5_as_one_does_and_evaluate_exactly(
     one, two = weights(alone.checkpoint.parent / "last.ckpt"), weights(folder / "last.ckpt")
     for name in one:
         torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-4)
-    logged = curves(tmp_path / "l" / folder.relative_to(tmp_path / "c"))
+    logged = curves(tmp_path / "l" / folder.relative_to(tmp_path / "c") / "result")
     tested = evaluated(next(folder.glob("best*")), data_dir)
-    assert logged["whole_run/test_acc"][-1][1] == pytest.approx(tested["test/acc"])
+    assert logged["test_acc"][-1][1] == pytest.approx(tested["test/acc"])
     summary = json.loads((tmp_path / "l" / folder.relative_to(tmp_path / "c") / "summary.json").read_text())
     assert summary["test_loss"] == pytest.approx(tested["test/loss"], rel=1e-5)
     assert done.stdout.count("test accuracy") == 1

@@ -226,9 +226,10 @@ def write(run: Run, tested: dict[str, Any]) -> RunResult:
     if temperature and best:
         calibrate(Path(best), temperature)
     if run.logger and result.log_dir:
-        columns, first = choose_columns(config)
+        values = config.plain()
+        settings = {name: values[name] for name, each in SETTINGS.items() if each.metadata["identity"]}
         description = describe(config, run.parameters) | {"versions": describe_versions()}
-        log_result(run.logger.experiment, description, columns, result.plain(), config.epochs, first)
+        log_result(run.logger.experiment, description, settings, result.plain(), config.epochs)
         run.logger.finalize("success")
         write_run_report(config, description, result, result.log_dir)
         write_result(result.log_dir, config, result)  # last: with it the run counts as finished
@@ -287,13 +288,6 @@ def make_folders(run: Run) -> None:
         run.lock.enter_context(lock_run(folder))
         Path(run.logger.log_dir).mkdir(parents=True, exist_ok=True)
         write_config(Path(run.logger.log_dir), config)
-
-
-def choose_columns(config: RunConfig) -> tuple[dict[str, Any], list[str]]:
-    """Return the settings by which runs are compared, plain values by name, and the names of those that come first."""
-    values = config.plain()
-    columns = {name: values[name] for name, each in SETTINGS.items() if each.metadata["identity"]}
-    return columns, [name for name in columns if SETTINGS[name].metadata["compared"]]
 
 
 def write_run_report(config: RunConfig, description: Mapping[str, str], result: RunResult, folder: Path) -> None:

@@ -111,7 +111,7 @@ def test_without_pictures_the_scalars_and_the_trend_are_there(run: Any) -> None:
     assert found["images"] == [] and not found["graph"] and not (result.log_dir / "00002").exists()
     assert "train/grad_norm" in found["scalars"] and "trend/text_summary" in found["tensors"]
     log_dir = result.log_dir
-    assert {path.name for path in log_dir.iterdir() if "events" not in path.name} == RUN_FILES
+    assert {path.name for path in log_dir.iterdir() if "events" not in path.name} == RUN_FILES | {"result"}
     assert "](c" in (log_dir / "report.md").read_text() and "![" not in (log_dir / "report.md").read_text()
 
 
@@ -292,8 +292,8 @@ def test_clean_training_accuracy_is_that_of_the_best_checkpoint_on_whole_images(
     assert result.trend.clean and result.trend.train_acc == pytest.approx(found.accuracy)
 
 
-def hparams_tab(log_dir: Path) -> tuple[list[str], list[str], dict[str, dict[str, float]]]:
-    """What TensorBoard answers when its HParams tab asks: flags, titles of the scores, the scores of each run."""
+def hparams_tab(log_dir: Path) -> tuple[set[str], set[str], list[str], dict[str, dict[str, float]]]:
+    """What TensorBoard's HParams tab has: settings, those that it shows first, scores, and the scores of each run."""
     runs = EventMultiplexer().AddRunsFromDirectory(str(log_dir)).Reload()
     context = backend_context.Context(TBContext(data_provider=MultiplexerDataProvider(runs, str(log_dir))))
     asked = RequestContext(), context, ""
@@ -302,8 +302,9 @@ def hparams_tab(log_dir: Path) -> tuple[list[str], list[str], dict[str, dict[str
     everything.allowed_statuses.append(api_pb2.STATUS_SUCCESS)
     groups = list_session_groups.Handler(*asked, everything).run().session_groups
     scores = {group.name: {each.name.tag: each.value for each in group.metric_values} for group in groups}
-    titles = [info.display_name for info in experiment.metric_infos]
-    return [info.name for info in experiment.hparam_infos], titles, scores
+    columns = {info.name: info.differs for info in experiment.hparam_infos}
+    different = {name for name, differs in columns.items() if differs}
+    return set(columns), different, [info.name.tag for info in experiment.metric_infos], scores
 
 
 def test_the_hparams_tab_has_a_row_for_each_run_also_a_resumed_one_and_one_without_validation(
@@ -313,16 +314,15 @@ def test_the_hparams_tab_has_a_row_for_each_run_also_a_resumed_one_and_one_witho
     results = [run(**flags, optimizer="adam"), run(**flags, val_size=0)]
     results.append(resume(run(**flags).checkpoint.parent, epochs=3))
     results.append(run(**flags, val_size=0, select_on="test"))
-    columns, titles, rows = hparams_tab(tmp_path / "logs")
-    first = {"optimizer", "lr", "batch_size", "schedule", "width", "seed", "select_on"}
-    assert set(columns[: len(first)]) == first and {"crop", "flip", "cutout"} < set(columns)
-    assert "data_dir" not in columns and "epochs" in columns
-    assert titles == ["best accuracy (select_on)", "best epoch", "test accuracy", "seconds"]
+    columns, different, scores, rows = hparams_tab(tmp_path / "logs")
+    assert different == {"optimizer", "weight_decay", "val_size", "select_on", "epochs"}
+    assert {"crop", "flip", "cutout"} < columns and "data_dir" not in columns
+    assert scores == ["best_epoch", "seconds", "test_acc", "val_acc"]
     assert len(rows) == 4
     for result in results:
-        row = rows[str(result.log_dir.relative_to(tmp_path / "logs"))]
-        assert row["whole_run/test_acc"] == pytest.approx(result.test_acc)
-        assert row.get("whole_run/best_acc") == (result.val_acc and pytest.approx(result.val_acc))
+        row = rows[str(result.log_dir.relative_to(tmp_path / "logs") / "result")]
+        assert row["test_acc"] == pytest.approx(result.test_acc)
+        assert row.get("val_acc") == (result.val_acc and pytest.approx(result.val_acc))
     assert len(list(results[2].log_dir.glob("events*"))) > 1
 
 

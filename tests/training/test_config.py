@@ -144,12 +144,12 @@ def test_a_flag_that_is_added_is_seen_everywhere(run: Any, tmp_path: Path, monke
     assert "sharpen: 4\n" in output("train.py", "--sharpen", "4", "--print_config")
     code = (
         "import sys, pathlib; from experiments.grid import Plan; from training.config import RunConfig;"
-        "from training.run import compared; from experiments.runs import COLUMNS;"
+        "from experiments.runs import COLUMNS;"
         "p = Plan(None, '', 's', *[pathlib.Path('x')] * 3);"
         "print([cell.assigned for cell in p.grid('sharpen=1,2')], p.config({'sharpen': '2'}).name,"
-        " 'sharpen' in COLUMNS, 'sharpen' in compared(RunConfig())[0], 'sharpen' in RunConfig().plain())"
+        " 'sharpen' in COLUMNS, 'sharpen' in RunConfig().plain())"
     )
-    assert output("-c", code) == "[{'sharpen': '1'}, {'sharpen': '2'}] sgd-lr0.05-bs128-sharpen2-seed0 True True True\n"
+    assert output("-c", code) == "[{'sharpen': '1'}, {'sharpen': '2'}] sgd-lr0.05-bs128-sharpen2-seed0 True True\n"
 
 
 @pytest.mark.parametrize(
