@@ -17,14 +17,14 @@ from core.cores import cores
 from core.shell import command_line
 
 
-def header(title: str, module: str, arguments: Sequence[str], count: int, counted: str = "rounds") -> str:
+def write_header(title: str, module: str, arguments: Sequence[str], count: int, counted: str = "rounds") -> str:
     """Title and origin of a page, in Markdown; `module` is what made it, `count` is of what `counted` names."""
     return "\n".join(
         [
             f"# {title}\n",
             f"- command: `{command_line('python', '-m', module, *arguments)}`",
-            f"- processor: {processor()}, {cores()} cores, {torch.get_num_threads()} threads",
-            f"- commit: {commit()}",
+            f"- processor: {name_processor()}, {cores()} cores, {torch.get_num_threads()} threads",
+            f"- commit: {find_commit()}",
             f"- versions: Python {platform.python_version()}, torch {torch.__version__}, Lightning {pl.__version__}",
             f"- date: {datetime.date.today()}",
             f"- {counted}: {count}",
@@ -32,7 +32,7 @@ def header(title: str, module: str, arguments: Sequence[str], count: int, counte
     )
 
 
-def commit() -> str:
+def find_commit() -> str:
     """Of the code that runs, as far as git tells."""
     git = shutil.which("git")
     if not git:
@@ -41,7 +41,7 @@ def commit() -> str:
     return subprocess.run(line, capture_output=True, text=True).stdout.strip() or "unknown"
 
 
-def processor() -> str:
+def name_processor() -> str:
     try:
         found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
     except OSError:
@@ -49,12 +49,12 @@ def processor() -> str:
     return found[1] if found else platform.processor() or platform.machine()
 
 
-def spread(values: Sequence[float]) -> tuple[str, str]:
+def summarize(values: Sequence[float]) -> tuple[str, str]:
     """Median and range as text."""
     if any(math.isnan(value) for value in values):
         return "not measured", ""
-    return number(median(values)), f"{number(min(values))} to {number(max(values))}"
+    return format_number(median(values)), f"{format_number(min(values))} to {format_number(max(values))}"
 
 
-def number(value: float) -> str:
+def format_number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -1,9 +1,8 @@
-"""What needs another process: ways to train that this project must not touch, the time of a start, peak memory."""
+"""What needs another process: pipelines that this project must not touch, the time of a start, peak memory."""
 
 import itertools
 import json
 import math
-import os
 import subprocess
 import sys
 import tempfile
@@ -18,7 +17,6 @@ from cifar10 import records
 from training.files import SUMMARY
 
 ROOT = Path(__file__).resolve().parent.parent  # of the project
-DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 
 BARE_IMPORT = "import torch, pytorch_lightning, time; print([time.time()])"
 FIRST_STEP = """
@@ -67,8 +65,8 @@ class NewProcess(Executor):
             return pool.submit(task, *arguments, **options)
 
 
-def plain_process(reuse: bool = False) -> Executor:
-    """Where the ways to compare with run; `reuse` has one process for all tasks, where the figures do not matter."""
+def make_executor(reuse: bool = False) -> Executor:
+    """Return where the pipelines to compare with run: a new process for each task, or one for all with `reuse`."""
     if reuse:
         return ProcessPoolExecutor(1, get_context("spawn"), initializer=_default_start_method)
     return NewProcess()
@@ -79,31 +77,24 @@ def _default_start_method() -> None:
     set_start_method(None, force=True)
 
 
-def start_up(data_dir: Path, flags: Sequence[str], cold: bool) -> dict[str, float]:
-    """Seconds from the command to the end of its first optimizer step, and to the end of importing two libraries.
+def measure_start(data_dir: Path, flags: Sequence[str]) -> dict[str, float]:
+    """Measure the seconds from the command to the end of its first optimizer step, and of importing two libraries.
 
     Args:
         flags: Of the command, beside its folders.
-        cold: Whether to drop the machine's page cache before; NaN where the system does not let us.
     """
-    kind = "cold" if cold else "warm"
-    parts = [f"{kind} start, {part}, s" for part in ("imports", "data", "first step")]
-    total, bare = f"{kind} start, in all, s", f"{kind} start, bare import, s"
-    if cold and not os.access(DROP_CACHES, os.W_OK):
-        return dict.fromkeys([*parts, total, bare], math.nan)
     with tempfile.TemporaryDirectory() as folder:
         flags = [*_folders(data_dir, folder), *flags]
         stamps = []  # of the wall clock, which processes share
         for code in (BARE_IMPORT, _same_files() + FIRST_STEP):
-            if cold:
-                os.sync()
-                DROP_CACHES.write_text("3")
             stamps.append([time.time(), *_run(code, flags)])
     seconds = [after - before for before, after in itertools.pairwise(stamps[1])]
-    return dict(zip(parts, seconds, strict=True)) | {total: sum(seconds), bare: stamps[0][1] - stamps[0][0]}
+    parts = [f"start, {part}, s" for part in ("imports", "data", "first step")]
+    whole = {"start, in all, s": sum(seconds), "start, bare import, s": stamps[0][1] - stamps[0][0]}
+    return dict(zip(parts, seconds, strict=True)) | whole
 
 
-def whole_run(data_dir: Path, flags: Sequence[str]) -> tuple[float, float]:
+def time_command(data_dir: Path, flags: Sequence[str]) -> tuple[float, float]:
     """Seconds from the start of a training command to its end, and its final test accuracy, a fraction.
 
     Args:
@@ -118,7 +109,7 @@ def whole_run(data_dir: Path, flags: Sequence[str]) -> tuple[float, float]:
         return seconds, json.loads(summary.read_text(encoding="utf-8"))["test_acc"]
 
 
-def peak_memory(data_dir: Path, images: int, flags: Sequence[str]) -> dict[str, float]:
+def measure_memory(data_dir: Path, images: int, flags: Sequence[str]) -> dict[str, float]:
     """Peak resident sets in GB, 10^9 bytes.
 
     Of A and B without workers over some `images`, of C a whole run, all with batches of 128; beside them what the two
@@ -129,17 +120,20 @@ def peak_memory(data_dir: Path, images: int, flags: Sequence[str]) -> dict[str, 
     """
     call = f"(pathlib.Path({str(data_dir.absolute())!r}), batch_size=128, workers=0, images={images})\n"
     codes = {
-        "A": f"import pathlib\nfrom benchmarks import report_way\nreport_way.images_per_second{call}",
-        "B": f"import pathlib\nfrom benchmarks import lightning_way\nlightning_way.images_per_second{call}",
+        "A": f"import pathlib\nfrom benchmarks import report_pipeline\nreport_pipeline.measure_training{call}",
+        "B": f"import pathlib\nfrom benchmarks import lightning_pipeline\nlightning_pipeline.measure_training{call}",
         "C": "import train\ntrain.main()\n",
         "bare import": BARE_IMPORT,
     }
-    names = {way: f"peak memory of {way}, GB" for way in codes}
+    names = {pipeline: f"peak memory of {pipeline}, GB" for pipeline in codes}
     if sys.platform == "win32":
         return dict.fromkeys(names.values(), math.nan)
     with tempfile.TemporaryDirectory() as folder:
         flags = [*_folders(data_dir, folder), *flags]
-        return {names[way]: _run(_same_files() + code + PRINT_PEAK_BYTES, flags) / 1e9 for way, code in codes.items()}
+        return {
+            names[pipeline]: _run(_same_files() + code + PRINT_PEAK_BYTES, flags) / 1e9
+            for pipeline, code in codes.items()
+        }
 
 
 def _folders(data_dir: Path, folder: str) -> list[str]:

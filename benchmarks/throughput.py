@@ -1,9 +1,9 @@
-"""How fast this machine trains, beside the report's pipeline, the usual Lightning way and the limit of its arithmetic.
+"""How fast this machine trains, beside the report's pipeline, plain Lightning and the limit of its arithmetic.
 
     python -m benchmarks.throughput
 
-A  the report's pipeline: image by image, a plain loop (report_way.py)
-B  the usual Lightning way: the same data and network under a plain Trainer (lightning_way.py)
+A  the report's pipeline: image by image, a plain loop (report_pipeline.py)
+B  plain Lightning: the same data and network under a plain Trainer (lightning_pipeline.py)
 C  this project: `train()`, with batch normalization and corruption; "steady" leaves the first of its epochs out
 D  a bare PyTorch loop that does the work of C, with the network and on the batches of C, in the same number format
 E  the limit: a step's floating-point operations at the rate at which this machine multiplies float32 matrices
@@ -11,7 +11,6 @@ E  the limit: a step's floating-point operations at the rate at which this machi
 All is measured in turns, round after round, so that a noisy machine hits all alike, and ratios are formed within a
 round. A and B have the batch size of the report, 64, and that of C's default, 128; with the workers that are faster for
 each. C and D have the number format that `--precision auto` takes on this processor, unless a figure says float32.
-As root on Linux it also drops the machine's page cache, to time a cold start (processes.py).
 """
 
 import argparse
@@ -25,7 +24,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import harmonic_mean, median
 from typing import Any, TypeAlias
@@ -36,9 +35,9 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from analysis.reports import HISTORY
-from benchmarks import lightning_way, report_way
-from benchmarks.page import header, processor, spread
-from benchmarks.processes import peak_memory, plain_process, start_up
+from benchmarks import lightning_pipeline, report_pipeline
+from benchmarks.page import name_processor, summarize, write_header
+from benchmarks.processes import make_executor, measure_memory, measure_start
 from cifar10 import download
 from cifar10.config import Augmentation
 from cifar_datamodule import AugmentedBatches, CIFAR10DataModule
@@ -79,7 +78,7 @@ FULL = Sizes(images=6400, val_size=5000, batches=None, repeats=100)
 TINY = Sizes(images=256, val_size=100, batches=2, repeats=3)
 
 
-def ours(data_dir: Path, sizes: Sizes, **flags: Any) -> tuple[float, float]:
+def measure_ours(data_dir: Path, sizes: Sizes, **flags: Any) -> tuple[float, float]:
     """C: training images/s over the whole time of its first epoch, and of the two that follow."""
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         result = train(
@@ -97,7 +96,7 @@ def ours(data_dir: Path, sizes: Sizes, **flags: Any) -> tuple[float, float]:
     return first, harmonic_mean(steady)
 
 
-def bare_loop(data_dir: Path, batch_size: int, sizes: Sizes, precision: str) -> tuple[float, float]:
+def measure_bare_loop(data_dir: Path, batch_size: int, sizes: Sizes, precision: str) -> tuple[float, float]:
     """D: training images/s over the whole time of an epoch, and over that of its training alone."""
     torch.use_deterministic_algorithms(True)  # as in C
     datamodule = CIFAR10DataModule(data_dir=data_dir, batch_size=batch_size, val_size=sizes.val_size)
@@ -130,13 +129,7 @@ def bare_loop(data_dir: Path, batch_size: int, sizes: Sizes, precision: str) -> 
     return count / (time.perf_counter() - start), count / train_seconds
 
 
-def keeping_loop(data_dir: Path, batch_size: int, sizes: Sizes, precision: str) -> tuple[float, float]:
-    """D in a process that keeps freed memory."""
-    keep_freed_memory()
-    return bare_loop(data_dir, batch_size, sizes, precision)
-
-
-def flops_per_image() -> float:
+def count_flops() -> float:
     """Floating-point operations of a training step by its images; a multiplication and an addition are two."""
     batch_size = 128
     with FlopCounterMode(display=False) as counter:
@@ -145,7 +138,7 @@ def flops_per_image() -> float:
     return counter.get_total_flops() / batch_size
 
 
-def limit() -> float:
+def measure_limit() -> float:
     """E: images/s if all of a step ran as fast as a product of float32 matrices [1024, 1024]."""
     side, products = 1024, 30
     left, right, product = torch.randn(3, side, side)
@@ -154,10 +147,10 @@ def limit() -> float:
         start = time.perf_counter()
         torch.mm(left, right, out=product)
         seconds.append(time.perf_counter() - start)
-    return 2 * side**3 / median(seconds) / flops_per_image()
+    return 2 * side**3 / median(seconds) / count_flops()
 
 
-def inference(images: int) -> Figures:
+def measure_inference(images: int) -> Figures:
     """Images/s of classification."""
     model, figures = LeNet5().eval(), {}
     for batch_size in (1, 128, 1000):
@@ -171,23 +164,14 @@ def inference(images: int) -> Figures:
     return figures
 
 
-def augmentation(data_dir: Path, step_seconds: float, repeats: int) -> Figures:
+def measure_augmentation(data_dir: Path, step_seconds: float, repeats: int) -> Figures:
     """What each kind adds to the time of making a batch of 128, in percent of a training step."""
     datamodule = CIFAR10DataModule(data_dir=data_dir, val_size=0)
     datamodule.setup()
     assert datamodule._train is not None and datamodule.mean is not None and datamodule.std is not None
     data = (*datamodule._train, datamodule.mean, datamodule.std)
     default, versions = datamodule.config, datamodule._corrupted
-    none = Augmentation(crop=0, flip=False)
-    kinds = {
-        "none": none,
-        "crop": replace(none, crop=2),
-        "flip": replace(none, flip=True),
-        "crop and flip": Augmentation(crop=2),
-        "cutout 8": replace(none, cutout=8),
-        "random corruption": replace(none, random_corruption=default.random_corruption),
-        "all that is default": default,
-    }
+    kinds = {"none": Augmentation(crop=0, flip=False), "all that is default": default}
     datasets = {kind: AugmentedBatches(*data, kinds[kind], 0, corrupted=versions) for kind in kinds}
     seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
     for _ in range(repeats + 1):
@@ -202,57 +186,52 @@ def augmentation(data_dir: Path, step_seconds: float, repeats: int) -> Figures:
     return figures | {"the whole of making a batch, % of a step": cost["all that is default"]}
 
 
-def one_round(data_dir: Path, sizes: Sizes, plain: Executor) -> Figures:
+def measure_round(data_dir: Path, sizes: Sizes, plain: Executor) -> Figures:
     """What is measured in this process, and what `plain`, a new process for each task, measures beside it."""
     figures = {}
-    ways = {"A": report_way.images_per_second, "B": lightning_way.images_per_second}
-    for (way, measure), batch_size, workers in itertools.product(ways.items(), BATCH_SIZES, WORKERS):
+    pipelines = {"A": report_pipeline.measure_training, "B": lightning_pipeline.measure_training}
+    for (pipeline, measure), batch_size, workers in itertools.product(pipelines.items(), BATCH_SIZES, WORKERS):
         rate = plain.submit(measure, data_dir, batch_size, workers, sizes.images).result()
-        figures[f"{way}, batch {batch_size}, {workers} workers"] = rate
+        figures[f"{pipeline}, batch {batch_size}, {workers} workers"] = rate
     formats = {"32-true": ", float32", fastest_precision(): ""}  # one alone where float32 is the fastest
     for batch_size, (precision, name) in itertools.product(BATCH_SIZES, formats.items()):
         case = f"batch {batch_size}{name}"
-        first, steady = ours(data_dir, sizes, batch_size=batch_size, precision=precision)
+        first, steady = measure_ours(data_dir, sizes, batch_size=batch_size, precision=precision)
         keep_freed_memory()  # as while a run trains
-        whole, training = bare_loop(data_dir, batch_size, sizes, precision)
+        whole, training = measure_bare_loop(data_dir, batch_size, sizes, precision)
         figures |= {f"C, {case}, first epoch": first, f"C, {case}, steady": steady}
         figures |= {f"D, {case}": whole, f"D, {case}, training alone": training}
-    for name, loop in {"kept": keeping_loop, "not kept": bare_loop}.items():
-        _, training = plain.submit(loop, data_dir, 128, sizes, fastest_precision()).result()
-        figures[f"D, batch 128, training alone in a new process, freed memory {name}"] = training
-    figures["E"] = limit()
+    figures["E"] = measure_limit()
     step_seconds = 128 / figures["D, batch 128, training alone"]
-    return figures | augmentation(data_dir, step_seconds, sizes.repeats) | inference(sizes.images)
+    return figures | measure_augmentation(data_dir, step_seconds, sizes.repeats) | measure_inference(sizes.images)
 
 
-def start_and_memory(data_dir: Path, sizes: Sizes) -> Figures:
-    """What concerns whole processes."""
+def measure_processes(data_dir: Path, sizes: Sizes) -> Figures:
+    """Measure what concerns whole processes."""
     flags = ["--epochs", "1", "--val_size", str(sizes.val_size)]
-    if sizes == TINY:
-        return start_up(data_dir, flags, cold=False) | peak_memory(data_dir, sizes.images, [*flags, "--fast_dev_run"])
-    starts = start_up(data_dir, flags, cold=True) | start_up(data_dir, flags, cold=False)
-    return starts | peak_memory(data_dir, sizes.images, flags)
+    memory_flags = [*flags, "--fast_dev_run"] if sizes == TINY else flags
+    return measure_start(data_dir, flags) | measure_memory(data_dir, sizes.images, memory_flags)
 
 
-def kind() -> str:
+def name_kind() -> str:
     """What the processor is to a training step."""
     if fastest_precision() == "32-true":
         return "float32"
     return "AMX" if torch.cpu.get_capabilities()["amx_bf16"] else "AVX-512 BF16"
 
 
-def page() -> Path:
+def choose_page() -> Path:
     """Where the figures of this processor are."""
-    return OUT / (re.sub(r"[^a-z0-9]+", "-", f"{processor()} {kind()}".lower()) + ".md")
+    return OUT / (re.sub(r"[^a-z0-9]+", "-", f"{name_processor()} {name_kind()}".lower()) + ".md")
 
 
-def compare(f: Figures, fastest: dict[tuple[str, int], str]) -> dict[str, tuple[float, str]]:
+def compare_rates(f: Figures, fastest: dict[tuple[str, int], str]) -> dict[str, tuple[float, str]]:
     """Ratios of one round and their goals; `fastest` names the figures of A and B, by batch size, to compare with."""
     float32 = ", float32" if "D, batch 128, float32" in f else ""  # where it is not the default
     ratios = {}
-    for way, (ours, theirs) in itertools.product("AB", ((64, 64), (128, 128), (128, 64))):
-        name = fastest[way, theirs]
-        goal = GOALS[kind()] if ours != theirs else ""  # both at their defaults
+    for pipeline, (ours, theirs) in itertools.product("AB", ((64, 64), (128, 128), (128, 64))):
+        name = fastest[pipeline, theirs]
+        goal = GOALS[name_kind()] if ours != theirs else ""  # both at their defaults
         ratios[f"C, batch {ours}, steady / {name}"] = f[f"C, batch {ours}, steady"] / f[name], goal
     for case, goal in {f"batch 128{float32}": "<= 5", "batch 128": "<= 8" if float32 else "<= 5"}.items():
         slower = 100 * (f[f"D, {case}"] / f[f"C, {case}, steady"] - 1)
@@ -264,13 +243,8 @@ def compare(f: Figures, fastest: dict[tuple[str, int], str]) -> dict[str, tuple[
             "",
         ),
         f"D, batch 128{float32}, training alone / E, %": (share, ">= 55"),
-        "D, batch 128, freed memory kept / not kept": (
-            f["D, batch 128, training alone in a new process, freed memory kept"]
-            / f["D, batch 128, training alone in a new process, freed memory not kept"],
-            "",
-        ),
         "default augmentation, % of a step": (f["augmentation, all that is default, % of a step"], "<= 3"),
-        "warm start, in all / bare import": (f["warm start, in all, s"] / f["warm start, bare import, s"], "<= 1.2"),
+        "start, in all / bare import": (f["start, in all, s"] / f["start, bare import, s"], "<= 1.2"),
         "peak memory of a default run above the bare import, GB": (
             f["peak memory of C, GB"] - f["peak memory of bare import, GB"],
             "<= 0.4",
@@ -278,20 +252,20 @@ def compare(f: Figures, fastest: dict[tuple[str, int], str]) -> dict[str, tuple[
     }
 
 
-def tables(rounds: Sequence[Figures]) -> str:
+def write_tables(rounds: Sequence[Figures]) -> str:
     """Medians and ranges of the figures, and of their ratios."""
     names = sorted(rounds[0], key=lambda name: name[0] if name[0].isupper() else "a")  # A to E, then the others
-    figures = [[name, *spread([figures[name] for figures in rounds])] for name in names]
+    figures = [[name, *summarize([figures[name] for figures in rounds])] for name in names]
 
     fastest = {}
-    for way, batch_size in itertools.product("AB", BATCH_SIZES):
-        choices = [f"{way}, batch {batch_size}, {workers} workers" for workers in WORKERS]
-        fastest[way, batch_size] = max(choices, key=lambda name: median(figures[name] for figures in rounds))
+    for pipeline, batch_size in itertools.product("AB", BATCH_SIZES):
+        choices = [f"{pipeline}, batch {batch_size}, {workers} workers" for workers in WORKERS]
+        fastest[pipeline, batch_size] = max(choices, key=lambda name: median(figures[name] for figures in rounds))
 
-    compared = [compare(figures, fastest) for figures in rounds]
+    compared = [compare_rates(figures, fastest) for figures in rounds]
     ratios = []
     for name, (_, goal) in compared[0].items():
-        middle, extent = spread([ratios[name][0] for ratios in compared])
+        middle, extent = summarize([ratios[name][0] for ratios in compared])
         ratios.append([name, f"{middle} ({extent})" if extent else middle, goal])
     return "\n\n".join(
         [
@@ -306,24 +280,24 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--data_dir", type=Path, default=Path("data"), help="folder of CIFAR-10")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tiny", action="store_true", help="one round of next to nothing, to see whether all works")
-    parser.add_argument("--out", type=Path, default=page())
+    parser.add_argument("--out", type=Path, default=choose_page())
     options = parser.parse_args(arguments)
-    if options.tiny and options.out == page():
+    if options.tiny and options.out == choose_page():
         parser.error("--tiny needs another --out: its figures mean nothing")
 
     sizes, round_count = (TINY, 1) if options.tiny else (FULL, options.rounds)
     download.prepare(options.data_dir)
     rounds = []
-    with plain_process(reuse=options.tiny) as plain:
+    with make_executor(reuse=options.tiny) as plain:
         if not options.tiny:
-            one_round(options.data_dir, sizes, plain)  # warms up
+            measure_round(options.data_dir, sizes, plain)  # warms up
         for number in range(1, round_count + 1):
             print(f"round {number} of {round_count}", flush=True)
-            figures = one_round(options.data_dir, sizes, plain)
-            rounds.append(figures | start_and_memory(options.data_dir, sizes))
-    ways = "\n".join(f"- {line}" for line in (__doc__ or "").split("\n\n")[2].splitlines())
-    text = header("Throughput", "benchmarks.throughput", arguments, round_count)
-    text += f"\n\n{ways}\n\n{tables(rounds)}\n"
+            figures = measure_round(options.data_dir, sizes, plain)
+            rounds.append(figures | measure_processes(options.data_dir, sizes))
+    pipelines = "\n".join(f"- {line}" for line in (__doc__ or "").split("\n\n")[2].splitlines())
+    text = write_header("Throughput", "benchmarks.throughput", arguments, round_count)
+    text += f"\n\n{pipelines}\n\n{write_tables(rounds)}\n"
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(text, encoding="utf-8")
     print(text)

@@ -4,9 +4,9 @@
 
 Tries numbers of epochs with the recipe, upwards, five seeds each, until the mean final test accuracy is the report's
 best. The time is that of the whole command, from its start to its end: imports, data, training, the test. Beside each
-run the rate of the report's pipeline (report_way.py) is measured over some thousand images; its recipe needs 60 epochs
-of 50,000, and its start and its tests are not counted. Each finished run is appended to a CSV file beside the page: a
-benchmark that was killed goes on where it stood, so delete that file to measure anew.
+run the rate of the report's pipeline (report_pipeline.py) is measured over some thousand images. Its recipe needs 60
+epochs of 50,000, and its start and its tests are not counted. Each finished run is appended to a CSV file beside the
+page: a benchmark that was killed goes on where it stood, so delete that file to measure anew.
 """
 
 import argparse
@@ -18,9 +18,9 @@ from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
 
-from benchmarks import report_way
-from benchmarks.page import header, number, spread
-from benchmarks.processes import plain_process, whole_run
+from benchmarks import report_pipeline
+from benchmarks.page import format_number, summarize, write_header
+from benchmarks.processes import make_executor, time_command
 from benchmarks.throughput import FULL, TINY, WORKERS
 from core.markdown import markdown_table
 
@@ -67,20 +67,20 @@ def measure(options: argparse.Namespace, epochs: int, seed: int, images: int, pl
     The report's pipeline has the better number of workers, and `plain`, a new process for each task.
     """
     rates = [
-        plain.submit(report_way.images_per_second, options.data_dir, 64, workers, images).result()
+        plain.submit(report_pipeline.measure_training, options.data_dir, 64, workers, images).result()
         for workers in WORKERS
     ]
     flags = ["--config", str(options.recipe.absolute()), "--epochs", str(epochs), "--seed", str(seed)]
-    seconds, accuracy = whole_run(options.data_dir, flags)
+    seconds, accuracy = time_command(options.data_dir, flags)
     return Run(epochs, seed, round(accuracy, 4), round(seconds, 2), round(max(rates), 1))  # of 10,000 images: exact
 
 
-def row(runs: Sequence[Run]) -> list[str]:
+def make_row(runs: Sequence[Run]) -> list[str]:
     """The page's line on the runs of one number of epochs."""
     accuracies = [100 * run.test_acc for run in runs]
-    ratio, extent = spread([run.ratio for run in runs])
+    ratio, extent = summarize([run.ratio for run in runs])
     figures = [f"{figure:.2f}" for figure in (mean(accuracies), min(accuracies), max(accuracies))]
-    seconds = spread([run.command_seconds for run in runs])[0]
+    seconds = summarize([run.command_seconds for run in runs])[0]
     return [str(runs[0].epochs), *figures, seconds, f"{ratio} ({extent})"]
 
 
@@ -104,21 +104,21 @@ def main(arguments: Sequence[str]) -> None:
     except ValueError as error:
         parser.error(str(error))
     rows, reached = [], "not reached"
-    with plain_process(reuse=options.tiny) as plain:
+    with make_executor(reuse=options.tiny) as plain:
         for epochs in range(options.first, options.last + 1):
             for seed in seeds:
                 if (epochs, seed) not in done:
                     done[epochs, seed] = run = measure(options, epochs, seed, images, plain)
                     append_run(log, run)
-                    found = f"{run.test_acc:.2%} in {number(run.command_seconds)} s"
+                    found = f"{run.test_acc:.2%} in {format_number(run.command_seconds)} s"
                     print(f"{epochs} epochs, seed {seed}: {found}", flush=True)
             runs = [done[epochs, seed] for seed in seeds]
-            rows.append(row(runs))
+            rows.append(make_row(runs))
             if mean(run.test_acc for run in runs) >= TARGET:
                 reached = str(epochs)
                 break
     accuracy = [f"{which} test accuracy, %" for which in ("mean", "lowest", "highest")]
-    text = header("Time to the report's best accuracy", "benchmarks.time_to_accuracy", arguments, len(seeds))
+    text = write_header("Time to the report's best accuracy", "benchmarks.time_to_accuracy", arguments, len(seeds))
     text += f"\n- smallest number of epochs with a mean test accuracy of {TARGET:.2%}: {reached}\n\n"
     heads = ["epochs", *accuracy, "median time of the command, s", "training time of the report's recipe / this time"]
     text += markdown_table(heads, rows) + "\n"

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks import corruption, processes, report_way, throughput, time_to_accuracy
-from benchmarks.page import header
+from benchmarks import corruption, report_pipeline, throughput, time_to_accuracy
+from benchmarks.page import write_header
 from cifar10.config import Preprocessing
 from cifar_datamodule import CIFAR10DataModule
 from conftest import evaluated
@@ -41,16 +41,14 @@ def test_throughput_writes_every_figure_and_ratio(data_dir: Path, tmp_path: Path
         *(f"{way}, batch {size}, {workers} workers" for way in "AB" for size in (64, 128) for workers in (0, 2)),
         *(f"C, batch {size}, {part}" for size in (64, 128) for part in ("first epoch", "steady")),
         *(f"D, batch {batch_size}{part}" for batch_size in (64, 128) for part in ("", ", training alone")),
-        *(f"D, batch 128, training alone in a new process, freed memory {each}" for each in ("kept", "not kept")),
         "E",
         *(f"inference, batch {batch_size}" for batch_size in (1, 128, 1000)),
-        *(f"warm start, {part}, s" for part in ("imports", "data", "first step", "in all", "bare import")),
+        *(f"start, {part}, s" for part in ("imports", "data", "first step", "in all", "bare import")),
         *(f"peak memory of {way}, GB" for way in ("A", "B", "C", "bare import")),
     ]:
         median = float(written[way][0].replace(",", ""))
         assert median > 0
-    for kind in ("crop", "flip", "crop and flip", "cutout 8", "random corruption", "all that is default"):
-        assert math.isfinite(float(written[f"augmentation, {kind}, % of a step"][0].replace(",", "")))
+    assert math.isfinite(float(written["augmentation, all that is default, % of a step"][0].replace(",", "")))
     goals = [rest[1] for rest in written.values() if len(rest) == 2 and rest[1][:2] in (">=", "<=")]
     assert len(goals) == (8 if fastest_precision() == "bf16-mixed" else 7)
     for way, (ours, theirs) in itertools.product("AB", ((64, 64), (128, 128), (128, 64))):
@@ -80,9 +78,9 @@ def test_the_bare_loop_gets_the_images_of_the_run_that_it_is_compared_with(
 
     original = CIFAR10DataModule.setup
     monkeypatch.setattr(CIFAR10DataModule, "setup", setup)
-    throughput.ours(data_dir, throughput.TINY, batch_size=64)
+    throughput.measure_ours(data_dir, throughput.TINY, batch_size=64)
     by_run = set(seen)
-    throughput.bare_loop(data_dir, 64, throughput.TINY, "bf16-mixed")
+    throughput.measure_bare_loop(data_dir, 64, throughput.TINY, "bf16-mixed")
     assert by_run == {seen[-1]} == {Preprocessing()}
 
 
@@ -114,7 +112,7 @@ def test_time_to_accuracy_goes_on_where_it_stood_and_stops_when_it_is_there(tmp_
 
 @pytest.mark.parametrize("module", ["benchmarks.throughput"])
 def test_a_page_names_the_command_that_made_it(module: str) -> None:
-    assert f'- command: `python -m {module} --out "a b"`' in header("Title", module, ["--out", "a b"], 1)
+    assert f'- command: `python -m {module} --out "a b"`' in write_header("Title", module, ["--out", "a b"], 1)
 
 
 @pytest.mark.parametrize("benchmark", [throughput, time_to_accuracy])
@@ -126,24 +124,17 @@ def test_a_tiny_run_does_not_overwrite_results(benchmark: Any, tmp_path: Path, m
 
 
 def test_the_networks_have_the_reports_size_and_work() -> None:
-    assert sum(parameter.numel() for parameter in report_way.network().parameters()) == 548_878
+    assert sum(parameter.numel() for parameter in report_pipeline.network().parameters()) == 548_878
     forward = 2 * (28 * 28 * 18 * 75 + 10 * 10 * 48 * 450 + 1200 * 360 + 360 * 252 + 252 * 10)
     # Backward costs twice as much, save that images need no gradient.
-    assert throughput.flops_per_image() == 3 * forward - 2 * 28 * 28 * 18 * 75
+    assert throughput.count_flops() == 3 * forward - 2 * 28 * 28 * 18 * 75
 
 
 def test_the_report_and_this_project_compute_the_same() -> None:
-    ours, theirs = LeNet5(), report_way.network()
+    ours, theirs = LeNet5(), report_pipeline.network()
     theirs.load_state_dict(dict(zip(theirs.state_dict(), ours.state_dict().values(), strict=True)))
     images = torch.rand(4, 3, 32, 32)
     torch.testing.assert_close(theirs(images), ours(images))
-
-
-def test_a_cold_start_is_not_measured_where_the_system_does_not_let_us(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(processes, "DROP_CACHES", tmp_path / "nowhere")
-    assert all(math.isnan(value) for value in processes.start_up(tmp_path, [], cold=True).values())
 
 
 def test_each_run_of_a_sweep_is_evaluated_once_on_each_corruption(run: Any, data_dir: Path, tmp_path: Path) -> None:

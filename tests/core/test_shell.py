@@ -86,7 +86,7 @@ def test_the_commands_that_a_page_keeps_can_be_pasted(
     assert pasted(reuse) == ["sweep.py", "--config", plan.as_posix(), "--reuse", table]
     flags = ["--name", name, "--seeds", "0,1", "--compare", *groups, "--baseline", "width=1 seed=0"]
     assert pasted(report) == ["report.py", f"logs/{name}", *flags]
-    head = page.header("Title", "benchmarks.throughput", [name], 1)
+    head = page.write_header("Title", "benchmarks.throughput", [name], 1)
     command = head.partition("- command: `")[2].partition("`\n- processor")[0]
     assert pasted(command) == ["-m", "benchmarks.throughput", name]
 

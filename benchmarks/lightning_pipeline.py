@@ -1,4 +1,4 @@
-"""The usual Lightning way, to compare with: the report's data and network, a plain module, Trainer's own defaults."""
+"""Plain Lightning, to compare with: the report's data and network, a plain module, Trainer's own defaults."""
 
 import contextlib
 import logging
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
 
-from benchmarks.report_way import Items, network
+from benchmarks.report_pipeline import Items, network
 
 
 class ItemsDataModule(pl.LightningDataModule):
@@ -68,8 +68,8 @@ class Clock(pl.Callback):
         self.seconds = time.perf_counter() - self._start
 
 
-def images_per_second(data_dir: Path, batch_size: int, workers: int, images: int) -> float:
-    """As `report_way.images_per_second`; the progress bar is drawn, though nobody sees it."""
+def measure_training(data_dir: Path, batch_size: int, workers: int, images: int) -> float:
+    """As `report_pipeline.measure_training`; the progress bar is drawn, though nobody sees it."""
     steps, clock = images // batch_size, Clock()
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     with (

@@ -16,7 +16,7 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of the trainin
 
 
 class Items(Dataset):
-    """The training images, kept and answered as torchvision's CIFAR10 does: float32 [3, 32, 32] and an int."""
+    """The training images as in torchvision's CIFAR10: float32 [3, 32, 32] and an int."""
 
     def __init__(self, data_dir: Path) -> None:
         self.images, labels = records.load(data_dir / "cifar-10-batches-bin", train=True)  # uint8 [N, 32, 32, 3]
@@ -31,7 +31,7 @@ class Items(Dataset):
 
 
 def network() -> nn.Sequential:
-    """The report's LeNet-5, 548,878 parameters: float [B, 3, 32, 32] to logits [B, 10]."""
+    """Return the report's LeNet-5, 548,878 parameters: float [B, 3, 32, 32] to logits [B, 10]."""
     return nn.Sequential(
         *(nn.Conv2d(3, 18, 5), nn.ReLU(), nn.MaxPool2d(2)),  # [B, 18, 14, 14]
         *(nn.Conv2d(18, 48, 5), nn.ReLU(), nn.MaxPool2d(2)),  # [B, 48, 5, 5]
@@ -42,20 +42,8 @@ def network() -> nn.Sequential:
     )
 
 
-def test_images_per_second(data_dir: Path, batch_size: int, workers: int, images: int) -> float:
-    """The rate of classifying some `images`, after a first batch that is not timed."""
-    loader = DataLoader(Items(data_dir), batch_size, num_workers=workers)
-    model, steps, correct, start = network().eval(), images // batch_size, 0, 0.0
-    with torch.no_grad():
-        for step, (inputs, labels) in enumerate(itertools.islice(loader, steps + 1)):
-            correct += (model(inputs).argmax(1) == labels).sum().item()
-            if step == 0:
-                start = time.perf_counter()
-    return steps * batch_size / (time.perf_counter() - start)
-
-
-def images_per_second(data_dir: Path, batch_size: int, workers: int, images: int) -> float:
-    """The rate of training over some `images`, after a first step that is not timed because it starts the workers."""
+def measure_training(data_dir: Path, batch_size: int, workers: int, images: int) -> float:
+    """Return the training images/s over some `images`, after a first step that starts the workers, not timed."""
     loader = DataLoader(Items(data_dir), batch_size, shuffle=True, num_workers=workers)
     model, criterion = network(), nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.005, momentum=0.9)
