@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 WIDTH = 9.6  # inches
 INTERVAL = "95% interval of the mean (Student's t)"
-LABEL, TITLE = 30, 95  # letters in a line: about a quarter of WIDTH, and all of it
+LABEL = 30  # letters in a line, about a quarter of WIDTH
 
 
 class Row(NamedTuple):
@@ -30,7 +30,7 @@ def plot_rows(rows: Mapping[str, Row], label: str, title: str, zero: bool = Fals
     """Draw each row's values as dots, with their mean, its interval and the reference; with `zero`, a line at 0."""
     names = [textwrap.fill(name, LABEL) for name in rows]
     lines = sum(name.count("\n") + 1 for name in names)
-    figure = new_figure(WIDTH, 1.6 + 0.1 * len(names) + 0.22 * lines, wrap(title))
+    figure = new_figure(WIDTH, 1.6 + 0.1 * len(names) + 0.22 * lines, title)
     axes = figure.subplots()
     for place, row in enumerate(rows.values()):
         here = [place] * len(row.values)
@@ -69,7 +69,7 @@ def plot_lines(
         log: Whether the horizontal axis is logarithmic.
     """
     names = list(dict.fromkeys(name for groups in panels.values() for name in groups))
-    figure = new_figure(WIDTH, 4.8 + 0.1 * len(names), wrap(title))
+    figure = new_figure(WIDTH, 4.8 + 0.1 * len(names), title)
     places = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, (heading, groups) in zip(places, panels.items(), strict=True):
         for name, runs in groups.items():
@@ -105,7 +105,7 @@ def plot_heat_map(
     higher it is; `texts`, str [R, C], stand in the place of the numbers.
     """
     names = [textwrap.fill(name, LABEL) for name in rows]
-    figure = new_figure(WIDTH, 1.4 + 0.45 * len(rows), wrap(title))
+    figure = new_figure(WIDTH, 1.4 + 0.45 * len(rows), title)
     axes = figure.subplots()
     low, high = np.nanmin(table), np.nanmax(table)
     axes.imshow(table, cmap="Blues", vmin=low, vmax=max(high, low + 1e-9), aspect="auto")
@@ -117,8 +117,3 @@ def plot_heat_map(
         if not np.isnan(value):
             axes.text(column, row, text, ha="center", va="center", fontsize=9, color=colour)
     return figure
-
-
-def wrap(title: str) -> str:
-    """Break the lines of a title that are longer than a figure is wide."""
-    return "\n".join(textwrap.fill(line, TITLE) for line in title.splitlines())

@@ -244,8 +244,8 @@ def write_html(page: Path) -> None:
     class OneFile(Treeprocessor):
         def run(self, root: Any) -> None:
             for image in root.iter("img"):
-                content = b64encode((page.parent / image.get("src")).read_bytes()).decode()
-                image.set("src", f"data:image/png;base64,{content}")
+                if (picture := page.parent / image.get("src")).is_file():
+                    image.set("src", f"data:image/png;base64,{b64encode(picture.read_bytes()).decode()}")
             for link in [link for link in root.iter("a") if "://" not in link.get("href", "")]:
                 link.tag = "span"
                 del link.attrib["href"]

@@ -9,6 +9,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from analysis.figures import save
+from analysis.reports import write_html
 from core.errors import SettingError, UsageError
 from core.files import write_bytes
 from core.markdown import markdown_table
@@ -123,8 +124,10 @@ def write_page(
         *(f"![{text}]({name})" for name, text in PICTURES.items() if drawn[name]),
         list_unfinished(runs),
     ]
-    write_bytes(folder / "README.md", ("\n\n".join(filter(None, parts)) + "\n").encode())
-    return folder / "README.md"
+    page = folder / "README.md"
+    write_bytes(page, ("\n\n".join(filter(None, parts)) + "\n").encode())
+    write_html(page)
+    return page
 
 
 def choose_folder(folders: Sequence[Path], results_dir: Path, name: str | None) -> Path:

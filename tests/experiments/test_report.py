@@ -119,6 +119,16 @@ def test_seeds_of_a_setting_are_one_row_with_the_interval_of_their_mean(logs: Lo
     assert row["test accuracy, %, epoch chosen on validation"] == "78.00 ± 1.00 (75.52 to 80.48)"
 
 
+def test_the_report_is_also_one_file_with_its_pictures_inside(logs: Logs) -> None:
+    logs.add([0.70, 0.80], test=0.78)
+    (logs.results / "tried").mkdir(parents=True)
+    (logs.results / "tried" / "notes.md").write_text("![elsewhere](https://example.org/a.png) ![none](missing.png)")
+    page = logs.report()
+    html = (logs.results / "tried" / "report.html").read_text(encoding="utf-8")
+    assert html.count("data:image/png;base64,") == 2 == page.count("(accuracy.png)") + page.count("(curves.png)")
+    assert "All runs" in html and "missing.png" in html
+
+
 def test_tables_are_files_too_for_programs_and_for_latex(logs: Logs) -> None:
     pairs(logs, [0.01, 0.02])
     page = logs.report(compare=["optimizer=sgd", "optimizer=adam"])
