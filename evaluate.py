@@ -87,9 +87,12 @@ def main() -> None:
     checkpoint = load_checkpoint(find_checkpoints(path), network)
     if temperature:
         checkpoint = replace(checkpoint, temperature=temperature)
-    config = read_checkpoint_config(checkpoint)
+    config = read_checkpoint_config(checkpoint) if checkpoint.is_of_run or target else None
     found = evaluate(checkpoint, tta=tta, **flags)
-    print(describe_in_lines(config, count_parameters(config), "Trained"))
+    network = checkpoint.network.network
+    print(
+        describe_in_lines(config, count_parameters(config), "Trained") if config else f"Trained by a script: {network}"
+    )
     for line in found.folders:
         print(line)
     lines = {"images": found.images} | in_percent(found.figures)

@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cifar10.config import Data, Preprocessing
+from cifar10.config import Data, DataConfig, Preprocessing
 from cifar10.preprocessing import from_state
 from cifar10.records import CLASS_NAMES
 from core.errors import SettingError, UsageError
-from core.settings import FORMAT, check_format
+from core.settings import FORMAT, check_format, get_fields
 from models import registry
-from models.config import Network
+from models.config import ModelConfig, Network
 
 LAST = "last.ckpt"  # in a run's folder: the last whole epoch
 BEST = "best-*=*.ckpt"  # and the best one, whose name ends with its accuracy
@@ -55,6 +55,11 @@ class Checkpoint:
     class_names: tuple[str, ...]  # by label
     state_dict: dict[str, Tensor]  # of `LeNetModule`
     temperature: float  # by which to divide logits
+
+    @property
+    def is_of_run(self) -> bool:
+        """Return whether train.py wrote it: a script of your own records the settings of the two classes alone."""
+        return "epochs" in self.flags
 
     def make_network(self) -> nn.Module:
         """Make the trained network; UsageError if the weights are of another one."""
@@ -134,10 +139,9 @@ def refuse_overwriting(option: str, path: Path) -> None:
 
 def read_flags(entries: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the settings in a checkpoint by name: all of a run, or those of the two Lightning classes."""
-    return entries.get(FLAGS) or {
-        **entries.get("datamodule_hyper_parameters", {}),
-        **entries.get("hyper_parameters", {}),
-    }
+    values = entries.get("datamodule_hyper_parameters", {}) | entries.get("hyper_parameters", {})
+    known = get_fields(DataConfig) | get_fields(ModelConfig)
+    return entries.get(FLAGS) or {name: value for name, value in values.items() if name in known}
 
 
 def remove_compiled_prefix(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import evaluate
 import train as door
 from cifar10 import records
 from cifar_datamodule import CIFAR10DataModule
@@ -284,7 +285,15 @@ def test_a_script_trains_a_network_of_its_own_and_its_checkpoint_is_evaluated_an
     assert evaluated(Path(path), data_dir, on="val", network=named)["val/acc"] == pytest.approx(
         float(accuracy), abs=1e-6
     )
-    assert load_classifier(Path(path), network=named)(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).shape == (1, 10)
+    assert load_classifier(Path(path), network=named)(torch.zeros(1, 32, 32, 3, dtype=torch.uint8)).shape == (1, 10)
+    line = ["evaluate.py", path, "--network", named, "--data_dir", str(data_dir)]
+    monkeypatch.setattr(sys, "argv", [*line, "--out", str(tmp_path / "out")])
+    evaluate.main()
+    assert capsys.readouterr().out.startswith(f"Trained by a script: {named}\n")
+    assert named in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", [*line, "--release", str(tmp_path / "released.ckpt")])
+    with pytest.raises(UsageError, match=r"train\.py did not write it"):
+        evaluate.main()
 
 
 class Cell(io.StringIO):

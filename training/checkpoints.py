@@ -134,6 +134,8 @@ def relate_folders(config: RunConfig, folder: Path) -> dict[str, str]:
 
 def read_checkpoint_config(checkpoint: Checkpoint) -> RunConfig:
     """Return the configuration of the run that a checkpoint is of; UsageError, which names the file, if it has none."""
+    if not checkpoint.is_of_run:
+        raise UsageError(f"{checkpoint.path}: train.py did not write it, so it lacks the settings of a run")
     try:
         return read_config(checkpoint.flags)
     except UsageError as error:

@@ -107,7 +107,8 @@ def evaluate(
     """
     if out and out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UsageError(f"{out}: is there already; name a new folder")
-    read_checkpoint_config(checkpoint)  # which refuses settings that this version does not know
+    if checkpoint.is_of_run:
+        read_checkpoint_config(checkpoint)  # which refuses settings that this version does not know
     corrupted = "corrupt" in changes  # a folder of images is corrupted only on demand
     if every := changes.get("corrupt") == ALL:
         if "severity" in changes:
@@ -259,15 +260,18 @@ def _write_report(
     findings.write_tables(out, logits, labels, names)
     probabilities = (logits / checkpoint.temperature).softmax(1)
     findings.write_predictions(out, images.files or images.indices.tolist(), probabilities, labels, names)
-    config = read_checkpoint_config(checkpoint)
-    parameters = count_parameters(config)
-    about = f"{describe_in_short(config, parameters)}; {images.images}"
+    trained = {"network": checkpoint.network.network}
+    short = checkpoint.network.network
+    if checkpoint.is_of_run:
+        config = read_checkpoint_config(checkpoint)
+        parameters = count_parameters(config)
+        trained, short = describe(config, parameters), describe_in_short(config, parameters)
+    about = f"{short}; {images.images}"
     drawn = findings.draw(logits, labels, images.pixels, names, about, checkpoint.temperature)
     for file, figure in drawn.items():
         figures.save(out / file, figure)
     rows = [*in_percent(result).items(), ("temperature", f"{checkpoint.temperature:.3f}")]
     title = f"{checkpoint.path.name} on {images.name} images"
-    trained = describe(config, parameters)
     findings.write_report(out, title, command_line("python", *sys.argv), trained.items(), rows, images.name)
 
 
