@@ -16,7 +16,7 @@ from pathlib import Path
 from analysis.reports import REPORT
 from cifar10.config import Data, Preprocessing
 from cifar10.filters import CORRUPT
-from core.cli import Parser, exit_status
+from core.cli import Parser, run_program
 from core.errors import SettingError, UsageError
 
 FOLDERS = ("data_dir", "cache_dir", "mirror")  # where the data set comes from, and what is made of it goes
@@ -108,4 +108,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(main))
+    sys.exit(run_program(main))

@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 
 from cifar10.pictures import FITS, UNKNOWN, find_images
-from core.cli import Parser, exit_status
+from core.cli import Parser, run_program
 from core.errors import UsageError
 from core.extras import require_extra
 from models.prediction import Prediction, predict_files
@@ -135,4 +135,4 @@ def no_images(skipped: Sequence[Path]) -> UsageError:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(main))
+    sys.exit(run_program(main))

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from cifar10.download import prepare
-from core.cli import RECIPES, Parser, exit_status
+from core.cli import RECIPES, Parser, run_program
 from core.errors import UsageError
 from core.settings import Settings, setting
-from core.shell import command_line, script
+from core.shell import find_script, format_command
 from core.signals import StopSignals
 from experiments.grid import PlannedRun, Sweep
 from experiments.study import Engine, count_workers, open_study
@@ -124,10 +124,10 @@ def main() -> None:
     flags = vars(parser().parse_args())
     complete = sweep(**flags)
     chosen = SweepSettings(**{name: value for name, value in flags.items() if name not in ("grid", "search")})
-    print(f"next  {command_line('python', script('report.py'), make_sweep(chosen).log_dir)}")
+    print(f"next  {format_command('python', find_script('report.py'), make_sweep(chosen).log_dir)}")
     if not complete:
         sys.exit("sweep.py: some runs failed; --retry runs them again")
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(main))
+    sys.exit(run_program(main))

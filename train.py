@@ -14,22 +14,22 @@ import yaml
 
 from analysis.diagnosis import sentences
 from analysis.reports import REPORT
-from core.cli import Parser, exit_status
+from core.cli import Parser, run_program
 from core.errors import UsageError
-from core.shell import command_line, script
+from core.shell import find_script, format_command
 from training.config import GROUPS, RunConfig, check_files
 from training.files import RunResult, find_checkpoints
 from training.hints import HINTS
 
 
 def train(config: RunConfig | None = None, **flags: Any) -> RunResult:
-    """The whole command as a function: `training.run.train`, which imports PyTorch."""
+    """Train as the command does; `training.run.train` has the arguments and errors."""
     from training import run
 
     return run.train(config, **flags)
 
 
-def summary(result: RunResult) -> str:
+def format_summary(result: RunResult) -> str:
     """Return the lines that end a run."""
     lines: dict[str, object] = {"test accuracy": f"{result.test_acc:.2%}"}
     lines["wall time"] = f"{result.seconds:.1f} s, {result.images_per_second:,.0f} images/s"
@@ -37,7 +37,7 @@ def summary(result: RunResult) -> str:
         lines |= sentences(result.trend)
     if result.log_dir:
         lines |= {"logs": result.log_dir, "report": result.log_dir / REPORT, "checkpoint": result.checkpoint}
-        lines["next"] = command_line("tensorboard", "--logdir", result.log_dir.parent.parent)
+        lines["next"] = format_command("tensorboard", "--logdir", result.log_dir.parent.parent)
         lines["then open"] = "http://localhost:6006/?smoothing=0#timeseries"
     return "\n".join(f"{name:<15}{value}" for name, value in lines.items())
 
@@ -80,7 +80,7 @@ def main() -> None:
     elif finding:
         find_lr(config)
     else:
-        print(summary(result or train(config, resume=resume, started=started)))
+        print(format_summary(result or train(config, resume=resume, started=started)))
 
 
 def find_lr(config: RunConfig) -> None:
@@ -90,8 +90,8 @@ def find_lr(config: RunConfig) -> None:
     lr, picture = find_lr(config)
     again = [argument for argument in sys.argv[1:] if argument not in ("--find_lr", "--find-lr")]
     print(f"suggested      {lr:g}\npicture        {picture}")
-    print(f"next           {command_line('python', script('train.py'), *again, '--lr', f'{lr:g}')}")
+    print(f"next           {format_command('python', find_script('train.py'), *again, '--lr', f'{lr:g}')}")
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(main))
+    sys.exit(run_program(main))

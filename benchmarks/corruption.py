@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from core.cli import exit_status
+from core.cli import run_program
 from experiments.tables import CORRUPTED, find_runs, read_csv, write_csv
 from models.checkpoint import load_checkpoint
 from models.classifier import make_classifier
@@ -50,4 +50,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(lambda: main(sys.argv[1:])))
+    sys.exit(run_program(lambda: main(sys.argv[1:])))

@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 
 from core.cores import cores
-from core.shell import command_line
+from core.shell import format_command
 
 
 def write_header(title: str, module: str, arguments: Sequence[str], count: int, counted: str = "rounds") -> str:

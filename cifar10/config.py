@@ -1,4 +1,4 @@
-"""The settings of the data module: which images, how they are preprocessed and augmented."""
+"""Settings of the data: images and split, augmentation, preprocessing."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +56,7 @@ class Data(Settings):
 
     @property
     def cache_folder(self) -> Path:
-        """The folder of what is computed from the data set; it may be deleted at any time."""
+        """The folder for results computed from the data set; it may be deleted at any time."""
         return self.cache_dir or find_folder(self.data_dir).parent / "preprocessed"
 
     def check(self) -> None:
@@ -114,9 +114,9 @@ class Preprocessing(Settings):
     )
     normalize: NormalizeName = setting(
         "dataset",
-        "Normalization. dataset uses mean and standard deviation of the training split. Before that, zca whitens all "
-        "images; zca-half whitens them by half, and loses less on corrupted ones; image standardizes each image by "
-        "itself; contrast equalizes it locally (CLAHE). none only divides pixels by 255.",
+        "Normalization. dataset subtracts the mean of the training split and divides by its standard deviation. The "
+        "others do that too, after zca whitening, zca-half whitening (better on corrupted images), standardizing each "
+        "image, or equalizing its contrast locally (CLAHE). none only divides pixels by 255.",
     )
     corrupt: CorruptName = setting(
         "none",
@@ -152,4 +152,4 @@ class Preprocessing(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Data, Augmentation, Preprocessing):
-    """All that `CIFAR10DataModule` needs to know."""
+    """All settings of `CIFAR10DataModule`."""

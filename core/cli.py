@@ -203,10 +203,11 @@ def make_converter(each: Field, hint: Any) -> Callable[[Any], Any]:
     return convert
 
 
-def exit_status(program: Callable[[], None]) -> int:
-    """`status_of` a program. One of several processes ends here at once: the clean-up of PyTorch's threads for them
-    aborts where another process has ended already."""
-    status = status_of(program)
+def run_program(program: Callable[[], None]) -> int:
+    """Run a program as `run_to_status`. One of several processes of a run ends here at once: PyTorch's clean-up of the
+    threads between them aborts if another process has ended before.
+    """
+    status = run_to_status(program)
     if "MASTER_ADDR" in os.environ:  # which a run of several processes has
         sys.stdout.flush()
         sys.stderr.flush()
@@ -214,9 +215,11 @@ def exit_status(program: Callable[[], None]) -> int:
     return status
 
 
-def status_of(program: Callable[[], None]) -> int:
-    """Run a program; what a user can mend becomes one line on standard error. The status is that of the contract:
-    0 done, 2 bad flags or input, 1 anything else, 130 after Ctrl-C, 143 after SIGTERM."""
+def run_to_status(program: Callable[[], None]) -> int:
+    """Run a program, print errors that a user can fix as one line on standard error, and return the exit status.
+
+    It is 0 if all went well, 2 for bad flags or input, 1 for anything else, 130 after Ctrl-C, 143 after SIGTERM.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name of a file may have letters that the console's encoding lacks
         sys.stdout.reconfigure(errors="backslashreplace")
     os.environ["MPLBACKEND"] = "agg"  # programs draw into files; a notebook's backend may not be installed here
@@ -254,7 +257,8 @@ def status_of(program: Callable[[], None]) -> int:
 
 
 def _report_thread(error: threading.ExceptHookArgs) -> None:
-    """Print the traceback of a thread, unless it could not write a file: TensorBoard's raises this in the main thread,
-    too."""
+    """Print the traceback of a thread, unless it could not write a file: TensorBoard's thread raises that in the main
+    thread too.
+    """
     if not isinstance(error.exc_value, OSError):
         threading.__excepthook__(error)

@@ -1,19 +1,19 @@
-"""What a user can mend, as exceptions: lower rooms raise them, the command line turns them into one line."""
+"""Exceptions for what a user can fix. The command line prints each as one line."""
 
 
 class DataError(Exception):
-    """CIFAR-10 cannot be had or read; the message is for the user."""
+    """CIFAR-10 cannot be downloaded, read or written."""
 
 
 class UsageError(Exception):
-    """Settings that are each valid but not together, or a file that is not what it is said to be."""
+    """Settings contradict each other, or an input file is not of the expected kind."""
 
 
 class SettingError(UsageError, ValueError):
-    """A setting has a value that it cannot have. The text starts with its name, which the command line shows as a flag.
+    """A setting has an invalid value. The text starts with the setting's name, which the command line shows as a flag.
 
     Attributes:
-        name: Of the setting.
+        name: The name of the setting.
     """
 
     def __init__(self, name: str, value: object, reason: str) -> None:

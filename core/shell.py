@@ -1,4 +1,4 @@
-"""Command lines that the programs print or keep: pasted, they give the same words back."""
+"""Format command lines that programs print or write, so that they can be pasted into a shell."""
 
 import os
 import re
@@ -8,17 +8,17 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 
-def command_line(*words: object) -> str:
-    """Words, such as a program and its arguments, as a line for this system's shells.
+def format_command(*words: object) -> str:
+    """Join words, such as a program and its arguments, to a line for this system's shells.
 
-    Quotes, where they are needed, are double: sh, cmd and PowerShell take them, so that the line of a page or of a
-    checkpoint works elsewhere too. On POSIX, a word with a character that acts within them has single ones. On Windows,
-    `$` and the backtick, which PowerShell alone reads, and `%`, which cmd alone reads, have no common form.
+    Quotes are double where possible: sh, cmd and PowerShell read them, so the line of a report works on other systems
+    too. On POSIX, a word with a character that is special within double quotes has single ones. On Windows there is no
+    form that both cmd and PowerShell read for `$`, the backtick and `%`.
     """
-    return " ".join(quoted(str(word)) for word in words)
+    return " ".join(quote(str(word)) for word in words)
 
 
-def quoted(word: str) -> str:
+def quote(word: str) -> str:
     windows = os.name == "nt"
     if re.fullmatch(r"[\w+=:./\\-]+" if windows else r"[\w+=:./,-]+", word):
         return word
@@ -29,6 +29,6 @@ def quoted(word: str) -> str:
     return shlex.quote(word) if set(word) & set('"$`\\!') else f'"{word}"'
 
 
-def script(name: str) -> str:
-    """The file of a command, such as train.py, as it is found from the working directory."""
+def find_script(name: str) -> str:
+    """Return the path of a program of the project, such as train.py, from the working directory."""
     return name if Path(name).resolve() == ROOT.resolve() / name else str(ROOT / name)

@@ -13,7 +13,7 @@ from analysis.reports import write_html
 from core.errors import SettingError, UsageError
 from core.files import write_bytes
 from core.markdown import markdown_table
-from core.shell import command_line
+from core.shell import format_command
 from experiments import drawings, tables
 from experiments.drawings import NAMES
 from experiments.runs import COLUMNS, RESULTS, Run, list_texts
@@ -277,11 +277,11 @@ def list_commands(folders: Sequence[Path], page: Path, options: Mapping[str, Seq
     command = ["python", "report.py", *(path.as_posix() for path in folders)]
     for flag, values in options.items():
         command += [flag, *filter(None, values)] if any(values) else []
-    lines = [f"    {command_line(*command)}"]
+    lines = [f"    {format_command(*command)}"]
     if (sweep := Path("recipes", "sweeps", f"{folders[0].resolve().name}.yaml")).exists():
         anew = ["python", "sweep.py", "--config", sweep.as_posix()]
-        again = command_line(*anew, "--reuse", (page / RUNS_CSV).as_posix())
-        lines = [f"    {command_line(*anew)}", *lines]
+        again = format_command(*anew, "--reuse", (page / RUNS_CSV).as_posix())
+        lines = [f"    {format_command(*anew)}", *lines]
         lines += [f"\nWith the results beside this page, instead of training anew:\n\n    {again}"]
     return "\n".join(lines)
 

@@ -135,7 +135,7 @@ if limit := os.environ.get("FILE_SIZE_LIMIT"):
     import resource
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
 if __name__ == "__main__":
-    sys.exit({door}.exit_status({door}.main))
+    sys.exit({door}.run_program({door}.main))
 """
 
 

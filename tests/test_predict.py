@@ -30,7 +30,7 @@ from cifar10.records import CLASS_NAMES
 from cifar_datamodule import CIFAR10DataModule
 from conftest import ROOT, evaluated
 from core import extras
-from core.cli import exit_status
+from core.cli import run_program
 from core.errors import UsageError
 from lenet_module import LeNetModule
 from made_up import OWN_NETWORKS, change_entries, own_network, write_checkpoint
@@ -59,7 +59,7 @@ def call(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Call
     def run(*arguments: str | Path) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["predict.py", "--checkpoint", *map(str, [checkpoint, *arguments])])
         try:
-            status = exit_status(door.main)
+            status = run_program(door.main)
         except SystemExit as end:
             status = int(end.code or 0)
         return status, *capsys.readouterr()
@@ -460,7 +460,7 @@ def test_the_program_imports_no_lightning_and_ends_in_silence_when_nobody_reads_
     checkpoint: Path, tmp_path: Path
 ) -> None:
     code = (
-        "import sys, predict; status = predict.exit_status(predict.main); "
+        "import sys, predict; status = predict.run_program(predict.main); "
         "sys.stderr.write(' '.join({'pytorch_lightning', 'torchvision', 'torchmetrics', 'onnx'} & set(sys.modules))); "
         "sys.exit(status)"
     )

@@ -18,7 +18,7 @@ from cifar_datamodule import CIFAR10DataModule
 from core.errors import UsageError
 from core.files import write_bytes
 from core.settings import FORMAT, get_fields, to_text
-from core.shell import command_line, script
+from core.shell import find_script, format_command
 from core.signals import StopSignals
 from lenet_module import LeNetModule
 from models.checkpoint import FLAGS, LAST, TEMPERATURE, Checkpoint
@@ -99,7 +99,7 @@ class StopOnSignal(StopSignals, Callback):
     def _advise(self) -> str:
         if self.folder is None or not (self.folder / LAST).exists():
             return "no epoch was complete yet"
-        return f"go on with: {command_line('python', script('train.py'), '--resume', self.folder)}"
+        return f"go on with: {format_command('python', find_script('train.py'), '--resume', self.folder)}"
 
     def _met(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.silent = trainer.local_rank > 0
@@ -156,7 +156,7 @@ def release(checkpoint: Checkpoint, target: Path, test_acc: float) -> None:
     facts = {
         "test_acc": round(test_acc, 6),  # float32 counts no further
         "measured_on": "the 10,000 test images of CIFAR-10, preprocessed as the flags say, one forward pass",
-        "command": command_line("python", "train.py", *words),
+        "command": format_command("python", "train.py", *words),
     }
     checkpoint = checkpoint.fold()
     flags["network"] = checkpoint.network.network

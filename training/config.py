@@ -1,8 +1,7 @@
-"""What a run is: `RunConfig`, all settings of one, in the groups that its rooms need.
+"""The configuration of a run: `RunConfig`, all its settings in groups.
 
-A run's configuration is its `Augmentation`, its `Optimization` and so on: each room takes it as what it needs to know.
-The command line, files of flags, checkpoints, sweeps, reports and resume all read and write this class. Adding a flag
-is one field of a group. Light to import.
+The command line, recipes, checkpoints, sweeps, reports and resume read and write this class. A new flag is one field of
+a group. Light to import.
 """
 
 import hashlib
@@ -114,7 +113,7 @@ class Output(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(DataConfig, ModelConfig, Length, Hardware, Output):
-    """A whole run."""
+    """All settings of a run."""
 
     def check(self) -> None:
         super().check()
@@ -151,7 +150,7 @@ class RunConfig(DataConfig, ModelConfig, Length, Hardware, Output):
         return name
 
     def identity(self) -> str:
-        """Equal for runs that are the same run. Files count by what is in them, which a `resolved` run says."""
+        """Return a text that is equal for equal runs. Files count by their content, which `resolve_config` adds."""
         parts = {name: value for name, value in self.plain().items() if SETTINGS[name].metadata["identity"]}
         return json.dumps(parts, sort_keys=True)
 
@@ -164,16 +163,17 @@ SETTINGS = {name: each for group in GROUPS for name, each in get_fields(group).i
 
 
 def check_files(config: RunConfig) -> None:
-    """Raise UsageError if a file that the run is given is not there. Light, so that it comes before PyTorch."""
+    """Raise UsageError if the file of a network or a teacher is missing, without importing PyTorch."""
     hash_network(config.network)
     if config.teacher and not config.teacher.exists():
         raise SettingError("teacher", config.teacher, "not there; python train.py --config teacher trains one")
 
 
 def resolve_config(config: RunConfig) -> RunConfig:
-    """With what is in the files that the run is given, the defaults by optimizer, and the number format that this
-    processor is fastest with: what its identity needs. UsageError if a file is not there, or holds something else than
-    the configuration says.
+    """Return a configuration with the SHA-256 of its files and the fastest number format of this processor.
+
+    Raises:
+        UsageError: A file is missing, or its SHA-256 is not the one in the configuration.
     """
     known: dict[str, Any] = {"network_sha256": hash_network(config.network), "teacher_sha256": None}
     if config.teacher:

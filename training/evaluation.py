@@ -29,7 +29,7 @@ from cifar10.preprocessing import preprocess
 from cifar_datamodule import CIFAR10DataModule
 from core.errors import SettingError, UsageError
 from core.markdown import markdown_table
-from core.shell import command_line
+from core.shell import format_command
 from models.checkpoint import Checkpoint
 from models.classifier import Classifier, make_classifier
 from training.checkpoints import read_checkpoint_config
@@ -302,7 +302,7 @@ def _summarize(
     findings.write_page(
         out,
         f"# {checkpoint.path.name} on {images}, corrupted",
-        f"```sh\n{command_line('python', *sys.argv)}\n```",
+        f"```sh\n{format_command('python', *sys.argv)}\n```",
         *([markdown_table(["images", "accuracy"], plain)] if plain else []),
         markdown_table(["accuracy", *columns], lines),
         f"![Accuracy by corruption and severity]({CORRUPTED})",

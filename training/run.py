@@ -25,7 +25,7 @@ from cifar_datamodule import CIFAR10DataModule
 from core.cores import cores
 from core.errors import UsageError
 from core.settings import to_text
-from core.shell import command_line
+from core.shell import format_command
 from lenet_module import LeNetModule
 from models.checkpoint import LAST
 from models.config import Teacher
@@ -294,7 +294,7 @@ def write_run_report(config: RunConfig, description: Mapping[str, str], result: 
     """Write REPORT into the log folder of a finished run."""
     defaults = RunConfig(optimizer=config.optimizer).plain() | {"optimizer": RunConfig.optimizer}
     words = [f"--{name}={to_text(value)}" for name, value in config.plain().items() if value != defaults[name]]
-    command = command_line("python", "train.py", *words)
+    command = format_command("python", "train.py", *words)
     trend = markdown(result.trend) if result.trend else ""
     title, images = f"{folder.parent.name}, {folder.name}", SPLITS[config.select_on]
     write_report(

@@ -11,7 +11,7 @@ import yaml
 import sweep
 import train as door
 from conftest import ROOT
-from core.cli import exit_status
+from core.cli import run_program
 from training.config import SETTINGS, RunConfig
 from training.files import write_config
 from training.hints import HINTS
@@ -171,14 +171,14 @@ def test_a_recipe_is_utf8_whatever_the_locale(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
 def test_a_console_that_lacks_a_letter_shows_its_code(encoding: str) -> None:
-    code = "from core import cli; cli.exit_status(lambda: print('\u00fc \u65e5'))"
+    code = "from core import cli; cli.run_program(lambda: print('\u00fc \u65e5'))"
     environment = os.environ | {"PYTHONIOENCODING": encoding}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, env=environment)
     assert done.stdout.decode(encoding).split() == ["\u00fc" if encoding == "cp1252" else "\\xfc", "\\u65e5"]
 
 
 def test_a_name_that_the_system_cannot_write_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert exit_status(lambda: print("\u00fc".encode("ascii"))) == 2
+    assert run_program(lambda: print("\u00fc".encode("ascii"))) == 2
     assert "'\\xfc' is no name" in capsys.readouterr().err
 
 
@@ -217,7 +217,7 @@ def test_shells_can_complete_the_flags() -> None:
     ],
 )
 def test_a_bad_flag_is_refused_without_pytorch(line: str, said: str) -> None:
-    code = "import sys, train; status = train.exit_status(train.main)"
+    code = "import sys, train; status = train.run_program(train.main)"
     code += "; sys.exit('torch' in sys.modules or 'pytorch_lightning' in sys.modules or status != 2)"
     done = subprocess.run([sys.executable, "-c", code, *line.split()], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr.count("\n") == 1 and said in done.stderr, done.stderr
@@ -235,7 +235,7 @@ def test_a_path_that_cannot_be_used_gets_one_line(error: type[OSError], capsys: 
     def program() -> None:
         raise OSError(number[error.__name__], "the reason", "a/path")
 
-    assert exit_status(program) == 2
+    assert run_program(program) == 2
     assert capsys.readouterr().err.endswith(": a/path: the reason\n")
 
 

@@ -14,7 +14,7 @@ import train
 from benchmarks import page
 from conftest import ROOT
 from core import shell
-from core.shell import command_line, script
+from core.shell import find_script, format_command
 from experiments import pages
 from models.checkpoint import LAST
 from training import lr_finder
@@ -30,14 +30,14 @@ NAMES += [] if sys.platform == "win32" else ['it\'s a "ö" folder', "$HOME `pwd`
 def pasted(line: str) -> list[str]:
     """The arguments that a program gets by a line in whose place it is pasted: all words but the first."""
     _, _, arguments = line.partition(" ")
-    line = f"{command_line(sys.executable, '-X', 'utf8', '-c', SHOW)} {arguments}"
+    line = f"{format_command(sys.executable, '-X', 'utf8', '-c', SHOW)} {arguments}"
     done = subprocess.run(line, shell=True, capture_output=True, encoding="utf-8", check=True)
     return json.loads(done.stdout)
 
 
 def test_words_come_back_from_the_shell() -> None:
     words = [*NAMES, "", "--lr=0.001..0.1", "optimizer=sgd,adam lr=0.1"]
-    assert pasted(command_line("program", *words)) == words
+    assert pasted(format_command("program", *words)) == words
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -54,8 +54,8 @@ def test_what_the_programs_print_can_be_pasted_whatever_the_folder_is_called(
     assert pasted(stop.advise().removeprefix("go on with: ")) == ["train.py", "--resume", str(run)]
 
     result = RunResult(1, "val", None, None, 0.5, 1.0, 1.0, 1.0, run, Path("last.ckpt"), None)
-    (line,) = (line for line in train.summary(result).split("\nnext ")[1:])
-    assert pasted(line.strip()) == ["--logdir", str(folder)]
+    _, _, line = train.format_summary(result).partition("\nnext ")
+    assert pasted(line.partition("\nthen open ")[0].strip()) == ["--logdir", str(folder)]
 
     monkeypatch.setattr(lr_finder, "find_lr", lambda config: (0.01, run))
     monkeypatch.setattr(sys, "argv", ["train.py", "--find_lr", f"--log_dir={folder}"])
@@ -93,9 +93,9 @@ def test_the_commands_that_a_page_keeps_can_be_pasted(
 
 def test_a_line_names_its_program_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    assert script("train.py") == "train.py"
+    assert find_script("train.py") == "train.py"
     monkeypatch.chdir(tmp_path)
-    assert script("train.py") == str(ROOT / "train.py")
+    assert find_script("train.py") == str(ROOT / "train.py")
 
 
 @pytest.mark.parametrize(
@@ -113,4 +113,4 @@ def test_a_line_names_its_program_where_it_is(tmp_path: Path, monkeypatch: pytes
 )
 def test_windows_shells_get_double_quotes(word: object, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shell, "os", SimpleNamespace(name="nt"))
-    assert command_line("python", word) == f"python {line}"
+    assert format_command("python", word) == f"python {line}"

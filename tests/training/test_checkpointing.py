@@ -17,7 +17,7 @@ import torch
 
 import train as door
 from conftest import curves, evaluated, history, resume, weights
-from core.cli import status_of
+from core.cli import run_to_status
 from core.errors import SettingError, UsageError
 from core.signals import Stopped
 from lenet_module import LeNetModule
@@ -308,7 +308,7 @@ def test_a_full_disk_before_the_first_checkpoint_says_that_there_is_none(
     run: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", fail(OSError(errno.ENOSPC, "No space left on device")))
-    assert status_of(run) == 1
+    assert run_to_status(run) == 1
     assert capsys.readouterr().err.endswith(": No space left on device; no epoch was complete yet\n")
 
 
@@ -333,7 +333,7 @@ def test_a_log_folder_that_is_removed_while_the_run_trains_costs_no_epoch(
 
     with monkeypatch.context() as patch:
         patch.setattr(LeNetModule, "training_step", training_step)
-        assert status_of(lambda: run(epochs=3)) == 2
+        assert run_to_status(lambda: run(epochs=3)) == 2
     message = capsys.readouterr().err
     assert f"{logs} was removed while the run trained: make it again, then go on with: python " in message
     assert message.count("\n") == 1

@@ -143,10 +143,10 @@ def test_a_flag_that_is_added_is_seen_everywhere(run: Any, tmp_path: Path, monke
     assert "--sharpen N" in output("train.py", "--help")
     assert "sharpen: 4\n" in output("train.py", "--sharpen", "4", "--print_config")
     code = (
-        "import sys, pathlib; from experiments.grid import Plan; from training.config import RunConfig;"
+        "import sys, pathlib; from experiments.grid import Sweep; from training.config import RunConfig;"
         "from experiments.runs import COLUMNS;"
-        "p = Plan(None, '', 's', *[pathlib.Path('x')] * 3);"
-        "print([cell.assigned for cell in p.grid('sharpen=1,2')], p.config({'sharpen': '2'}).name,"
+        "p = Sweep(None, '', 's', *[pathlib.Path('x')] * 3);"
+        "print([cell.assigned for cell in p.expand_grid('sharpen=1,2')], p.make_config({'sharpen': '2'}).name,"
         " 'sharpen' in COLUMNS, 'sharpen' in RunConfig().plain())"
     )
     assert output("-c", code) == "[{'sharpen': '1'}, {'sharpen': '2'}] sgd-lr0.05-bs128-sharpen2-seed0 True True\n"
