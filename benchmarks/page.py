@@ -22,7 +22,7 @@ def write_header(title: str, module: str, arguments: Sequence[str], count: int, 
     return "\n".join(
         [
             f"# {title}\n",
-            f"- command: `{command_line('python', '-m', module, *arguments)}`",
+            f"- command: `{format_command('python', '-m', module, *arguments)}`",
             f"- processor: {name_processor()}, {cores()} cores, {torch.get_num_threads()} threads",
             f"- commit: {find_commit()}",
             f"- versions: Python {platform.python_version()}, torch {torch.__version__}, Lightning {pl.__version__}",

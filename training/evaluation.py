@@ -272,7 +272,7 @@ def _write_report(
         figures.save(out / file, figure)
     rows = [*in_percent(result).items(), ("temperature", f"{checkpoint.temperature:.3f}")]
     title = f"{checkpoint.path.name} on {images.name} images"
-    findings.write_report(out, title, command_line("python", *sys.argv), trained.items(), rows, images.name)
+    findings.write_report(out, title, format_command("python", *sys.argv), trained.items(), rows, images.name)
 
 
 def _summarize(
