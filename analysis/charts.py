@@ -32,9 +32,10 @@ def plot_rows(rows: Mapping[str, Row], label: str, title: str, zero: bool = Fals
     lines = sum(name.count("\n") + 1 for name in names)
     figure = new_figure(WIDTH, 1.6 + 0.1 * len(names) + 0.22 * lines, title)
     axes = figure.subplots()
+    one = "one pair of runs" if zero else "one run"
     for place, row in enumerate(rows.values()):
         here = [place] * len(row.values)
-        axes.plot(row.values, here, "o", ms=5, color=COLOURS[0], alpha=0.5, mew=0, label="one run")
+        axes.plot(row.values, here, "o", ms=5, color=COLOURS[0], alpha=0.5, mew=0, label=one)
         if len(row.values) > 1:
             axes.plot([np.mean(row.values)], [place], "|", ms=14, mew=2, color="black", label="mean")
         if row.interval:

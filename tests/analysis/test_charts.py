@@ -29,11 +29,11 @@ def test_a_row_shows_its_runs_their_mean_its_interval_and_the_reports_figure() -
     rows = {"a": charts.Row([1, 3], (0, 4), 2.5), "b": charts.Row([5])}
     figure = charts.plot_rows(rows, "difference", "title", zero=True)
     drawn = {(label, y[0]): x for label, x, y in points(figure.axes[0])}
-    assert drawn["one run", 0] == [1, 3] and drawn["mean", 0] == [2] and drawn[charts.INTERVAL, 0] == [0, 4]
-    assert drawn["the report", 0] == [2.5] and drawn["one run", 1] == [5] and ("mean", 1) not in drawn
+    assert drawn["one pair of runs", 0] == [1, 3] and drawn["mean", 0] == [2] and drawn[charts.INTERVAL, 0] == [0, 4]
+    assert drawn["the report", 0] == [2.5] and drawn["one pair of runs", 1] == [5] and ("mean", 1) not in drawn
     assert [0, 0] in drawn.values()
     shown = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert shown == ["one run", "mean", charts.INTERVAL, "the report"]
+    assert shown == ["one pair of runs", "mean", charts.INTERVAL, "the report"]
 
 
 def test_groups_have_the_same_colour_in_all_panels_and_a_single_point_is_seen() -> None:

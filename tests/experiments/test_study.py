@@ -134,8 +134,3 @@ def test_whole_numbers_are_drawn_where_a_flag_takes_them() -> None:
     trial: Any = optuna.create_study().ask()
     drawn = {flag: suggest_value(trial, flag, text) for flag, text in (("threads", "1..4"), ("val_size", "1000..5000"))}
     assert drawn["threads"] in {"1", "2", "3", "4"} and int(drawn["val_size"]) % 10 == 0
-
-
-def test_a_table_to_reuse_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"runs\.csv: No such file"):
-        grid.Sweep(None, "", "tried", tmp_path, tmp_path, tmp_path, tmp_path / "runs.csv")

@@ -20,7 +20,7 @@ from conftest import ROOT, weights
 from core.errors import UsageError
 from experiments import grid
 from experiments.runs import RESULTS, Run, list_texts, read_runs
-from experiments.study import Engine, open_database, open_journal, open_study, suggest_value
+from experiments.study import Engine, open_database, open_journal, open_study
 from experiments.tables import write_table
 from training.config import RunConfig, resolve_config
 
@@ -348,21 +348,6 @@ def test_a_row_that_ends_early_is_named(tmp_path: Path) -> None:
     table.write_text("".join(rows[:2]) + rows[2][:-40])
     with pytest.raises(UsageError, match=r"runs\.csv, line 3: not as report\.py writes it"):
         grid.Sweep("coursework", "", None, *[tmp_path] * 3, table)  # type: ignore[call-arg]
-
-
-def test_a_search_that_is_stopped_proposes_what_one_that_is_not_would(tmp_path: Path) -> None:
-    def rates(counts: list[int], folder: str) -> list[str]:
-        sweep, found = grid.Sweep(None, "", "tried", *[tmp_path / folder] * 3), []
-        for count in counts:  # each in a study opened anew, as by another process
-            with open_study(sweep, [], None) as opened:
-                for _ in range(count):
-                    trial = opened.ask()
-                    found.append(suggest_value(trial, "lr", "0.001..0.1") + suggest_value(trial, "width", "1..50"))
-                    opened.tell(trial, 0.5)
-        return found
-
-    whole, stopped = rates([8], "whole"), rates([3, 5], "stopped")
-    assert whole == stopped and len(set(whole)) == 8
 
 
 def test_the_sweeps_in_the_repository_are_the_runs_in_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
