@@ -184,7 +184,8 @@ def make_table(settings: Settings, reference: pd.DataFrame, differences: Mapping
         row = {TITLES.get(name, name): shorten(name, part.iloc[0][name]) for name in settings.columns}
         epochs = part["best_epoch"].dropna()
         row["best epoch"] = f"{epochs.median():g}" if len(epochs) else ""
-        row |= {TITLES[score]: write_mean(part[score].dropna()) for score in RESULTS[1:-1]}
+        row[TITLES["best_val_acc"]] = write_short(part["best_val_acc"].dropna(), 2)
+        row |= {TITLES[score]: write_mean(part[score].dropna()) for score in RESULTS[2:-1]}
         if differences:
             row[MINUS] = write_mean(differences[label], SIGNED)
         rows.append(row | set_beside(part, reference))
@@ -259,8 +260,10 @@ def summarize_corruptions(path: Path, settings: Settings, corrupted: pd.DataFram
     )
 
 
-def write_short(values: pd.Series) -> str:
-    return f"{values.mean():.1f}" + (f" ± {values.std():.1f}" if len(values) > 1 else "")
+def write_short(values: pd.Series, digits: int = 1) -> str:
+    """Write mean ± standard deviation, as far as there are values."""
+    text = f"{values.mean():.{digits}f}" if len(values) else ""
+    return f"{text} ± {values.std():.{digits}f}" if len(values) > 1 else text
 
 
 def describe_optimism(table: pd.DataFrame) -> str:
