@@ -116,5 +116,5 @@ def plot_heat_map(
         text = f"{value:.1f}" if texts is None else str(texts[row, column])
         colour = "white" if value - low > 0.6 * (high - low) else "black"
         if not np.isnan(value):
-            axes.text(column, row, text, ha="center", va="center", fontsize=9, color=colour)
+            axes.text(column, row, text, ha="center", va="center", fontsize=9, color=colour).set_in_layout(False)
     return figure

@@ -54,7 +54,7 @@ def add_figure(writer: SummaryWriter, tag: str, figure: Figure, epoch: int, file
 
     content = figures.png(figure)
     width, height = figure.canvas.get_width_height()
-    image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=content)
+    image = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=content)
     # `add_image` would make another PNG of the pixels. A writer that was closed opens a file again.
     writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), epoch)
     write_bytes(file, content)

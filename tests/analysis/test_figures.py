@@ -35,14 +35,14 @@ def test_figures_leave_no_trace_in_pyplot() -> None:
 
     labels = torch.arange(20) % 10
     figure = figures.plot_reliability(F.one_hot(labels, 10).float(), labels, "Reliability")
-    assert Image.open(io.BytesIO(figures.png(figure))).size == (768, 720)
+    assert Image.open(io.BytesIO(figures.png(figure))).size == (640, 600)
     figures.plot_confusion(torch.eye(10).long(), CLASS_NAMES, "Confusion matrix")
     assert pyplot.get_fignums() == []
 
 
 def test_a_sheet_shows_each_pixel_as_a_square_of_its_colour() -> None:
     figure = figures.plot_sheet(PHOTOGRAPHS, ["one\ntwo"] * 12, "A title\nof two lines")
-    picture = np.asarray(Image.open(io.BytesIO(figures.png(figure))))
+    picture = np.asarray(Image.open(io.BytesIO(figures.png(figure))).convert("RGB"))
     scale = figures.SIDE // 32
     first = PHOTOGRAPHS[0].repeat(scale, 0).repeat(scale, 1)
     places = [
@@ -77,13 +77,6 @@ def test_a_confusion_matrix_has_counts_and_shares_and_its_zeros_are_pale() -> No
     cells = {text.get_text(): text.get_color() for text in axes.texts}
     assert cells == {"75%\n3": "white", "25%\n1": "black", "0": "lightgrey", "100%\n4": "white"}
     assert [label.get_rotation() for label in axes.get_xticklabels()] == [0, 0]
-
-
-def test_without_photographs_a_picture_has_few_colours_and_a_white_ground() -> None:
-    figure = figures.plot_confusion(torch.eye(10).long(), CLASS_NAMES, "Confusion matrix")
-    picture = Image.open(io.BytesIO(figures.png(figure)))
-    assert picture.mode == "P" and picture.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
-    assert Image.open(io.BytesIO(figures.png(figures.plot_sheet(PHOTOGRAPHS, (), "")))).mode == "RGB"
 
 
 @pytest.mark.parametrize("clean_acc", [None, 0.8])
