@@ -32,6 +32,7 @@ FLOORS = [
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 PACKAGES = FLOOR.keys() - DOORS - HALVES
 DOOR_LINES, TOP_FILES, README_LINES = 50, 8, 120
+README_WORDS, README_WIDTH = 900, 100
 PIPS = {"__index_url"}
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 
@@ -235,5 +236,17 @@ def test_a_dead_link_a_missing_file_and_a_wrong_flag_are_found(tmp_path: Path) -
     assert len(list(refused_commands(page))) == 4
 
 
-def test_a_newcomer_need_not_scroll_through_the_readme() -> None:
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= README_LINES
+def code_blocks(page: Path) -> list[str]:
+    """Return the code of a page, in fenced and in indented lines."""
+    return re.findall(r"^```\w+\n(.*?)^```$|^    (\S.*)$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def test_the_readme_is_short() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= README_LINES
+    assert len(text.split()) <= README_WORDS
+    assert max(map(len, text.splitlines())) <= README_WIDTH
+
+
+def test_the_chinese_readme_has_the_code_of_the_english_one() -> None:
+    assert code_blocks(ROOT / "README.zh-CN.md") == code_blocks(ROOT / "README.md") != []
