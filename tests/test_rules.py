@@ -1,4 +1,4 @@
-"""The rules of the house: which room may know which, what a door may be, what is light to import."""
+"""The rules of the project: which package may import which, what a program may be, what is light to import."""
 
 import ast
 import importlib
@@ -16,22 +16,22 @@ from conftest import ROOT
 from core.cli import Parser
 from core.errors import UsageError
 
-DOORS = {"train", "evaluate", "sweep", "report", "predict"}
-HALVES = {"lenet_module", "cifar_datamodule"}
-FLOORS = [
+PROGRAMS = {"train", "evaluate", "sweep", "report", "predict"}
+LIGHTNING = {"lenet_module", "cifar_datamodule"}
+LAYERS = [
     {"core"},
     {"cifar10"},
     {"models"},
-    HALVES,
+    LIGHTNING,
     {"analysis"},
     {"training"},
     {"experiments"},
-    DOORS,
+    PROGRAMS,
     {"benchmarks"},
 ]
-FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-PACKAGES = FLOOR.keys() - DOORS - HALVES
-DOOR_LINES, TOP_FILES, README_LINES = 50, 8, 120
+LAYER = {package: number for number, packages in enumerate(LAYERS) for package in packages}
+PACKAGES = LAYER.keys() - PROGRAMS - LIGHTNING
+FUNCTION_LINES, TOP_FILES, README_LINES = 50, 8, 120
 README_WORDS, README_WIDTH = 900, 100
 PIPS = {"__index_url"}
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -59,17 +59,36 @@ def imported_by(path: Path) -> set[str]:
 
 
 def upward_imports(root: Path) -> Iterator[str]:
-    """Imports of a room on the same floor or above, and of a door by anything."""
+    """Yield imports of a package of the same layer or above, and of a program by anything."""
     for path in sources(root):
         own = path.relative_to(root).with_suffix("").parts[0]
-        for room in (imported_by(path) & FLOOR.keys()) - {own}:
-            if FLOOR[room] >= FLOOR[own] or room in DOORS:
-                yield f"{path.relative_to(root).as_posix()} imports {room}"
+        for package in (imported_by(path) & LAYER.keys()) - {own}:
+            if LAYER[package] >= LAYER[own] or package in PROGRAMS:
+                yield f"{path.relative_to(root).as_posix()} imports {package}"
+
+
+def modules_imported_by(path: Path, root: Path) -> set[Path]:
+    """Return the project's files that a file imports anywhere: in functions, for type checking too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        found |= {root.joinpath(*name.split(".")).with_suffix(".py") for name in names}
+    return {file for file in found if file.exists()}
+
+
+def import_cycles(root: Path) -> list[str]:
+    """Return the files that import each other, directly or through others."""
+    left = {path: modules_imported_by(path, root) for path in sources(root)}
+    while free := {path for path, imported in left.items() if not imported & left.keys()}:
+        left = {path: imported for path, imported in left.items() if path not in free}
+    return [path.relative_to(root).as_posix() for path in left]
 
 
 def long_functions(root: Path) -> Iterator[str]:
-    """Functions of doors with more than DOOR_LINES lines of code: of those after the docstring."""
-    for path in (root / f"{door}.py" for door in DOORS if (root / f"{door}.py").exists()):
+    """Yield functions of programs with more than FUNCTION_LINES lines of code: of those after the docstring."""
+    for path in (root / f"{program}.py" for program in PROGRAMS if (root / f"{program}.py").exists()):
         lines = path.read_text(encoding="utf-8").splitlines()
         for node in ast.walk(ast.parse("\n".join(lines))):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -77,21 +96,33 @@ def long_functions(root: Path) -> Iterator[str]:
                 start = (first.end_lineno or 0) if ast.get_docstring(node) else first.lineno - 1
                 body = [line.strip() for line in lines[start : node.end_lineno]]
                 code = [line for line in body if line and not line.startswith("#")]
-                if len(code) > DOOR_LINES:
+                if len(code) > FUNCTION_LINES:
                     yield f"{path.name}: {node.name}"
 
 
-def test_imports_run_downwards_and_nothing_imports_a_door() -> None:
+def test_imports_run_downwards_and_nothing_imports_a_program() -> None:
     assert set(upward_imports(ROOT)) == set()
 
 
-def test_functions_of_doors_are_short() -> None:
+def test_no_file_imports_one_that_imports_it() -> None:
+    assert import_cycles(ROOT) == []
+
+
+def test_a_cycle_of_imports_is_found_whatever_it_is_for(tmp_path: Path) -> None:
+    (tmp_path / "core").mkdir()
+    (tmp_path / "core" / "files.py").write_text("import os\n")
+    (tmp_path / "core" / "cache.py").write_text("from core import files, locks\n")
+    (tmp_path / "core" / "locks.py").write_text("if TYPE_CHECKING:\n    from core.cache import LazyArray\n")
+    assert import_cycles(tmp_path) == ["core/cache.py", "core/locks.py"]
+
+
+def test_functions_of_programs_are_short() -> None:
     assert set(long_functions(ROOT)) == set()
 
 
-def test_at_the_top_lie_the_doors_and_the_two_halves_alone() -> None:
+def test_at_the_top_lie_the_programs_and_the_two_lightning_classes_alone() -> None:
     top = [path for path in sources(ROOT) if path.parent == ROOT]
-    assert {path.stem for path in top} <= DOORS | HALVES
+    assert {path.stem for path in top} <= PROGRAMS | LIGHTNING
     assert len(top) <= TOP_FILES
 
 
@@ -119,14 +150,14 @@ def test_an_import_that_runs_upwards_is_found_wherever_it_stands(line: str, tmp_
     assert found == f"models/networks.py imports {'training' if 'training' in line else 'train'}"
 
 
-def test_the_two_halves_do_not_know_each_other(tmp_path: Path) -> None:
+def test_the_two_lightning_classes_do_not_import_each_other(tmp_path: Path) -> None:
     (tmp_path / "lenet_module.py").write_text("if TYPE_CHECKING:\n    from cifar_datamodule import CIFAR10DataModule\n")
     assert list(upward_imports(tmp_path)) == ["lenet_module.py imports cifar_datamodule"]
 
 
 def test_a_functions_length_is_that_of_its_code(tmp_path: Path) -> None:
     head = 'def main():\n    """Text.\n\n    More.\n    """\n    # why\n\n'
-    for count, found in ((DOOR_LINES, []), (DOOR_LINES + 1, ["train.py: main"])):
+    for count, found in ((FUNCTION_LINES, []), (FUNCTION_LINES + 1, ["train.py: main"])):
         (tmp_path / "train.py").write_text(head + "    x = 1\n" * count)
         assert list(long_functions(tmp_path)) == found
 
@@ -151,7 +182,7 @@ def required(kind: str) -> set[str]:
 
 
 def test_what_is_required_is_imported_and_what_is_imported_is_required() -> None:
-    ours = FLOOR.keys() | sys.stdlib_module_names | {"lightning_fabric"}  # Lightning's own, in the same package
+    ours = LAYER.keys() | sys.stdlib_module_names | {"lightning_fabric"}  # Lightning's own, in the same package
     imported = {name for path in sources(ROOT) for name in imported_by(path)} - ours
     assert imported == required("")
 
@@ -164,7 +195,7 @@ def test_what_single_options_require_is_asked_for_before_it_is_used() -> None:
 
 def test_what_tests_import_is_required() -> None:
     used = {name for path in ROOT.glob("tests/**/*.py") for name in imported_by(path)}
-    own = FLOOR.keys() | sys.stdlib_module_names | {path.stem for path in ROOT.glob("tests/**/*.py")}
+    own = LAYER.keys() | sys.stdlib_module_names | {path.stem for path in ROOT.glob("tests/**/*.py")}
     tested = required("") | required("-extra") | required("-dev")
     assert used - own - {"_pytest", "lightning_fabric"} - tested == set()
     plugins = {"pytest_xdist", "pytest_randomly", "ipykernel", "jsonargparse", "ruff", "mypy"}
@@ -190,14 +221,14 @@ def dead_links(page: Path) -> Iterator[str]:
 
 
 @cache
-def door(name: str) -> tuple[Parser, set[str]]:
-    """The parser of a door, and its flags, with underscores."""
+def read_parser(name: str) -> tuple[Parser, set[str]]:
+    """Return the parser of a program, and its flags, with underscores."""
     parser = importlib.import_module(name).parser()
     return parser, {flag.replace("-", "_") for action in parser._actions for flag in action.option_strings}
 
 
 def refused_commands(page: Path) -> Iterator[str]:
-    """Commands that their doors do not take, and flags that none has; beside a word such as NAME only flags count."""
+    """Yield commands that their programs refuse, and flags that none has; beside a word like NAME only flags count."""
     for code in code_in(page):
         if not code.startswith(("python ", "--")):
             continue
@@ -206,8 +237,8 @@ def refused_commands(page: Path) -> Iterator[str]:
         if words[:2] == ["python", "-m"] and words[2].partition(".")[0] in PACKAGES:
             if not (ROOT / words[2].replace(".", "/")).with_suffix(".py").exists():
                 yield code
-        elif words[:1] == ["python"] and words[1].removesuffix(".py") in DOORS:
-            parser, known = door(words[1].removesuffix(".py"))
+        elif words[:1] == ["python"] and words[1].removesuffix(".py") in PROGRAMS:
+            parser, known = read_parser(words[1].removesuffix(".py"))
             try:
                 if flags <= known and not any(re.fullmatch("[A-Z]+|--help|.*config.yaml", word) for word in words):
                     parser.parse_args(words[2:])
@@ -215,7 +246,7 @@ def refused_commands(page: Path) -> Iterator[str]:
                 yield code
             if not flags <= known:
                 yield code
-        elif words[0].startswith("--") and not any(flags <= door(name)[1] | PIPS for name in DOORS):
+        elif words[0].startswith("--") and not any(flags <= read_parser(name)[1] | PIPS for name in PROGRAMS):
             yield code
 
 
@@ -238,7 +269,10 @@ def test_a_dead_link_a_missing_file_and_a_wrong_flag_are_found(tmp_path: Path) -
 
 def code_blocks(page: Path) -> list[str]:
     """Return the code of a page, in fenced and in indented lines."""
-    return re.findall(r"^```\w+\n(.*?)^```$|^    (\S.*)$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    text = page.read_text(encoding="utf-8")
+    return re.findall(r"^```\w+\n.*?^```$", text, re.MULTILINE | re.DOTALL) + re.findall(
+        r"^    \S.*", text, re.MULTILINE
+    )
 
 
 def test_the_readme_is_short() -> None:
