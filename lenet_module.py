@@ -170,7 +170,10 @@ class LeNetModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         bfloat16 = str(self.trainer.precision).startswith("bf16")
-        optimizer = make_optimizer(self.parameters(), self.config, bfloat16)
+        c = self.config
+        assert c.lr is not None and c.weight_decay is not None  # a configuration has the optimizer's defaults
+        rates = c.optimizer, c.lr, c.weight_decay, c.momentum, c.nesterov
+        optimizer = make_optimizer(self.parameters(), *rates, bfloat16)
         schedule = make_schedule(optimizer, self.config.schedule, self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "train/lr"}}
 

@@ -43,8 +43,8 @@ from cifar10.config import Augmentation
 from cifar_datamodule import AugmentedBatches, CIFAR10DataModule
 from core.markdown import markdown_table
 from lenet_module import LeNet5
-from models.config import Network, Optimization
-from models.optimizers import make_optimizer, make_schedule
+from models.config import Network
+from models.optimizers import OPTIMIZERS, make_optimizer, make_schedule
 from models.registry import make_network
 from training.hardware import fastest_precision, keep_freed_memory
 from training.run import train
@@ -104,7 +104,7 @@ def measure_bare_loop(data_dir: Path, batch_size: int, sizes: Sizes, precision: 
     start = time.perf_counter()
     model = make_network(Network.network)
     loader = datamodule.train_dataloader()
-    optimizer = make_optimizer(model.parameters(), Optimization())
+    optimizer = make_optimizer(model.parameters(), "sgd", OPTIMIZERS["sgd"].lr, OPTIMIZERS["sgd"].weight_decay)
     schedule = make_schedule(optimizer, "onecycle", len(loader))
     count, loss_sum, correct = 0, 0.0, 0
     for images, labels in itertools.islice(loader, sizes.batches):

@@ -15,8 +15,6 @@ from core.errors import SettingError
 if TYPE_CHECKING:
     import torch
 
-    from models.config import Optimization
-
 
 @dataclass(frozen=True)
 class Defaults:
@@ -64,26 +62,32 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 
 
 def make_optimizer(
-    parameters: Iterable[torch.nn.Parameter], settings: Optimization, bfloat16: bool = False
+    parameters: Iterable[torch.nn.Parameter],
+    name: str,
+    lr: float,
+    weight_decay: float,
+    momentum: float = 0.9,
+    nesterov: bool = True,
+    bfloat16: bool = False,
 ) -> torch.optim.Optimizer:
-    """Make the optimizer, in PyTorch's fused form where it has one.
+    """Make the optimizer `name` of OPTIMIZERS, in PyTorch's fused form where it has one.
 
     Args:
-        settings: With a learning rate and a weight decay; only SGD uses `momentum` and `nesterov`.
+        momentum: Only SGD uses it, and `nesterov`.
         bfloat16: Whether training steps are in bfloat16; Muon uses it, too, then.
     """
     import inspect
 
     import torch
 
-    options: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
-    if settings.optimizer == "muon":  # torch.optim's own takes no filters
+    options: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}
+    if name == "muon":  # torch.optim's own takes no filters
         from models.muon import Muon
 
         return Muon(parameters, dtype=torch.bfloat16 if bfloat16 else torch.float32, **options)
-    optimizer_class = getattr(torch.optim, OPTIMIZERS[settings.optimizer].class_name)
-    if settings.optimizer == "sgd":
-        options |= {"momentum": settings.momentum, "nesterov": settings.nesterov and settings.momentum > 0}
+    optimizer_class = getattr(torch.optim, OPTIMIZERS[name].class_name)
+    if name == "sgd":
+        options |= {"momentum": momentum, "nesterov": nesterov and momentum > 0}
     if "fused" in inspect.signature(optimizer_class).parameters:
         options["fused"] = True
     return optimizer_class(parameters, **options)

@@ -81,7 +81,11 @@ def modules_imported_by(path: Path, root: Path) -> set[Path]:
 def import_cycles(root: Path) -> list[str]:
     """Return the files that import each other, directly or through others."""
     left = {path: modules_imported_by(path, root) for path in sources(root)}
-    while free := {path for path, imported in left.items() if not imported & left.keys()}:
+    while free := {
+        path
+        for path, imported in left.items()
+        if not imported & left.keys() or not any(path in other for other in left.values())
+    }:
         left = {path: imported for path, imported in left.items() if path not in free}
     return [path.relative_to(root).as_posix() for path in left]
 

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.config import Optimization
 from models.muon import ADAMW_RATE, COEFFICIENTS, ITERATIONS, MOMENTUM, Muon, orthogonalize
 from models.networks import BatchNormLeNet5, LeNet5
 from models.optimizers import make_optimizer
@@ -116,7 +115,7 @@ def test_frozen_weights_stay_and_a_closure_is_called() -> None:
     network = Two()
     network.first.weight.requires_grad_(False)
     before = network.first.weight.clone()
-    optimizer = make_optimizer(network.parameters(), Optimization(optimizer="muon"))
+    optimizer = make_optimizer(network.parameters(), "muon", lr=0.008, weight_decay=5e-4)
 
     def closure() -> float:
         loss = network(torch.ones(2, 96)).square().mean()
