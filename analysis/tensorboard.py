@@ -106,7 +106,7 @@ def log_result(
     from torch.utils.tensorboard import SummaryWriter
     from torch.utils.tensorboard.summary import hparams
 
-    for name, rows in (("result", result_rows(result)), ("settings", description.items())):
+    for name, rows in (("result", result_rows(result)), ("what_was_trained", description.items())):
         writer.add_text(name, markdown_table((name, ""), rows), epoch)
     folder = Path(writer.log_dir) / RESULT
     for old in folder.glob("events*"):  # of a run that is resumed to train more epochs

@@ -24,7 +24,7 @@ def no_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processes are not bound to cores here")
 def test_of_a_process_that_is_bound_to_one_core_there_is_one() -> None:
     code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); from core.cores import cores"
-    code += "; from experiments.study import default_workers; print(cores(), default_workers())"
+    code += "; from experiments.study import count_workers; print(cores(), count_workers())"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1", "1"]
 

@@ -355,7 +355,7 @@ def test_the_sweeps_in_the_repository_are_the_runs_in_results(tmp_path: Path, mo
 
     from models import distillation
 
-    monkeypatch.setattr(distillation, "teacher_sha256", lambda path: "0" * 64)  # a clone has no teacher yet
+    monkeypatch.setattr(distillation, "hash_teacher", lambda path: "0" * 64)  # a clone has no teacher yet
     sweep_files = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / "recipes" / "sweeps").glob("*.yaml")}
     sizes = {}
     for name, texts in sweep_files.items():
@@ -378,5 +378,5 @@ def test_the_sweeps_in_the_repository_are_the_runs_in_results(tmp_path: Path, mo
 
 def test_a_sweep_whose_teacher_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match=r"teacher .*: not there; python train.py --config recipes/teacher.yaml"):
+    with pytest.raises(UsageError, match=r"teacher .*: not there; python train.py --config teacher"):
         door.sweep(recipe=str(ROOT / "recipes" / "best.yaml"), grid=["seed=0"])
