@@ -355,7 +355,7 @@ def test_figures_charts_and_texts_say_on_which_images_the_network_is_judged(
     in_texts = [
         events.Tensors(tag)[0].tensor_proto.string_val[0].decode(errors="replace")
         for tag in events.Tags()["tensors"]
-        if "settings" not in tag  # how many images there are for validation
+        if "what_was_trained" not in tag  # how many images there are for validation
     ]
     assert said in in_figures
     for words in (
