@@ -126,7 +126,9 @@ class RunConfig(DataConfig, ModelConfig, Length, Hardware, Output):
     def check_batch(self, processes: int, normalized: bool) -> None:
         """Raise SettingError if the processes cannot share a batch, or each has one image to normalize over."""
         if self.batch_size % processes:
-            raise SettingError("batch_size", self.batch_size, f"does not divide by the {processes} processes")
+            raise SettingError(
+                "batch_size", self.batch_size, f"does not divide by the {processes} processes (devices times num_nodes)"
+            )
         if normalized and self.batch_size == processes:
             raise SettingError("batch_size", self.batch_size, "batch normalization needs two images in each process")
 
