@@ -103,7 +103,7 @@ class StopOnSignal(StopSignals, Callback):
 
     def _met(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.silent = trainer.local_rank > 0
-        if folder := getattr(trainer.checkpoint_callback, "dirpath", None):  # the first process has told the others
+        if folder := getattr(trainer.checkpoint_callback, "dirpath", None):  # sent by the first process
             self.folder = Path(folder)
         if trainer.world_size > 1:  # in place of Lightning's handler, in which the processes exchange something
             self.listen()
