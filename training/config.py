@@ -60,7 +60,9 @@ class Hardware(Settings):
         at_most=4096,
     )
     accelerator: Accelerator = setting("cpu", "Kind of device.")
-    devices: int | str = setting(1, "Number of processes on this machine, or of GPUs.", named="devices")
+    devices: int | str = setting(
+        1, "Number of processes on this machine, or of GPUs.", named="devices", at_least=-1, at_most=65_536
+    )
     num_nodes: int = setting(1, "Number of machines that train together.", at_least=1, at_most=65_536)
     strategy: Strategy = setting("auto", "Lightning's strategy for several devices.")
     precision: Precision = setting(
