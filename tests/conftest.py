@@ -18,7 +18,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import train as door
+import train as main_program
 from cifar10 import records
 from core import progress
 from core.cores import cores
@@ -99,7 +99,7 @@ def run(data_dir: Path, tmp_path: Path) -> Any:
     def call(**flags: Any) -> RunResult:
         folders = {"data_dir": data_dir, "log_dir": tmp_path / "logs", "checkpoint_dir": tmp_path / "checkpoints"}
         small = {"epochs": 2, "batch_size": 50, "val_size": 100, "width": 1, "pictures": False}
-        return door.train(**(small | folders | flags))
+        return main_program.train(**(small | folders | flags))
 
     return call
 
@@ -128,24 +128,24 @@ def evaluated(path: Path, data_dir: Path | None = None, network: str | None = No
 SCRIPT = """
 import json, os, sys
 sys.path.insert(0, {root!r})
-import {door}
+import {main_program}
 from cifar10 import records
 records.FILES.update(json.loads({hashes!r}))
 if limit := os.environ.get("FILE_SIZE_LIMIT"):
     import resource
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
 if __name__ == "__main__":
-    sys.exit({door}.run_program({door}.main))
+    sys.exit({main_program}.run_program({main_program}.main))
 """
 
 
 @pytest.fixture
 def program(data_dir: Path, tmp_path: Path) -> Any:
-    """The start of a command line: a door, by its name, in a process of its own, on the made-up data."""
+    """The start of a command line: a main_program, by its name, in a process of its own, on the made-up data."""
 
-    def start(door: str) -> list[str]:
-        script = tmp_path / f"{door}.py"
-        script.write_text(SCRIPT.format(door=door, root=str(ROOT), hashes=json.dumps(records.FILES)))
+    def start(main_program: str) -> list[str]:
+        script = tmp_path / f"{main_program}.py"
+        script.write_text(SCRIPT.format(main_program=main_program, root=str(ROOT), hashes=json.dumps(records.FILES)))
         return [sys.executable, str(script)]
 
     return start

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import evaluate
-import train as door
+import train as main_program
 from cifar10 import records
 from cifar_datamodule import CIFAR10DataModule
 from conftest import ROOT, curves, evaluated, weights
@@ -312,8 +312,8 @@ def test_in_a_notebook_train_takes_texts_as_paths_and_prints_a_line_an_epoch(
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", out)
         patch.setattr(sys, "stderr", Cell())
-        first: Any = door.train(**small, **folders)
-        second: Any = door.train(**small, **folders)
+        first: Any = main_program.train(**small, **folders)
+        second: Any = main_program.train(**small, **folders)
     lines = out.getvalue().splitlines()
     assert [line[:9] for line in lines if line.startswith("epoch")] == [
         "epoch 1/2",
@@ -330,7 +330,7 @@ def test_progress_is_not_drawn_where_nothing_says_that_there_is_a_terminal(strea
     assert not on_terminal()
 
 
-@pytest.mark.parametrize("make", [LeNetModule, door.train])
+@pytest.mark.parametrize("make", [LeNetModule, main_program.train])
 def test_an_unknown_optimizer_is_one_clear_sentence(make: Any) -> None:
     with pytest.raises(SettingError, match=r"^optimizer adams: must be one of 'sgd', 'adam', .*$"):
         make(optimizer="adams")

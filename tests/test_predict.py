@@ -1,4 +1,4 @@
-"""The door to predictions: files of every kind, what is printed, what is refused, released weights, ONNX."""
+"""The main_program to predictions: files of every kind, what is printed, what is refused, released weights, ONNX."""
 
 import csv
 import io
@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 import evaluate
-import predict as door
+import predict as main_program
 import train
 from cifar10 import pictures, records
 from cifar10.filters import ZCA_SIDE
@@ -59,7 +59,7 @@ def call(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Call
     def run(*arguments: str | Path) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["predict.py", "--checkpoint", *map(str, [checkpoint, *arguments])])
         try:
-            status = run_program(door.main)
+            status = run_program(main_program.main)
         except SystemExit as end:
             status = int(end.code or 0)
         return status, *capsys.readouterr()

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import train as door
+import train as main_program
 from cifar10.augmentation import crop_and_flip, draw_epoch
 from cifar10.records import RECORD_BYTES, read_records
 from cifar_datamodule import ShuffledBatches, stratified_split
@@ -90,7 +90,7 @@ words = st.one_of(
 @given(name=st.sampled_from(sorted(SETTINGS)), value=words)
 def test_any_value_of_any_flag_is_taken_or_refused_in_a_line(name: str, value: str) -> None:
     try:
-        flags = vars(door.parser().parse_args([f"--{name}={value}"]))
+        flags = vars(main_program.parser().parse_args([f"--{name}={value}"]))
         config = RunConfig(**{name: flags[name]})
     except UsageError as refused:
         assert name in str(refused) and len(str(refused)) < 400

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-import report as door
+import report as main_program
 from conftest import ROOT
 
 RESULTS = ROOT / "results"
@@ -43,11 +43,11 @@ def test_every_page_is_what_report_makes_of_its_csv_files(
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
     page = (folder / "README.md").read_text(encoding="utf-8")
     (command,) = re.findall(r"^    python report\.py (.*)$", page, re.MULTILINE)
-    flags = vars(door.parser().parse_args(shlex.split(command)))
+    flags = vars(main_program.parser().parse_args(shlex.split(command)))
     monkeypatch.chdir(tmp_path)
     for logs in flags["folders"]:
         logs.mkdir(parents=True)
-    door.report(**flags)
+    main_program.report(**flags)
     for path in folder.glob("*.*"):
         if path.suffix in (".md", ".csv", ".tex"):
             assert (tmp_path / "results" / folder.name / path.name).read_text(encoding="utf-8") == path.read_text(

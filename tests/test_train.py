@@ -1,4 +1,4 @@
-"""The door: `train()` on made-up data, and the command line as a user types it."""
+"""The program: `train()` on made-up data, and the command line as a user types it."""
 
 import json
 import math

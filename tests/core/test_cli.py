@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 import sweep
-import train as door
+import train as main_program
 from conftest import ROOT
 from core.cli import run_program
 from training.config import SETTINGS, RunConfig
@@ -99,7 +99,7 @@ def test_a_bad_recipe_gets_one_line_and_status_2(content: bytes, tmp_path: Path)
 
 def given(*arguments: str) -> dict[str, object]:
     """The flags that a command line gives."""
-    flags = vars(door.parser().parse_args(arguments))
+    flags = vars(main_program.parser().parse_args(arguments))
     return {name: value for name, value in flags.items() if name in SETTINGS}
 
 
@@ -224,7 +224,7 @@ def test_a_bad_flag_is_refused_without_pytorch(line: str, said: str) -> None:
 
 
 def test_a_hint_names_a_flag_or_says_why_there_is_none_and_is_no_flag_itself() -> None:
-    known = {option[2:] for action in door.parser()._actions for option in action.option_strings}
+    known = {option[2:] for action in main_program.parser()._actions for option in action.option_strings}
     assert all(hint in known or " " in hint for hint in HINTS.values()) and not known & HINTS.keys()
 
 

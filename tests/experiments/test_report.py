@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.tensorboard import SummaryWriter
 
-import report as door
+import report as main_program
 from conftest import ROOT
 from core.errors import UsageError
 from experiments.runs import COLUMNS, RESULTS, list_texts
@@ -61,7 +61,7 @@ class Logs:
         return folder
 
     def report(self, **options: Any) -> str:
-        return door.report([self.folder], results_dir=self.results, **options).read_text()
+        return main_program.report([self.folder], results_dir=self.results, **options).read_text()
 
     def table(self, name: str = "runs") -> pd.DataFrame:
         return pd.read_csv(self.results / "tried" / f"{name}.csv")
@@ -280,7 +280,7 @@ def test_two_runs_of_one_name_in_different_folders_are_two(logs: Logs, tmp_path:
     logs.add([0.70, 0.80], test=0.78)
     other = Logs(tmp_path / "other")
     other.add([0.50, 0.60], test=0.58)
-    page = door.report([logs.folder, other.folder], name="both", results_dir=logs.results)
+    page = main_program.report([logs.folder, other.folder], name="both", results_dir=logs.results)
     cells = pd.read_csv(page.parent / "runs.csv")
     assert sorted(cells["test_acc_at_best_val"]) == [58, 78] and cells["run"].is_unique
     curves = pd.read_csv(page.parent / "curves.csv")
@@ -383,7 +383,7 @@ def test_other_columns_of_the_reference_stand_beside_the_rows_they_name(logs: Lo
 def test_a_reference_that_the_project_has_stands_beside_in_any_folder(logs: Logs) -> None:
     logs.add([0.7], test=0.7, select_on="test", optimizer="adam", lr=0.001, batch_size=64)
     logs.add([0.7], test=0.7, select_on="test", optimizer="adam", lr=0.001, batch_size=32)
-    page = door.report([logs.folder], name="coursework", results_dir=logs.results).read_text()
+    page = main_program.report([logs.folder], name="coursework", results_dir=logs.results).read_text()
     assert [row["report: accuracy, %"] for row in rows(page)] == ["71.08", "70.05"]
 
 
@@ -466,7 +466,7 @@ def test_a_report_is_not_written_among_runs(logs: Logs) -> None:
     before = sorted(logs.folder.rglob("*"))
     for results_dir, name in ((logs.folder.parent, "tried"), (folder.parent, folder.name)):
         with pytest.raises(UsageError, match="is a folder of runs; name another"):
-            door.report([logs.folder], results_dir=results_dir, name=name)
+            main_program.report([logs.folder], results_dir=results_dir, name=name)
     assert sorted(logs.folder.rglob("*")) == before
 
 

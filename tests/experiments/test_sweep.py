@@ -15,7 +15,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-import sweep as door
+import sweep as main_program
 from conftest import ROOT, weights
 from core.errors import UsageError
 from experiments import grid
@@ -299,7 +299,7 @@ def test_what_makes_no_sense_is_refused_before_anything_is_written(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match=said.replace("(", r"\(")):
-        door.sweep(**flags)
+        main_program.sweep(**flags)
     assert not list(tmp_path.iterdir())
 
 
@@ -379,4 +379,4 @@ def test_the_sweeps_in_the_repository_are_the_runs_in_results(tmp_path: Path, mo
 def test_a_sweep_whose_teacher_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match=r"teacher .*: not there; python train.py --config teacher"):
-        door.sweep(recipe=str(ROOT / "recipes" / "best.yaml"), grid=["seed=0"])
+        main_program.sweep(recipe=str(ROOT / "recipes" / "best.yaml"), grid=["seed=0"])

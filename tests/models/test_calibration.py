@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-import evaluate as door
+import evaluate as main_program
 from analysis.figures import calibration_error
 from cifar_datamodule import CIFAR10DataModule
 from conftest import evaluated
@@ -68,7 +68,7 @@ def test_a_temperature_of_another_run_is_evaluated_and_released(
     released = tmp_path / "released.ckpt"
     line = [str(path), "--data_dir", str(data_dir), "--temperature", "3", "--release", str(released)]
     monkeypatch.setattr("sys.argv", ["evaluate.py", *line])
-    door.main()
+    main_program.main()
     printed = capsys.readouterr().out
     assert load_checkpoint(released).temperature == 3
     own, other = evaluated(path, data_dir), evaluated(released, data_dir)
@@ -81,4 +81,4 @@ def test_a_temperature_of_another_run_is_evaluated_and_released(
 def test_a_temperature_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setattr("sys.argv", ["evaluate.py", "run.ckpt", "--temperature", value])
     with pytest.raises(SettingError, match="temperature"):
-        door.main()
+        main_program.main()

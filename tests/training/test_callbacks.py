@@ -27,7 +27,7 @@ from tensorboard.plugins.hparams import api_pb2, backend_context, get_experiment
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-import train as door
+import train as main_program
 from analysis import figures
 from analysis.diagnosis import Trend
 from cifar10 import records
@@ -148,7 +148,7 @@ def test_a_run_leaves_tables_and_a_report_beside_the_pictures_that_tensorboard_h
     assert sum(float(predictions[0][name]) for name in CLASS_NAMES) == pytest.approx(1, abs=1e-4)
     _, labels = records.load(log_dir.parents[2] / "data" / records.FOLDER, train=True)
     assert all(CLASS_NAMES[labels[int(row["image"])]] == row["true class"] for row in predictions)
-    assert f"report         {log_dir / 'report.md'}" in door.format_summary(result)
+    assert f"report         {log_dir / 'report.md'}" in main_program.format_summary(result)
 
 
 def test_what_is_shown_changes_nothing_in_what_is_learned(run: Any) -> None:
@@ -163,7 +163,7 @@ def test_the_trend_is_beside_the_logs_and_in_the_summary(run: Any) -> None:
     assert trend.best_epoch == result.best_epoch and trend.epochs == 4
     assert trend.best_acc == pytest.approx(result.val_acc)
     assert len(trend.hardest) == 3
-    for words in ((log_dir / "trend.md").read_text(), door.format_summary(result)):
+    for words in ((log_dir / "trend.md").read_text(), main_program.format_summary(result)):
         assert f"{trend.best_epoch} of 4: highest validation accuracy" in words and trend.advice in words
 
 
@@ -330,7 +330,7 @@ def test_without_validation_there_are_the_pictures_of_the_training_only(run: Any
     result = run(val_size=0, pictures=True, denoise="median")
     assert set(tags(result.log_dir)["images"]) == TRAINING_PICTURES
     assert result.trend is None and not (result.log_dir / "trend.md").exists()
-    assert "wall time" in door.format_summary(result)
+    assert "wall time" in main_program.format_summary(result)
 
 
 @pytest.mark.parametrize(
@@ -373,7 +373,7 @@ def test_what_is_chosen_on_the_test_set_says_so(run: Any) -> None:
     result = run(val_size=0, select_on="test")
     assert "test_acc_by_class/cat" in curves(result.log_dir)
     assert result.trend.best_acc == pytest.approx(result.test_acc)
-    words = (result.log_dir / "trend.md").read_text() + door.format_summary(result)
+    words = (result.log_dir / "trend.md").read_text() + main_program.format_summary(result)
     assert words.count("highest test accuracy") == 2 and "validation" not in words
 
 

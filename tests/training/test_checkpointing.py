@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-import train as door
+import train as main_program
 from conftest import curves, evaluated, history, resume, weights
 from core.cli import run_to_status
 from core.errors import SettingError, UsageError
@@ -220,7 +220,7 @@ def test_a_finished_run_resumed_from_elsewhere_says_where_it_is(
     there = elsewhere(home, monkeypatch)
     monkeypatch.setattr(sys, "argv", ["train.py", "--resume", os.path.relpath(folder)])
     capsys.readouterr()
-    door.main()
+    main_program.main()
     assert str(home / "logs" / folder.parent.name) in capsys.readouterr().out
     assert not list(there.iterdir())
 
@@ -276,7 +276,7 @@ def test_resuming_a_finished_run_trains_nothing(run: Any, data_dir: Path, capsys
     monkeypatch.setattr(sys, "argv", ["train.py", "--resume", str(result.checkpoint.parent)])
     before = (result.checkpoint.parent / "last.ckpt").stat().st_mtime_ns
     capsys.readouterr()
-    door.main()
+    main_program.main()
     assert f"test accuracy  {result.test_acc:.2%}" in capsys.readouterr().out
     assert (result.checkpoint.parent / "last.ckpt").stat().st_mtime_ns == before
 

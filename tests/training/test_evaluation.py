@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-import evaluate as door
+import evaluate as main_program
 from cifar10 import records
 from cifar10.filters import CORRUPT
 from cifar10.records import CLASS_NAMES
@@ -97,7 +97,7 @@ def test_of_damaged_images_there_is_a_row_for_each_corruption_and_severity_and_t
 ) -> None:
     out = tmp_path / "out"
     monkeypatch.setattr(sys, "argv", ["evaluate.py", str(checkpoint), "--on", str(damaged), "--out", str(out)])
-    door.main()
+    main_program.main()
     with (out / "corruptions.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     expected = [(name, str(severity)) for name in ("blur", "fog") for severity in range(1, 6)]
@@ -187,7 +187,7 @@ def test_the_folders_in_which_pictures_were_found_are_named_and_counted(
             (tmp_path / "mine" / split / name).mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (40, 40)).save(tmp_path / "mine" / split / name / f"{number}.png")
     monkeypatch.setattr(sys, "argv", ["evaluate.py", str(checkpoint), "--on", str(tmp_path / "mine")])
-    door.main()
+    main_program.main()
     printed = capsys.readouterr().out.splitlines()[3:]
     assert printed[0] == f"{tmp_path / 'mine' / 'test'}: 1 images (ship 1)"
     assert printed[1] == f"{tmp_path / 'mine' / 'train'}: 3 images (dog 1, cat 2)"
@@ -211,7 +211,7 @@ def test_weights_are_not_released_over_a_checkpoint_of_a_run(
     monkeypatch.setattr(sys, "argv", line)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.ckpt")}
     with pytest.raises(SettingError, match="a run has its checkpoints there"):
-        door.main()
+        main_program.main()
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.ckpt")} == before
 
 

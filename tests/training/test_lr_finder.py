@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import train as door
+import train as main_program
 from core.errors import SettingError
 from core.signals import Stopped
 from training import lr_finder
@@ -86,5 +86,5 @@ def test_a_signal_ends_the_range_test_as_it_ends_a_run(
 def test_the_command_that_uses_the_suggested_rate_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setattr(lr_finder, "find_lr", lambda config: (0.003, Path("x.png")))
     monkeypatch.setattr(sys, "argv", ["train.py", "--find_lr", "--optimizer", "adam"])
-    door.main()
+    main_program.main()
     assert "python train.py --optimizer adam --lr 0.003" in capsys.readouterr().out
