@@ -13,6 +13,7 @@ import optuna
 import pandas as pd
 import pytest
 import torch
+import yaml
 from filelock import FileLock
 
 import sweep as main_program
@@ -350,30 +351,16 @@ def test_a_row_that_ends_early_is_named(tmp_path: Path) -> None:
         grid.Sweep("coursework", "", None, *[tmp_path] * 3, table)  # type: ignore[call-arg]
 
 
-def test_the_sweeps_in_the_repository_are_the_runs_in_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import yaml
-
-    from models import distillation
-
-    monkeypatch.setattr(distillation, "hash_teacher", lambda path: "0" * 64)  # a clone has no teacher yet
-    sweep_files = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / "recipes" / "sweeps").glob("*.yaml")}
+def test_the_sweeps_in_the_repository_are_the_runs_in_results(tmp_path: Path) -> None:
     sizes = {}
-    for name, texts in sweep_files.items():
-        table = ROOT / "results" / name / "runs.csv"
+    for path in (ROOT / "recipes" / "sweeps").glob("*.yaml"):
+        texts, table = yaml.safe_load(path.read_text()), ROOT / "results" / path.stem / "runs.csv"
         sweep = grid.Sweep(texts.get("recipe"), texts["base"], texts.get("name"), *[tmp_path] * 3, table)  # type: ignore[call-arg]
-        assert sweep.name == name
-        configs = {
-            run.key: sweep.make_config(run.assigned) for text in texts["grid"] for run in sweep.expand_grid(text)
-        }
-        # results/ has them all, but for those whose teacher is not known to be the one that is there.
-        known = {key for key, config in configs.items() if not config.teacher}
-        assert (
-            known
-            and known <= sweep.read_finished().keys()
-            and (configs.keys() - known).isdisjoint(sweep.read_finished())
-        )
-        sizes[name] = len(configs)
-    assert sizes["coursework"] == 27 and sizes["sgd_vs_adam"] == 12
+        assert sweep.name == path.stem
+        keys = {run.key for text in texts["grid"] for run in sweep.expand_grid(text)}
+        assert keys <= sweep.read_finished().keys()
+        sizes[path.stem] = len(keys)
+    assert sizes["coursework"] == 27 and sizes["sgd_vs_adam"] == 12 and sizes["recipes"] == 30
 
 
 def test_a_sweep_whose_teacher_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
