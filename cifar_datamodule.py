@@ -283,7 +283,7 @@ class AugmentedBatches(Batches):
         return texts
 
     def _augments(self, epoch: int) -> bool:
-        """Whether an epoch has crop and cutout."""
+        """Return whether an epoch has crop and cutout."""
         return self.augmented_epochs is None or epoch < self.augmented_epochs
 
     def _draw(self, epoch: int) -> Draws:

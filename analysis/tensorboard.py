@@ -63,8 +63,8 @@ def add_figure(writer: SummaryWriter, tag: str, figure: Figure, epoch: int, file
 def add_projector(
     writer: SummaryWriter, features: Tensor, names: Sequence[tuple[str, str]], pictures: np.ndarray, epoch: int
 ) -> None:
-    """The Projector tab: `pictures`, uint8 [N, H, W, 3], where their `features`, float [N, F], lie; `names` are class
-    and prediction."""
+    """Fill the Projector tab: `pictures`, uint8 [N, H, W, 3], where their `features`, float [N, F], lie; `names` are
+    class and prediction."""
     import torch
 
     writer.add_embedding(

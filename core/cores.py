@@ -9,7 +9,7 @@ QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container on Linux: "200000 10000
 
 
 def cores() -> int:
-    """Those that this process may use: the machine's, less what taskset, a batch system or a container withholds."""
+    """Return how many cores this process may use: fewer than the machine has under taskset or in a container."""
     process = psutil.Process()
     count = len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else psutil.cpu_count() or 1  # macOS
     with suppress(OSError, ValueError):

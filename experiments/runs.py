@@ -54,7 +54,7 @@ def read_runs(folder: Path) -> list[Run]:
 
 
 def make_row(run: Run, curves: Curves) -> dict[str, Any]:
-    """A finished run as a row of `runs.csv`: its settings as texts, and the RESULTS it has, accuracies in percent."""
+    """Return a finished run as a row of `runs.csv`: settings as texts, and the RESULTS it has, accuracies in percent."""
     assert run.result
     score, test = run.result.val_acc, run.result.test_acc * 100
     row: dict[str, Any] = list_texts(run.config) | {"best_epoch": run.result.best_epoch}
@@ -70,7 +70,7 @@ def make_row(run: Run, curves: Curves) -> dict[str, Any]:
 
 
 def list_texts(config: RunConfig) -> dict[str, str]:
-    """A configuration as `runs.csv` has it: texts, empty where a setting is null, and their format."""
+    """Return a configuration as `runs.csv` has it: texts, empty where a setting is null, and their format."""
     values = config.plain()
     return {"format": str(FORMAT)} | {name: to_text_or_empty(values[name]) for name in COLUMNS}
 
@@ -86,7 +86,7 @@ def normalize_value(name: str, text: str) -> str:
 
 
 def read_rows(path: Path) -> list[tuple[dict[str, str], RunConfig]]:
-    """The rows of a `runs.csv` as texts, and what the run of each was; UsageError if there is no such file, it is
+    """Read the rows of a `runs.csv` as texts, and what the run of each was; UsageError if there is no such file, it is
     damaged, or a row lacks a setting that makes a run another one: what is missing is not guessed.
     """
     try:
@@ -116,7 +116,7 @@ def read_rows(path: Path) -> list[tuple[dict[str, str], RunConfig]]:
 
 
 def read_row_result(row: Mapping[str, str]) -> dict[str, Any]:
-    """The way back from `row_of_run`: what `train` returned, as far as the row has it."""
+    """Return the opposite of `make_row`: what `train` returned, as far as the row has it."""
     number = {name: float(row[name]) for name in RESULTS if row.get(name)}
     score = number.get("best_val_acc", number.get("best_test_acc"))
     test = number.get("test_acc_at_best_val", number.get("best_test_acc", number.get("last_test_acc")))
@@ -131,6 +131,6 @@ def read_row_result(row: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _numbered(path: Path) -> tuple[str, int]:
-    """A key that puts version_10 after version_9."""
+    """Return a key that puts version_10 after version_9."""
     number = path.name.rpartition("_")[2]
     return str(path.parent), int(number) if number.isdigit() else -1

@@ -167,7 +167,7 @@ class Engine:
             self.stopping.set()
 
     def _objective(self, trial: Trial) -> float:
-        """One run; its value is the accuracy that chose the best epoch."""
+        """Do one run; its value is the accuracy that chose the best epoch."""
         attributes = trial.user_attrs
         if not attributes:
             raise optuna.TrialPruned  # another worker took the last run in the same moment
@@ -189,7 +189,7 @@ class Engine:
         return result["test_acc"] if result["val_acc"] is None else result["val_acc"]
 
     def _result(self, number: int, values: dict[str, str]) -> dict[str, Any]:
-        """The result of a run, which is trained only if, and as far as, that was not done before."""
+        """Return the result of a run, which is trained only if, and as far as, that was not done before."""
         try:
             config = self.sweep.make_config(values)
         except UsageError as error:  # of values that contradict each other, which a search may draw
@@ -220,12 +220,12 @@ class Engine:
 
 
 def assigned(trial: Trial | FrozenTrial) -> dict[str, str]:
-    """The flags of a trial's run on top of the sweep's, those that were searched too."""
+    """Return the flags of a trial's run on top of the sweep's, those that were searched too."""
     return trial.user_attrs["assigned"] | trial.user_attrs.get("chosen", {})
 
 
 def suggest_value(trial: Trial, flag: str, text: str) -> str:
-    """One of the choices "sgd,adam", or a number in a range "0.001..0.1", on a logarithmic scale if it is above 0."""
+    """Suggest one of the choices "sgd,adam", or a number in a range "0.001..0.1", on a log scale if it is above 0."""
     if ".." not in text:
         return trial.suggest_categorical(flag, text.split(","))
     low, high = map(float, list_ends(text))
@@ -246,7 +246,7 @@ def enqueue_stopped(study: Study, trial: FrozenTrial) -> None:
 
 
 def run_train(arguments: list[str], output: Path) -> None:
-    """train.py as a script in this process, its output in a file; ends when the parent does."""
+    """Run train.py as a script in this process, its output in a file; ends when the parent does."""
 
     def end_with_parent() -> None:
         parent = multiprocessing.parent_process()
@@ -335,7 +335,7 @@ def open_database(url: str, tries: int = 3) -> optuna.storages.RDBStorage:
 
 
 def count_workers() -> int:
-    """As many as cores and memory hold: two runs of one thread are faster than one of two after the other."""
+    """Return how many runs cores and memory hold: two runs of one thread are faster than one of two after the other."""
     physical = min(psutil.cpu_count(logical=False) or 1, cores())
     return max(1, min(physical, int(psutil.virtual_memory().available / RUN_MEMORY)))
 

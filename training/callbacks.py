@@ -420,12 +420,12 @@ def log_epoch(trainer: pl.Trainer, values: dict[str, float]) -> None:
 
 
 def on_terminal() -> bool:
-    """Whether standard error says that it is a terminal; what a notebook puts in its place may say nothing."""
+    """Return whether standard error says that it is a terminal; what a notebook puts in its place may say nothing."""
     isatty = getattr(sys.stderr, "isatty", None)
     return isatty is not None and isatty()
 
 
 def best_checkpoint(trainer: pl.Trainer) -> str:
-    """The file of the best epoch so far; empty if no checkpoint callback monitors a metric."""
+    """Return the file of the best epoch so far; empty if no checkpoint callback monitors a metric."""
     checkpoint = trainer.checkpoint_callback
     return checkpoint.best_model_path if isinstance(checkpoint, ModelCheckpoint) and checkpoint.monitor else ""

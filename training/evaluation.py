@@ -208,14 +208,14 @@ def load_split(checkpoint: Checkpoint, data: Data, on: str) -> Labelled:
 def _preprocess_split(
     checkpoint: Checkpoint, settings: Preprocessing, data: Data, on: str, corrupted: bool
 ) -> np.ndarray:
-    """The images of `load_split` as the network takes them, by way of the cache."""
+    """Return the images of `load_split` as the network takes them, by way of the cache."""
     datamodule = CIFAR10DataModule(**data.plain())
     datamodule.preprocessing, datamodule.whitening = settings, checkpoint.whitening
     return datamodule.preprocess_split(on, corrupted)
 
 
 def _load_pictures(folder: Path, class_names: Sequence[str]) -> Labelled:
-    """The image files in and below a folder; each lies in a folder that is named by its class, in any case."""
+    """Read the image files in and below a folder; each lies in a folder that is named by its class, in any case."""
     files = find_images([folder])[0] if folder.is_dir() else []
     if not files:
         raise UsageError(f"{folder}: neither val, test nor a folder of images")
@@ -254,7 +254,7 @@ def _read(path: Path, dimensions: int) -> np.ndarray:
 def _write_report(
     out: Path, checkpoint: Checkpoint, images: Labelled, logits: Tensor, result: Mapping[str, float]
 ) -> None:
-    """Tables, pictures and a report of one set of images."""
+    """Write tables, pictures and a report of one set of images."""
     out.mkdir(parents=True, exist_ok=True)
     names, labels = checkpoint.class_names, images.labels
     findings.write_tables(out, logits, labels, names)
@@ -278,7 +278,7 @@ def _write_report(
 def _summarize(
     checkpoint: Checkpoint, images: str, found: Accuracies, out: Path | None, folders: tuple[str, ...] = ()
 ) -> Evaluation:
-    """The accuracy of each corruption and severity, and their mean; with `out`, also CORRUPTIONS, a row each,
+    """Return the accuracy of each corruption and severity, and their mean; with `out`, also CORRUPTIONS, a row each,
     CORRUPTED, the same as a picture, and a report.
     """
     by_severity = {kind: value for kind, value in found.items() if kind[1]}
@@ -312,5 +312,5 @@ def _summarize(
 
 
 def in_percent(figures: Mapping[str, float]) -> dict[str, str]:
-    """Fractions as percent; the loss is none."""
+    """Return fractions as percent; the loss is none."""
     return {name: f"{value:.4f}" if name == "loss" else f"{value:.2%}" for name, value in figures.items()}
