@@ -54,7 +54,7 @@ def read_runs(folder: Path) -> list[Run]:
 
 
 def make_row(run: Run, curves: Curves) -> dict[str, Any]:
-    """Return a finished run as a row of `runs.csv`: settings as texts, and the RESULTS it has, accuracies in percent."""
+    """Return a finished run as a row of `runs.csv`: settings as texts, and the RESULTS it has, with accuracies in %."""
     assert run.result
     score, test = run.result.val_acc, run.result.test_acc * 100
     row: dict[str, Any] = list_texts(run.config) | {"best_epoch": run.result.best_epoch}

@@ -107,9 +107,8 @@ def load_checkpoint(path: str | Path, network: str | None = None, last: bool = F
         with warnings.catch_warnings(action="ignore"):  # of files that are refused right after
             entries = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise UsageError(
-            f"{path}: {error.strerror if error.filename else 'damaged, or no PyTorch checkpoint'}"
-        ) from error
+        reason = error.strerror if error.filename else "damaged, or no PyTorch checkpoint"  # without one: its content
+        raise UsageError(f"{path}: {reason}") from error
     except pickle.UnpicklingError as error:
         raise UsageError(f"{path}: refused, it holds more than tensors and plain values, or is damaged") from error
     except Exception as error:  # PyTorch's reader raises whatever it trips over
