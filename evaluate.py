@@ -13,7 +13,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from analysis.reports import REPORT
+from analysis.reports import HTML
 from cifar10.config import Data, Preprocessing
 from cifar10.filters import CORRUPT
 from core.cli import Parser, run_program
@@ -96,7 +96,7 @@ def main() -> None:
     for line in found.folders:
         print(line)
     lines = {"images": found.images} | in_percent(found.figures)
-    lines |= {"report": flags["out"] / REPORT} if flags["out"] else {}
+    lines |= {"report": flags["out"] / HTML} if flags["out"] else {}
     if target:
         from training.checkpoints import release
 

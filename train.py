@@ -13,7 +13,7 @@ import psutil
 import yaml
 
 from analysis.diagnosis import sentences
-from analysis.reports import REPORT
+from analysis.reports import HTML
 from core.cli import Parser, run_program
 from core.errors import UsageError
 from core.shell import find_script, format_command
@@ -36,7 +36,7 @@ def format_summary(result: RunResult) -> str:
     if result.trend:
         lines |= sentences(result.trend)
     if result.log_dir:
-        lines |= {"logs": result.log_dir, "report": result.log_dir / REPORT, "checkpoint": result.checkpoint}
+        lines |= {"logs": result.log_dir, "report": result.log_dir / HTML, "checkpoint": result.checkpoint}
         lines["next"] = format_command("tensorboard", "--logdir", result.log_dir.parent.parent)
         lines["then open"] = "http://localhost:6006/?smoothing=0#timeseries"
     return "\n".join(f"{name:<15}{value}" for name, value in lines.items())

@@ -148,7 +148,7 @@ def test_a_run_leaves_tables_and_a_report_beside_the_pictures_that_tensorboard_h
     assert sum(float(predictions[0][name]) for name in CLASS_NAMES) == pytest.approx(1, abs=1e-4)
     _, labels = records.load(log_dir.parents[2] / "data" / records.FOLDER, train=True)
     assert all(CLASS_NAMES[labels[int(row["image"])]] == row["true class"] for row in predictions)
-    assert f"report         {log_dir / 'report.md'}" in main_program.format_summary(result)
+    assert f"report         {log_dir / 'report.html'}" in main_program.format_summary(result)
 
 
 def test_what_is_shown_changes_nothing_in_what_is_learned(run: Any) -> None:

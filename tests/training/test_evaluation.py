@@ -113,7 +113,7 @@ def test_of_damaged_images_there_is_a_row_for_each_corruption_and_severity_and_t
     trained, _, _, *printed = capsys.readouterr().out.splitlines()
     assert trained.startswith("Trained LeNet-5, width 1, 62,006 parameters: 10 epochs, batch 128, sgd")
     assert len(printed) == 13 and printed[0].split(maxsplit=1) == ["images", "the images of damaged"]
-    assert printed[-1].endswith("report.md")
+    assert printed[-1].endswith("report.html")
     assert printed[-2].split("  ")[0] == "mean of corruptions" and printed[-2].endswith(f" {accuracies[-1]:.2%}")
 
 
