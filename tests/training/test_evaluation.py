@@ -65,7 +65,8 @@ def test_on_its_validation_images_a_checkpoint_is_as_good_as_when_it_was_chosen(
     monkeypatch.setattr(records, "load", spare_the_test_set)
     found = evaluated(result.checkpoint, data_dir, on="val", out=tmp_path / "new" / "out")
     assert found.keys() == {"val/loss", "val/acc", "val/ece"} and found["val/acc"] == result.val_acc
-    assert {path.name for path in (tmp_path / "new" / "out").iterdir()} == FILES
+    missing = {"mistakes.png", "confused.png"} if result.val_acc == 1 else set()  # which show what it gets wrong
+    assert {path.name for path in (tmp_path / "new" / "out").iterdir()} == FILES - missing
     page = (tmp_path / "new" / "out" / "report.md").read_text()
     assert "On the 100 validation images" in page and f"{result.val_acc:.2%}" in page
 
@@ -86,7 +87,8 @@ def test_a_folder_of_pictures_is_evaluated_as_the_same_images_of_the_data_set(
         evaluated(checkpoint, on=str(tmp_path / "mine"))
     (tmp_path / "mine" / "cat" / "damaged.png").unlink()
     (tmp_path / "mine" / "cat").rename(tmp_path / "mine" / "Cat")
-    assert evaluated(checkpoint, on=str(tmp_path / "mine")) == mine
+    # The files are read in another order, in which sums round differently.
+    assert evaluated(checkpoint, on=str(tmp_path / "mine")) == pytest.approx(mine, abs=1e-5)
     (tmp_path / "mine" / "Cat").rename(tmp_path / "mine" / "cats")
     with pytest.raises(UsageError, match=r"its folder is not named by a class"):
         evaluated(checkpoint, on=str(tmp_path / "mine"))
