@@ -22,7 +22,7 @@ from core.errors import SettingError, UsageError
 FOLDERS = ("data_dir", "cache_dir", "mirror")  # where the data set comes from, and what is made of it goes
 
 
-def parser() -> Parser:
+def make_parser() -> Parser:
     parser = Parser(__doc__, usage="%(prog)s CHECKPOINT [flags]")
     parser.add_argument(
         "checkpoint",
@@ -65,7 +65,7 @@ def parser() -> Parser:
 
 
 def main() -> None:
-    flags = vars(parser().parse_args())
+    flags = vars(make_parser().parse_args())
     path, tta, target, network, temperature = (
         flags.pop(name) for name in ("checkpoint", "tta", "release", "network", "temperature")
     )

@@ -22,7 +22,7 @@ from models.prediction import Prediction, predict_files
 CHECKPOINT = Path(__file__).parent / "checkpoints" / "lenet5-cifar10.ckpt"
 
 
-def parser() -> Parser:
+def make_parser() -> Parser:
     parser = Parser(__doc__, usage="%(prog)s files [flags]")
     parser.add_argument("files", nargs="*", help="Image files, or folders, in which hidden files are skipped.")
     parser.add_argument(
@@ -44,7 +44,7 @@ def parser() -> Parser:
 
 
 def main() -> None:
-    flags = parser().parse_args()
+    flags = make_parser().parse_args()
     if flags.export:
         require_extra("--export", "onnx", "onnxscript")
     named = expand_names(flags.files)

@@ -57,7 +57,7 @@ def report(folders: Sequence[Path], compare: Sequence[str] = (), **flags: Any) -
     return write_page(folders, chosen.results_dir, chosen.name, chosen.seeds, compare, chosen.baseline)
 
 
-def parser() -> Parser:
+def make_parser() -> Parser:
     parser = Parser(__doc__, usage="%(prog)s FOLDER [FOLDER ...] [flags]")
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="Log folders of runs, or of sweeps.")
     parser.add_argument(
@@ -72,7 +72,7 @@ def parser() -> Parser:
 
 
 def main() -> None:
-    print(report(**vars(parser().parse_args())))
+    print(report(**vars(make_parser().parse_args())))
 
 
 if __name__ == "__main__":

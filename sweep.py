@@ -106,7 +106,7 @@ def check_repeat(chosen: SweepSettings, defined: Sweep, planned: Sequence[Planne
     defined.expand_grid(chosen.repeat or "")
 
 
-def parser() -> Parser:
+def make_parser() -> Parser:
     parser = Parser(__doc__, usage="%(prog)s [flags]")
     recipes = RECIPES / "sweeps"
     parser.add_config(SweepSettings, "YAML file of these flags, or the name of one in recipes/sweeps/.", recipes)
@@ -121,7 +121,7 @@ def parser() -> Parser:
 
 
 def main() -> None:
-    flags = vars(parser().parse_args())
+    flags = vars(make_parser().parse_args())
     complete = sweep(**flags)
     chosen = SweepSettings(**{name: value for name, value in flags.items() if name not in ("grid", "search")})
     print(f"next  {format_command('python', find_script('report.py'), make_sweep(chosen).log_dir)}")

@@ -42,7 +42,7 @@ def format_summary(result: RunResult) -> str:
     return "\n".join(f"{name:<15}{value}" for name, value in lines.items())
 
 
-def parser() -> Parser:
+def make_parser() -> Parser:
     parser = Parser(__doc__, HINTS, usage="%(prog)s [flags]")
     parser.add_config(
         RunConfig, "YAML file of flags: a run's config.yaml, or a recipe, such as best for recipes/best.yaml."
@@ -61,7 +61,7 @@ def parser() -> Parser:
 
 def main() -> None:
     started = psutil.Process().create_time()
-    flags = vars(parser().parse_args())
+    flags = vars(make_parser().parse_args())
     resume, finding, printing = (flags.pop(name) for name in ("resume", "find_lr", "print_config"))
     if finding and resume:
         raise UsageError("--find_lr: not with --resume")

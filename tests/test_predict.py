@@ -516,7 +516,7 @@ def test_released_weights_give_the_same_answers_and_say_what_they_are(
     assert "10,000 test images" in released["measured_on"] and released["class_names"] == list(CLASS_NAMES)
     program, script, *words = released["command"].split()
     assert (program, script) == ("python", "train.py")
-    flags = vars(train.parser().parse_args(words))
+    flags = vars(train.make_parser().parse_args(words))
     assert flags["network"] == settings.get("network", "lenet5")
     # Batch normalisation is folded into the weights: there is no network but LeNet-5.
     assert {name: flags[name] for name in released["flags"]} | {"network": "lenet5"} == released["flags"]

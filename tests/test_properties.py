@@ -90,7 +90,7 @@ words = st.one_of(
 @given(name=st.sampled_from(sorted(SETTINGS)), value=words)
 def test_any_value_of_any_flag_is_taken_or_refused_in_a_line(name: str, value: str) -> None:
     try:
-        flags = vars(main_program.parser().parse_args([f"--{name}={value}"]))
+        flags = vars(main_program.make_parser().parse_args([f"--{name}={value}"]))
         config = RunConfig(**{name: flags[name]})
     except UsageError as refused:
         assert name in str(refused) and len(str(refused)) < 400

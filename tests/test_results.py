@@ -43,7 +43,7 @@ def test_every_page_is_what_report_makes_of_its_csv_files(
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
     page = (folder / "README.md").read_text(encoding="utf-8")
     (command,) = re.findall(r"^    python report\.py (.*)$", page, re.MULTILINE)
-    flags = vars(main_program.parser().parse_args(shlex.split(command)))
+    flags = vars(main_program.make_parser().parse_args(shlex.split(command)))
     monkeypatch.chdir(tmp_path)
     for logs in flags["folders"]:
         logs.mkdir(parents=True)

@@ -227,7 +227,7 @@ def dead_links(page: Path) -> Iterator[str]:
 @cache
 def read_parser(name: str) -> tuple[Parser, set[str]]:
     """Return the parser of a program, and its flags, with underscores."""
-    parser = importlib.import_module(name).parser()
+    parser = importlib.import_module(name).make_parser()
     return parser, {flag.replace("-", "_") for action in parser._actions for flag in action.option_strings}
 
 

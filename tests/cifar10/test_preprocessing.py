@@ -496,7 +496,7 @@ def test_tensorboard_shows_an_image_of_each_class_before_and_after(run: Any) -> 
 )
 def test_senseless_flags_are_refused(arguments: str, message: str) -> None:
     with pytest.raises(UsageError) as caught:
-        RunConfig(**{k: v for k, v in vars(train.parser().parse_args(arguments.split())).items() if k in SETTINGS})
+        RunConfig(**{k: v for k, v in vars(train.make_parser().parse_args(arguments.split())).items() if k in SETTINGS})
     assert message in str(caught.value)
 
 
@@ -518,7 +518,7 @@ def test_a_bad_flag_gets_one_line_and_status_2(arguments: str, message: str) -> 
 def test_names_on_the_command_line_are_those_of_the_methods() -> None:
     for flag, known in (("denoise", DENOISE), ("segment", SEGMENT), ("normalize", NORMALIZE), ("corrupt", CORRUPT)):
         for method in known:
-            assert vars(train.parser().parse_args([f"--{flag}", method]))[flag] == method
+            assert vars(train.make_parser().parse_args([f"--{flag}", method]))[flag] == method
 
 
 def test_cached_results_are_found_without_loading_the_images(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

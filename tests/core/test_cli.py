@@ -99,7 +99,7 @@ def test_a_bad_recipe_gets_one_line_and_status_2(content: bytes, tmp_path: Path)
 
 def given(*arguments: str) -> dict[str, object]:
     """The flags that a command line gives."""
-    flags = vars(main_program.parser().parse_args(arguments))
+    flags = vars(main_program.make_parser().parse_args(arguments))
     return {name: value for name, value in flags.items() if name in SETTINGS}
 
 
@@ -140,9 +140,9 @@ def test_a_recipe_is_found_by_its_name_and_an_empty_one_is_no_flags(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert given("--config", "coursework") == given("--config", str(ROOT / "recipes" / "coursework.yaml"))
-    assert sweep.parser().parse_args(["--config", "sgd_vs_adam"]).name == "sgd_vs_adam"
+    assert sweep.make_parser().parse_args(["--config", "sgd_vs_adam"]).name == "sgd_vs_adam"
     (tmp_path / "sweep.yaml").write_text("grid: optimizer=sgd lr=0.05\n")
-    assert sweep.parser().parse_args(["--config", str(tmp_path / "sweep.yaml")]).grid == ["optimizer=sgd lr=0.05"]
+    assert sweep.make_parser().parse_args(["--config", str(tmp_path / "sweep.yaml")]).grid == ["optimizer=sgd lr=0.05"]
     (tmp_path / "best").mkdir()
     monkeypatch.chdir(tmp_path)
     assert given("--config", "best")["epochs"] == 260
@@ -224,7 +224,7 @@ def test_a_bad_flag_is_refused_without_pytorch(line: str, said: str) -> None:
 
 
 def test_a_hint_names_a_flag_or_says_why_there_is_none_and_is_no_flag_itself() -> None:
-    known = {option[2:] for action in main_program.parser()._actions for option in action.option_strings}
+    known = {option[2:] for action in main_program.make_parser()._actions for option in action.option_strings}
     assert all(hint in known or " " in hint for hint in HINTS.values()) and not known & HINTS.keys()
 
 
