@@ -51,8 +51,8 @@ PICTURES = {
 MINUS = "minus baseline, percentage points"
 KNOWN_RESULTS = Path(__file__).parent.parent / "results"
 SEVERITIES = "severities.csv"  # means over seeds
-SEVERAL = "Several seeds: mean ± standard deviation (95% interval of the mean, Student's t, from three seeds on)."
-SECONDS = "Seconds are the median wall time; those of runs side by side are no measure of speed."
+SEVERAL = "Accuracies are means over seeds ± standard deviation (95% interval, Student's t)."
+SECONDS = "Seconds are median wall times, often beside other runs."
 
 
 def write_page(
@@ -110,7 +110,7 @@ def write_page(
         describe_runs(settings),
         comparison.answer if comparison else "",
         notes.read_text(encoding="utf-8").strip() if notes.exists() else "",
-        list_commands(folders, folder, options),
+        list_commands(folders, options),
         write_table(folder / "table", make_table(settings, reference, differences)),
         f"Baseline: {baseline}; differences are paired by seed, their intervals are not corrected." if baseline else "",
         f"{SEVERAL if any(len(part) > 1 for part in settings.parts.values()) else ''} {SECONDS}".strip(),
@@ -163,7 +163,7 @@ def describe_runs(settings: Settings) -> str:
     lines = [
         f"Not the default recipe: {', '.join(others)}."
         if others
-        else "The default recipe, but for what the table varies.",
+        else "The default recipe, except for the columns of the table.",
         f"All runs: {'; '.join(f'{label}: {text}' for label, text in settings.describe().items())}.",
     ]
     for leader in dict.fromkeys(follows.values()):
@@ -230,7 +230,7 @@ def write_table(path: Path, table: pd.DataFrame) -> str:
     latex = tabulate(table.to_dict("list"), "keys", "latex_booktabs", disable_numparse=True)
     write_bytes(path.with_suffix(".tex"), f"{latex}\n".encode())
     shown = markdown_table(list(table), table.values.tolist())
-    return f"{shown}\n\nThe same as [CSV]({path.name}.csv) and [LaTeX]({path.name}.tex)."
+    return f"{shown}\n\nAs files: [CSV]({path.name}.csv) and [LaTeX]({path.name}.tex)."
 
 
 def summarize_corruptions(path: Path, settings: Settings, corrupted: pd.DataFrame) -> str:
@@ -253,8 +253,8 @@ def summarize_corruptions(path: Path, settings: Settings, corrupted: pd.DataFram
     return "\n\n".join(
         [
             "## Corrupted images",
-            f"Accuracy on the {NAMES[known['on'].iloc[0]]} images. A corruption's is the mean of "
-            f"severities {severities} ([each of them]({path.name})); ± is the standard deviation over seeds.",
+            f"Accuracy on the {NAMES[known['on'].iloc[0]]} images; for a corruption, the mean of "
+            f"severities {severities} ([each]({path.name})).",
             markdown_table(list(wide), wide.values.tolist()),
         ]
     )
@@ -275,17 +275,14 @@ def describe_optimism(table: pd.DataFrame) -> str:
     return f"Choosing the epoch on the test set adds {points} to the last epoch's accuracy."
 
 
-def list_commands(folders: Sequence[Path], page: Path, options: Mapping[str, Sequence[str | None]]) -> str:
-    """Return the commands that make the report: the sweep, anew or from the table beside it; report.py."""
+def list_commands(folders: Sequence[Path], options: Mapping[str, Sequence[str | None]]) -> str:
+    """Return the commands that make the report: sweep.py, report.py."""
     command = ["python", "report.py", *(path.as_posix() for path in folders)]
     for flag, values in options.items():
         command += [flag, *filter(None, values)] if any(values) else []
     lines = [f"    {format_command(*command)}"]
     if (sweep := Path("recipes", "sweeps", f"{folders[0].resolve().name}.yaml")).exists():
-        anew = ["python", "sweep.py", "--config", sweep.as_posix()]
-        again = format_command(*anew, "--reuse", (page / RUNS_CSV).as_posix())
-        lines = [f"    {format_command(*anew)}", *lines]
-        lines += [f"\nWith the results beside this page, instead of training anew:\n\n    {again}"]
+        lines.insert(0, f"    {format_command('python', 'sweep.py', '--config', sweep.as_posix())}")
     return "\n".join(lines)
 
 

@@ -189,7 +189,7 @@ def test_corrupted_images_have_a_table_and_a_picture(logs: Logs) -> None:
         ]
     (logs.results / "tried" / "corrupted.csv").write_text("\n".join(lines))
     page = logs.report()
-    assert "Accuracy on the validation images. A corruption's is the mean of severities 1, 5" in page
+    assert "Accuracy on the validation images; for a corruption, the mean of severities 1, 5" in page
     line = re.findall(r"^\| sgd +\|.*70.5.*$", page, re.MULTILINE)[0]
     assert [cell.strip() for cell in line.split("|")[2:-1]] == ["70.5 ± 0.7", "67.0 ± 0.0", "57.0 ± 0.0", "62.0 ± 0.0"]
     assert "![Accuracy over severity of corruption](severities.png)" in page
