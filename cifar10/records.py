@@ -3,12 +3,10 @@
 images, labels = load(prepare("data"), train=True)  # uint8 [50000, 32, 32, 3], int64 [50000]
 """
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from core.cores import cores
 from core.errors import DataError
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -22,7 +20,6 @@ FILES = {  # SHA-256 of the official binary version, training files first; Apach
     "data_batch_5.bin": "755304fc0b379caeae8c14f0dac912fbc7d6cd469eb67a1029a08a39453a9add",
     "test_batch.bin": "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b",
 }
-CHUNK = 250  # images that fit into a processor's cache
 FOLDER = "cifar-10-batches-bin"  # below the data folder
 UNPACKED = "cifar-10-batches-py"  # the folder that torchvision leaves there
 
@@ -43,20 +40,12 @@ def load(folder: Path, train: bool) -> tuple[np.ndarray, np.ndarray]:
     Returns images, uint8 [N, 32, 32, 3] in RGB, and labels, int64 [N] in 0..9; N is 50,000 or 10,000.
     Raises DataError when a file is not there, is no whole number of records, or has a label above 9.
     """
-    labels = load_labels(folder, train)
-    images = np.empty((len(labels), 32, 32, 3), np.uint8)
-
-    def copy(name: str, target: np.ndarray) -> None:
-        source, _ = read_records(folder / name)
-        for start in range(0, len(source), CHUNK):
-            for channel in range(3):  # three times faster than all at once
-                part = slice(start, start + CHUNK), ..., channel
-                target[part] = source[part]
-
-    names = _names(train)
-    with ThreadPoolExecutor(cores()) as pool:  # threads, because NumPy releases the GIL
-        list(pool.map(copy, names, np.split(images, len(names))))
-    return images, labels
+    files = [read_records(folder / name) for name in _names(train)]
+    images = np.empty((sum(len(labels) for _, labels in files), 32, 32, 3), np.uint8)
+    for (source, _), target in zip(files, np.split(images, len(files)), strict=True):
+        for channel in range(3):  # three times faster than all at once
+            target[..., channel] = source[..., channel]
+    return images, np.concatenate([labels for _, labels in files])
 
 
 def load_labels(folder: Path, train: bool) -> np.ndarray:
