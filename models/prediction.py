@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from cifar10.pictures import read_or_reason
@@ -34,8 +33,6 @@ class Prediction(NamedTuple):
 def predict_files(classifier: Classifier, files: Sequence[Path], fit: str) -> tuple[list[Prediction], dict[Path, str]]:
     """Classify the files that can be read, in their order, and return for each of the others the reason why not."""
     warnings.filterwarnings("ignore", module="PIL")  # damaged metadata, which the pixels do not need
-    # A small file that claims to be hundreds of megapixels is refused, not just warned of.
-    warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
     predictions: list[Prediction] = []
     failed: dict[Path, str] = {}
     with (
