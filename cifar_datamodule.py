@@ -7,6 +7,7 @@ A batch is (float32 images [B, 3, 32, 32], contiguous, normalized; int64 labels 
 have a third part, its logits, float32 [B, 10].
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,21 +17,12 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, SequentialSampler
+from torch.utils.data import DataLoader, Dataset
 
-from cifar10 import download, filters, records
+from cifar10 import download, filters, preprocessing, records
 from cifar10.augmentation import Draws, crop_and_flip, cutout, draw_epoch
 from cifar10.config import Augmentation, DataConfig, Preprocessing
-from cifar10.preprocessing import (
-    WHITENING,
-    Step,
-    before_and_after,
-    fit_whitening_lazily,
-    from_state,
-    make_steps,
-    normalize,
-    preprocess_lazily,
-)
+from cifar10.preprocessing import make_steps, normalize, preprocess_lazily
 from core.cache import LazyArray
 from core.streams import Stream
 
@@ -78,10 +70,10 @@ class CIFAR10DataModule(pl.LightningDataModule):
         self.save_hyperparameters(self.config.plain(), logger=False)
         self.preprocessing = self.config.group(Preprocessing)
         self.teacher = teacher
-        self.mean: Tensor | None = None  # float32 [3], of the training split's pixels, in [0, 255]
-        self.std: Tensor | None = None
+        self.mean: Any = None  # float32 [3], of the training split's pixels, in [0, 255]
+        self.std: Any = None
         self.whitening: np.ndarray | None = None  # of `fit_whitening`, if one of WHITENING is chosen
-        self._train: tuple[Tensor, Tensor] | None = None  # all 50,000: uint8 [N, 32, 32, 3], preprocessed; int64 [N]
+        self._train: Any = None  # all 50,000: uint8 [N, 32, 32, 3], preprocessed; int64 [N]
         self._corrupted: list[Tensor] = []  # corrupted versions of these images, for `crop_and_flip`
         self._teacher_logits: Tensor | None = None  # float32 [N, 10]
         self._verified = False
@@ -104,14 +96,15 @@ class CIFAR10DataModule(pl.LightningDataModule):
 
         settings = self.preprocessing
         corrupted = settings.corrupt_on == "both"
-        if settings.normalize in WHITENING and self.whitening is None:
+        if settings.normalize in preprocessing.WHITENING and self.whitening is None:
             images = preprocess_lazily(originals, make_steps(settings, None, corrupted), folder)
-            self.whitening = fit_whitening_lazily(images, self.train_indices.numpy(), settings.normalize, folder).array
+            indices = self.train_indices.numpy()
+            self.whitening = preprocessing.fit_whitening_lazily(images, indices, settings.normalize, folder).array
         steps = make_steps(settings, self.whitening, corrupted)
-        if self.config.random_corruption:  # made first, while there is less in memory
-            corruptions = [Step(filters.corrupt_at_random, (n,)) for n in range(self.config.corruption_versions)]
-            versions = [preprocess_lazily(originals, [corruption, *steps], folder) for corruption in corruptions]
-            self._corrupted = [torch.from_numpy(version.array) for version in versions]
+        # Corrupted versions are made first, while there is less in memory.
+        versions = range(self.config.corruption_versions if self.config.random_corruption else 0)
+        chains = [[preprocessing.Step(filters.corrupt_at_random, (version,)), *steps] for version in versions]
+        self._corrupted = [torch.from_numpy(preprocess_lazily(originals, chain, folder).array) for chain in chains]
         self._train = torch.from_numpy(preprocess_lazily(originals, steps, folder).array), labels
         if self.mean is None:
             self.mean, self.std = torch.zeros(3), torch.full((3,), 255.0)
@@ -123,11 +116,9 @@ class CIFAR10DataModule(pl.LightningDataModule):
         rank, world_size = self._process()
         if self.config.batch_size % world_size:
             raise ValueError(f"batch_size {self.config.batch_size} does not divide by the {world_size} processes")
-        assert self._train is not None and self.mean is not None and self.std is not None
         data, seed, end = (*self._train, self.mean, self.std), self.config.seed, self._augmented_epochs()
         dataset = AugmentedBatches(*data, self.config, seed, end, self._teacher_logits, self._corrupted)
-        one_order = bool(self.trainer and self.trainer.overfit_batches)  # type: ignore[attr-defined]
-        sampler = ShuffledBatches(self.train_indices, self.config.batch_size, seed, rank, world_size, one_order)
+        sampler = ShuffledBatches(self.train_indices, self.config.batch_size, seed, rank, world_size)
         return DataLoader(dataset, sampler=sampler, batch_size=None)
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
@@ -136,7 +127,6 @@ class CIFAR10DataModule(pl.LightningDataModule):
         if self.config.val_size == 0:
             return []
         self.setup()
-        assert self._train is not None
         return self._evaluation_loader(*self._train, self.val_indices)
 
     def clean_train_dataloader(self) -> DataLoader:
@@ -145,7 +135,6 @@ class CIFAR10DataModule(pl.LightningDataModule):
         Which ones is fixed, as many of each class; of fewer training images it gives all.
         """
         self.setup()
-        assert self._train is not None
         chosen = stratified_split(self._train[1][self.train_indices], CLEAN_SIZE, split_seed=0)[1]
         return self._evaluation_loader(*self._train, self.train_indices[chosen])
 
@@ -166,7 +155,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Treat later images by the preprocessing and the statistics of `state_dict`."""
         self.mean, self.std = state_dict["mean"], state_dict["std"]
-        self.preprocessing, self.whitening = from_state(state_dict)
+        self.preprocessing, self.whitening = preprocessing.from_state(state_dict)
         self._train = None  # Lightning loads a checkpoint after `setup`, which may have prepared them in another way
 
     def load_split(self, split: str) -> LabelledImages:
@@ -194,7 +183,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
         labels = self._labels(train=True)[self.train_indices]
         firsts = [int(self.train_indices[labels == label][0]) for label in labels.unique()]
         originals = records.load_some(self._folder, train=True, indices=np.array(firsts))
-        return before_and_after(originals, self.preprocessing, self.whitening)
+        return preprocessing.before_and_after(originals, self.preprocessing, self.whitening)
 
     def validation_images(self) -> LabelledImages:
         """Read the images of the validation loader as they are in the data set, in its order.
@@ -222,17 +211,15 @@ class CIFAR10DataModule(pl.LightningDataModule):
         """Return the number of this process and how many there are."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def _augmented_epochs(self) -> int | None:
-        """Return how many epochs have crop and cutout; None is all, as in a loop that does not say how many it has."""
+    def _augmented_epochs(self) -> float:
+        """Return how many epochs have crop and cutout: all, in a loop that does not say how many it has."""
         epochs = self.trainer.max_epochs if self.trainer else None
-        plain = self.config.plain_epochs
-        return epochs - plain if plain and epochs is not None and epochs >= 0 else None
+        return epochs - self.config.plain_epochs if epochs and epochs > 0 else math.inf
 
     def _evaluation_loader(self, images: Tensor, labels: Tensor, indices: Tensor) -> DataLoader:
-        assert self.mean is not None and self.std is not None
         rank, world_size = self._process()
-        sampler = FixedBatches(indices[rank::world_size].split(EVAL_BATCH_SIZE))
-        return DataLoader(Batches(images, labels, self.mean, self.std), sampler=sampler, batch_size=None)
+        batches = indices[rank::world_size].split(EVAL_BATCH_SIZE)
+        return DataLoader(Batches(images, labels, self.mean, self.std), sampler=batches, batch_size=None)
 
 
 @dataclass(eq=False)
@@ -254,10 +241,9 @@ class AugmentedBatches(Batches):
 
     config: Augmentation
     seed: int
-    augmented_epochs: int | None = None  # that have crop and cutout; None is all
+    augmented_epochs: float = math.inf  # that have crop and cutout
     teacher_logits: Tensor | None = None  # float32 [N, 10], the third part of an item
     corrupted: Sequence[Tensor] = ()  # versions of the images, as `crop_and_flip` takes them
-    _draws: tuple[int, Draws] | None = field(default=None, init=False)  # the latest epoch and its draws
 
     def __getitem__(self, key: tuple[int, Tensor]) -> tuple[Tensor, ...]:  # type: ignore[override]
         epoch, indices = key
@@ -276,44 +262,30 @@ class AugmentedBatches(Batches):
         texts = []
         for index in indices.tolist():
             down, right = -int(draws.rows[index]), -int(draws.columns[index])  # the image moves against its crop
-            words = [f"{abs(down)} {'down' if down > 0 else 'up'}"] * bool(down)
-            words += [f"{abs(right)} {'right' if right > 0 else 'left'}"] * bool(right)
-            words += ["flipped"] * bool(draws.flipped[index]) + ["corrupted"] * bool(draws.versions[index])
-            texts.append(", ".join(words + ["hole"] * hole))
+            words = {
+                f"{abs(down)} {'down' if down > 0 else 'up'}": down,
+                f"{abs(right)} {'right' if right > 0 else 'left'}": right,
+            }
+            words |= {"flipped": draws.flipped[index], "corrupted": draws.versions[index], "hole": hole}
+            texts.append(", ".join(word for word, is_so in words.items() if is_so))
         return texts
 
     def _augments(self, epoch: int) -> bool:
         """Return whether an epoch has crop and cutout."""
-        return self.augmented_epochs is None or epoch < self.augmented_epochs
+        return epoch < self.augmented_epochs
 
     def _draw(self, epoch: int) -> Draws:
-        if self._draws is None or self._draws[0] != epoch:
-            crop, flip, share = (
-                self.config.crop * self._augments(epoch),
-                self.config.flip,
-                self.config.random_corruption,
-            )
-            versions = len(self.corrupted) or 1
-            self._draws = epoch, draw_epoch(self.seed, epoch, len(self.labels), crop, flip, share, versions)
-        return self._draws[1]
-
-
-class FixedBatches(SequentialSampler):
-    """Yields the indices of whole batches, int64 [B] each, in the same order each time.
-
-    It is a SequentialSampler because Lightning's `overfit_batches` puts one of its own in the place of any other.
-    """
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.data_source)  # type: ignore[call-overload]
+        c = self.config
+        crop, versions = c.crop * self._augments(epoch), len(self.corrupted) or 1
+        return draw_epoch(self.seed, epoch, len(self.labels), crop, c.flip, c.random_corruption, versions)
 
 
 @dataclass(eq=False)
-class ShuffledBatches(SequentialSampler):
+class ShuffledBatches:
     """Yields (epoch, indices of one whole batch); the last, smaller batch of an epoch is dropped.
 
     The order is a function of (seed, epoch). Lightning calls `set_epoch` before each epoch, as it does for PyTorch's
-    DistributedSampler; in a loop of your own, call it yourself. As for SequentialSampler, see `FixedBatches`.
+    DistributedSampler; in a loop of your own, call it yourself.
     """
 
     indices: Tensor  # int64 [N], what to shuffle
@@ -321,12 +293,11 @@ class ShuffledBatches(SequentialSampler):
     seed: int  # at least 0
     rank: int = 0
     world_size: int = 1
-    one_order: bool = False  # whether each epoch is as the first
     epoch: int = field(default=0, init=False)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch, counted from 0, whose order comes next."""
-        self.epoch = 0 if self.one_order else epoch
+        self.epoch = epoch
 
     def __len__(self) -> int:
         return len(self.indices) // self.batch_size

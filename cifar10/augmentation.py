@@ -9,6 +9,7 @@ training, and each epoch draws which images one of them takes the place of.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ class Draws:
     versions: Tensor  # int64 [N], 0 is the image itself, k is its k-th corrupted version
 
 
+@lru_cache(maxsize=1)  # each batch of an epoch asks for its draws
 def draw_epoch(
     seed: int, epoch: int, count: int, crop: int, flip: bool, corrupted: float = 0, versions: int = 1
 ) -> Draws:

@@ -10,11 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,10 +33,6 @@ ZCA_STRIDE = 7  # pixels from one patch that whitening is fitted on to the next
 ZCA_EPSILON = 0.1  # as pylearn2 whitened CIFAR-10 (Goodfellow et al. 2013, Maxout Networks)
 WHITENING = {"zca": 0.5, "zca-half": 0.25}  # the power of the variances that is divided by; 0.5 makes all of them 1
 REVISION = "2"  # part of the identity of cached results: to be raised when a method or a constant of one changes
-PACKAGES = (  # that compute, any of which may be the one that brings OpenCV
-    *(f"opencv{contrib}-python{headless}" for contrib in ("", "-contrib") for headless in ("", "-headless")),
-    *("numpy", "scikit-image"),
-)
 CHUNK = 250  # images
 
 
@@ -98,20 +91,22 @@ def preprocess(
     Returns:
         uint8 [N, 32, 32, 3]; `images` itself if there are no steps.
     """
-    for step in make_steps(settings, whitening, corrupted):
-        images = apply_step(images, step)
-    return images
+    return apply_steps(images, make_steps(settings, whitening, corrupted))
 
 
 def preprocess_lazily(images: LazyArray, steps: Sequence[Step], folder: Path) -> LazyArray:
-    """Return the images after the steps; each step's result is computed when it is needed, and stored in `folder`."""
+    """Return the images after the steps, which are computed when they are needed, and stored in `folder`."""
+    if not steps:
+        return images
+    identity = sha256("\n".join([images.identity, *(step.identity for step in steps)]).encode())
+    name = " ".join(map(str, steps))
+    return LazyArray(name, identity, images.shape, lambda: apply_steps(images.array, steps), folder=folder)
 
-    def after(images: LazyArray, step: Step) -> LazyArray:
-        identity = sha256(f"{images.identity}\n{step.identity}".encode())
-        return LazyArray(str(step), identity, images.shape, lambda: apply_step(images.array, step), folder=folder)
 
+def apply_steps(images: np.ndarray, steps: Sequence[Step]) -> np.ndarray:
+    """Return images, uint8 [N, 32, 32, 3], after the steps; `images` itself if there are none."""
     for step in steps:
-        images = after(images, step)
+        images = apply_step(images, step)
     return images
 
 
@@ -179,13 +174,10 @@ def fit_whitening_lazily(images: LazyArray, indices: np.ndarray, method: str, fo
 @cache
 def library_versions() -> str:
     """Return the versions of what computes the steps, for the identity of their results."""
-    found = {}
-    for package in PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    if not any(package.startswith("opencv") for package in found):  # it came from elsewhere, such as Conda
-        found["cv2"] = import_module("cv2").__version__
-    return f"{REVISION} {found}"
+    import cv2
+    import skimage
+
+    return f"{REVISION} numpy {np.__version__}, opencv {cv2.__version__}, scikit-image {skimage.__version__}"
 
 
 def from_state(state: Mapping[str, Any]) -> tuple[Preprocessing, np.ndarray | None]:
@@ -218,12 +210,13 @@ def before_and_after(
     """Return images, uint8 [N, 32, 32, 3], at each stage, to look at: as they are and, where that is on, preprocessed,
     corrupted, and both; `whitening` as in `make_steps`.
     """
+    steps, all_steps = make_steps(settings, whitening), make_steps(settings, whitening, corrupted=True)
+    corruption = all_steps[: len(all_steps) - len(steps)]
     rows = {"as it is": images}
-    if make_steps(settings, whitening):
-        rows["preprocessed"] = preprocess(images, settings, whitening)
-    if settings.corrupt != "none":
-        corruption = Preprocessing(corrupt=settings.corrupt, severity=settings.severity)
-        rows["corrupted"] = preprocess(images, corruption, corrupted=True)
-        if "preprocessed" in rows:
-            rows["corrupted, preprocessed"] = preprocess(rows["corrupted"], settings, whitening)
+    if steps:
+        rows["preprocessed"] = apply_steps(images, steps)
+    if corruption:
+        rows["corrupted"] = apply_steps(images, corruption)
+    if steps and corruption:
+        rows["corrupted, preprocessed"] = apply_steps(images, all_steps)
     return rows

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,9 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
-from cifar10 import filters, preprocessing, records
+from cifar10 import filters, records
 from cifar10.config import Preprocessing
-from cifar10.filters import CORRUPT, DENOISE, NORMALIZE, SEGMENT
+from cifar10.filters import CORRUPT, DENOISE, SEGMENT
 from cifar10.preprocessing import (
     Step,
     before_and_after,
@@ -251,47 +250,17 @@ def test_a_stored_result_is_known_by_its_images_method_and_parameters_at_full_pr
     assert len({result_identity(step, tmp_path) for step in steps}) == len(steps)
 
 
-def test_steps_in_a_chain_each_take_the_result_of_the_one_before(images: np.ndarray, tmp_path: Path) -> None:
-    settings = Preprocessing(denoise="median", segment="otsu", normalize="contrast")
-    source = LazyArray("images", array_sha256(images), images.shape, lambda: images)
-    assert np.array_equal(preprocess_lazily(source, make_steps(settings), tmp_path).array, preprocess(images, settings))
-
-
-@pytest.fixture
-def install(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Sets which packages are there, by name, with their versions."""
-
-    def install(packages: dict[str, str]) -> None:
-        def version(name: str) -> str:
-            try:
-                return packages[name]
-            except KeyError:
-                raise PackageNotFoundError(name) from None
-
-        library_versions.cache_clear()
-        monkeypatch.setattr(preprocessing, "version", version)
-
-    yield install
-    library_versions.cache_clear()
-
-
-@pytest.mark.parametrize("package", ["opencv-python", "opencv-python-headless", "opencv-contrib-python-headless"])
-def test_another_version_of_a_library_computes_again_whichever_package_brings_it(
-    package: str, tmp_path: Path, install: Any
-) -> None:
+def test_another_version_of_a_library_computes_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for number in ("1.0", "2.0", "2.0"):
-        install({"numpy": "2.0", package: number})
+        library_versions.cache_clear()
+        monkeypatch.setattr(cv2, "__version__", number)
         found.append(result_identity(Step(filters.normalize, ("image",)), tmp_path))
+    library_versions.cache_clear()
     assert found[0] != found[1] == found[2]
 
 
-def test_opencv_without_a_package_is_asked_itself(install: Any) -> None:
-    install({"numpy": "2.0"})
-    assert f"{{'numpy': '2.0', 'cv2': '{cv2.__version__}'}}" in library_versions()
-
-
-def test_steps_are_done_in_order_corruption_first(images: np.ndarray) -> None:
+def test_steps_are_done_in_order_corruption_first(images: np.ndarray, tmp_path: Path) -> None:
     together = Preprocessing(denoise="median", segment="otsu", normalize="image", corrupt="blur")
     assert make_steps(together, corrupted=True) == [
         Step(filters.corrupt, ("blur", 0.7)),
@@ -304,6 +273,9 @@ def test_steps_are_done_in_order_corruption_first(images: np.ndarray) -> None:
     for settings in (Preprocessing(denoise="median"), Preprocessing(segment="otsu"), Preprocessing(normalize="image")):
         step_by_step = preprocess(step_by_step, settings)
     assert np.array_equal(preprocess(images, together, corrupted=True), step_by_step)
+    source = LazyArray("images", array_sha256(images), images.shape, lambda: images)
+    stored = preprocess_lazily(source, make_steps(together, corrupted=True), tmp_path)
+    assert np.array_equal(stored.array, step_by_step)
 
 
 def test_corruptions_have_the_published_size() -> None:
@@ -416,14 +388,13 @@ def test_random_corruption_reaches_the_training_images_only_before_all_other_ste
     assert torch.equal(labels, exact.train_dataloader().dataset[3, torch.tensor([7, 500])][1])
 
 
-@pytest.mark.parametrize("method", ["zca", "zca-half"])
-def test_zca_is_fitted_on_the_training_split(data_dir: Path, method: str) -> None:
-    datamodule = ready(data_dir, normalize=method)
+def test_zca_is_fitted_on_the_training_split(data_dir: Path) -> None:
+    datamodule = ready(data_dir, normalize="zca")
     images = datamodule._originals(True, 1000).array
     assert datamodule.whitening is not None and len(datamodule.train_indices) == 900
-    fitted = fit_whitening(images, datamodule.train_indices.numpy(), method=method)
+    fitted = fit_whitening(images, datamodule.train_indices.numpy(), method="zca")
     assert np.array_equal(datamodule.whitening, fitted)
-    assert not np.array_equal(fitted, fit_whitening(images, np.arange(len(images)), method=method))
+    assert not np.array_equal(fitted, fit_whitening(images, np.arange(len(images)), method="zca"))
 
 
 @pytest.mark.parametrize(
@@ -488,6 +459,7 @@ def test_tensorboard_shows_an_image_of_each_class_before_and_after(run: Any) -> 
         ("--denoise_strength 3", "denoise_strength 3: needs denoise"),
         ("--denoise median --denoise_strength 2", "denoise_strength 2: must be an odd number"),
         ("--denoise median --denoise_strength 33", "denoise_strength 33: must be above 0 and at most 31 for median"),
+        ("--denoise foo", "--denoise foo: must be one of 'none', 'gaussian'"),
         ("--denoise gaussian --denoise_strength 0", "--denoise_strength 0.0: must be above 0"),
         ("--severity 2", "severity 2: needs corrupt"),
         ("--corrupt jpeg --severity 6", "--severity 6: must be from 1 to 5"),
@@ -498,27 +470,6 @@ def test_senseless_flags_are_refused(arguments: str, message: str) -> None:
     with pytest.raises(UsageError) as caught:
         RunConfig(**{k: v for k, v in vars(train.make_parser().parse_args(arguments.split())).items() if k in SETTINGS})
     assert message in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ("--denoise foo", "--denoise foo: must be one of 'none', 'gaussian'"),
-        ("--normalize pca", "--normalize pca: must be one of 'dataset'"),
-        ("--denoise median --denoise_strength 2", "--denoise_strength 2: must be an odd number"),
-        ("--corrupt jpeg --severity high", "--severity high: must be a whole number"),
-    ],
-)
-def test_a_bad_flag_gets_one_line_and_status_2(arguments: str, message: str) -> None:
-    line = [sys.executable, str(ROOT / "train.py"), *arguments.split()]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
-
-
-def test_names_on_the_command_line_are_those_of_the_methods() -> None:
-    for flag, known in (("denoise", DENOISE), ("segment", SEGMENT), ("normalize", NORMALIZE), ("corrupt", CORRUPT)):
-        for method in known:
-            assert vars(train.make_parser().parse_args([f"--{flag}", method]))[flag] == method
 
 
 def test_cached_results_are_found_without_loading_the_images(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -538,14 +489,5 @@ def test_cached_results_lie_in_the_folder_that_is_named(run: Any, data_dir: Path
     result = run(cache_dir=tmp_path / "cache", epochs=1, normalize="zca-half", random_corruption=0.25)
     evaluated(result.checkpoint, data_dir, denoise="median", cache_dir=tmp_path / "cache")
     assert not (data_dir / "preprocessed").exists()
-    kinds = {path.name.partition("-")[0] for path in (tmp_path / "cache").glob("*.bin")}
-    assert kinds == {"corrupt", "denoise", "fit", "whiten"}
-
-
-def test_a_run_with_zca_can_be_tested_again_from_its_checkpoint(run: Any, data_dir: Path) -> None:
-    settings = {"network": "lenet5", "normalize": "zca"}
-    result = run(**settings)
-    for path in (data_dir / "preprocessed").glob("*.bin"):
-        path.unlink()
-    assert evaluated(result.checkpoint, data_dir)["test/loss"] == pytest.approx(result.test_loss)
-    assert run(**settings).test_loss == pytest.approx(result.test_loss)
+    names = sorted(path.name[:-21] for path in (tmp_path / "cache").glob("*.bin"))
+    assert names == ["corrupt-at-random-0-whiten", "denoise-median-3.0-whiten", "fit-zca-half", "whiten", "whiten"]
