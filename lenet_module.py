@@ -24,7 +24,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from core.errors import UsageError
 from core.settings import FORMAT, check_format
-from models.checkpoint import TEMPERATURE, read_flags, remove_compiled_prefix
+from models.checkpoint import TEMPERATURE, read_flags
 from models.classifier import compute_logits
 from models.config import ModelConfig, Network
 from models.distillation import compute_distillation_loss
@@ -154,8 +154,6 @@ class LeNetModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the checkpoint's network, as the data module takes its preprocessing."""
         self.temperature = float(checkpoint.get(TEMPERATURE, 1))
-        if not hasattr(self.model, "_orig_mod"):
-            checkpoint["state_dict"] = remove_compiled_prefix(checkpoint["state_dict"])
         flags = read_flags(checkpoint)
         if "width" not in flags or isinstance(flags.get("network"), nn.Module):  # the latter was passed with the call
             return
@@ -170,11 +168,10 @@ class LeNetModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         bfloat16 = str(self.trainer.precision).startswith("bf16")
-        c = self.config
-        assert c.lr is not None and c.weight_decay is not None  # a configuration has the optimizer's defaults
+        c: Any = self.config
         rates = c.optimizer, c.lr, c.weight_decay, c.momentum, c.nesterov
         optimizer = make_optimizer(self.parameters(), *rates, bfloat16)
-        schedule = make_schedule(optimizer, self.config.schedule, self.trainer.estimated_stepping_batches)
+        schedule = make_schedule(optimizer, c.schedule, self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "train/lr"}}
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], metrics: MetricCollection) -> Tensor:

@@ -89,15 +89,10 @@ def expand_names(names: Sequence[str]) -> list[Path]:
 
     UsageError if a name is a URL.
     """
-    paths = []
-    for name in names:
-        if Path(name).exists():
-            paths.append(Path(name))
-        elif "://" in name:
-            raise UsageError(f"{escape(name)}: is a URL; download the picture and name its file")
-        else:
-            paths += map(Path, sorted(glob(name)) or [name])
-    return paths
+    if urls := [name for name in names if "://" in name and not Path(name).exists()]:
+        raise UsageError(f"{escape(urls[0])}: is a URL; download the picture and name its file")
+    found = [[name] if Path(name).exists() else sorted(glob(name)) or [name] for name in names]
+    return [Path(name) for name in chain(*found)]
 
 
 def print_table(predictions: Sequence[Prediction]) -> None:

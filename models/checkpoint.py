@@ -6,14 +6,12 @@
 Nothing in a file can run code, and a file that only a checkpoint names is never run. Imports no Lightning.
 """
 
-import math
-import pickle
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -52,9 +50,9 @@ class Checkpoint:
     whitening: np.ndarray | None  # float32 [3, 3 * ZCA_SIDE**2 + 1] of `fit_whitening`, if the preprocessing has it
     mean: Tensor  # float32 [3], per channel, in [0, 255], as std
     std: Tensor
-    class_names: tuple[str, ...]  # by label
     state_dict: dict[str, Tensor]  # of `LeNetModule`
     temperature: float  # by which to divide logits
+    class_names: ClassVar[tuple[str, ...]] = CLASS_NAMES  # by label
 
     @property
     def is_of_run(self) -> bool:
@@ -106,24 +104,17 @@ def load_checkpoint(path: str | Path, network: str | None = None, last: bool = F
     try:
         with warnings.catch_warnings(action="ignore"):  # of files that are refused right after
             entries = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        reason = error.strerror if error.filename else "damaged, or no PyTorch checkpoint"  # without one: its content
-        raise UsageError(f"{path}: {reason}") from error
-    except pickle.UnpicklingError as error:
-        raise UsageError(f"{path}: refused, it holds more than tensors and plain values, or is damaged") from error
     except Exception as error:  # PyTorch's reader raises whatever it trips over
-        raise UsageError(f"{path}: damaged, or no PyTorch checkpoint") from error
-    if not isinstance(entries, dict) or not entries.keys() >= {STATE_DICT, EPOCH} or not read_flags(entries):
-        raise UsageError(f"{path}: no checkpoint of this project")
-    if DATA_STATE not in entries:
-        raise UsageError(f"{path}: was trained without CIFAR10DataModule, so its preprocessing is unknown")
-    try:
-        check_format(entries)
-    except UsageError as error:
-        raise UsageError(f"{path}: {error}") from error
+        known = isinstance(error, OSError) and error.filename  # without a name, the content is the reason
+        reason = error.strerror if known else "refused, it is damaged or holds more than tensors and plain values"
+        raise UsageError(f"{path}: {reason}") from error
     with explain_errors(path):
-        checkpoint = parse_entries(path, entries)
-    return name_network_again(checkpoint, network)
+        if not isinstance(entries, dict) or not entries.keys() >= {STATE_DICT, EPOCH} or not read_flags(entries):
+            raise UsageError("no checkpoint of this project")
+        if DATA_STATE not in entries:
+            raise UsageError("was trained without CIFAR10DataModule, so its preprocessing is unknown")
+        check_format(entries)
+        return parse_entries(path, entries, network)
 
 
 def refuse_overwriting(option: str, path: Path) -> None:
@@ -145,21 +136,20 @@ def read_flags(entries: Mapping[str, Any]) -> Mapping[str, Any]:
     return entries.get(FLAGS) or {name: value for name, value in values.items() if name in known}
 
 
-def remove_compiled_prefix(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return weights by the names that they have in a network without `torch.compile`."""
-    return {name.replace(f"{MODEL}_orig_mod.", MODEL, 1): value for name, value in state_dict.items()}
+def parse_entries(path: Path, entries: Mapping[str, Any], name: str | None) -> Checkpoint:
+    """Return the entries of a file, and the place of its network's code as the caller names it, as a checkpoint.
 
-
-def parse_entries(path: Path, entries: Mapping[str, Any]) -> Checkpoint:
-    """Return the entries of a file as a checkpoint; any exception means that they are invalid."""
+    Any exception means that the entries are invalid, or that the name is missing or is that of another network.
+    """
     flags, state = dict(read_flags(entries)), entries[DATA_STATE]
+    known = Network.read(flags).network
+    if name is None and known not in registry.NETWORKS:
+        raise UsageError(registry.missing_code(known))
+    flags["network"] = name or known
+    other_class = flags["network"].rpartition(":")[2] != known.rpartition(":")[2]
+    if flags["network"] != known and (other_class or {known, name} & registry.NETWORKS.keys()):
+        raise UsageError(f"its network is {known}, not {name}")
     preprocessing, whitening = from_state(state)
-    temperature = float(entries.get(TEMPERATURE, 1))
-    if not 0 < temperature < math.inf:
-        raise UsageError(f"temperature {temperature} is not above 0")
-    names = tuple(entries.get(NAMES, CLASS_NAMES))
-    if len(names) != len(CLASS_NAMES) or not all(isinstance(name, str) for name in names):
-        raise UsageError(f"has no names of {len(CLASS_NAMES)} classes")
     return Checkpoint(
         path=path,
         flags=flags,
@@ -171,27 +161,9 @@ def parse_entries(path: Path, entries: Mapping[str, Any]) -> Checkpoint:
         whitening=whitening,
         mean=state["mean"].view(3),
         std=state["std"].view(3),
-        class_names=names,
-        state_dict=remove_compiled_prefix(entries[STATE_DICT]),
-        temperature=temperature,
+        state_dict=dict(entries[STATE_DICT]),
+        temperature=float(entries.get(TEMPERATURE, 1)),
     )
-
-
-def name_network_again(checkpoint: Checkpoint, name: str | None) -> Checkpoint:
-    """Return the checkpoint with the place of its network's code, as the caller names it.
-
-    UsageError if it is missing for a network of the user's own, or is another network than the checkpoint's.
-    """
-    known = checkpoint.network.network
-    own = known not in registry.NETWORKS
-    if own and name is None:
-        raise UsageError(f"{checkpoint.path}: {registry.missing_code(known)}")
-    if name is None or name == known:
-        return checkpoint
-    if not own or name in registry.NETWORKS or name.rpartition(":")[2] != known.rpartition(":")[2]:
-        raise UsageError(f"{checkpoint.path}: its network is {known}, not {name}")
-    flags = checkpoint.flags | {"network": name}
-    return replace(checkpoint, network=replace(checkpoint.network, network=name), flags=flags)
 
 
 @contextmanager
@@ -199,6 +171,8 @@ def explain_errors(path: Path) -> Iterator[None]:
     """Turn an exception about the content of a checkpoint into a UsageError of one line."""
     try:
         yield
-    except (UsageError, TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
         raise UsageError(f"{path}: does not fit this network: {reason}") from error

@@ -40,13 +40,11 @@ def predict_files(classifier: Classifier, files: Sequence[Path], fit: str) -> tu
         tqdm(total=len(files), unit="image", leave=False, disable=None) as progress,
     ):
         for start in range(0, len(files), BATCH_SIZE):
-            batch, pixels = files[start : start + BATCH_SIZE], {}
-            for file, read in zip(batch, pool.map(partial(read_or_reason, fit=fit), batch), strict=True):
-                progress.update()
-                if isinstance(read, str):
-                    failed[file] = read
-                else:
-                    pixels[file] = read
+            batch = files[start : start + BATCH_SIZE]
+            read = dict(zip(batch, pool.map(partial(read_or_reason, fit=fit), batch), strict=True))
+            progress.update(len(batch))
+            failed |= {file: found for file, found in read.items() if isinstance(found, str)}
+            pixels = {file: found for file, found in read.items() if not isinstance(found, str)}
             if pixels:
                 predictions += map(Prediction, pixels, rank_classes(classifier, np.stack(list(pixels.values()))))
     return predictions, failed

@@ -6,7 +6,6 @@ its name is "file.py:Class". PyTorch is imported only when a network is made: th
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import sys
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from cifar10.records import CLASS_NAMES
+from core import files
 from core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def make_network(name: str, width: int = 3, sha256: str | None = None) -> nn.Mod
         network_class = getattr(networks, known.class_name)
         return network_class(num_classes=len(CLASS_NAMES), **({"width": width} if known.has_width else {}))
     path, source = read_source(name)
-    found = hashlib.sha256(source).hexdigest()
+    found = files.sha256(source)
     if sha256 not in (None, found):
         raise UsageError(f"{path}: is not the file that the run used: its SHA-256 is {found}, not {sha256}")
     try:
@@ -76,12 +76,12 @@ def hash_network(name: str) -> str | None:
 
     UsageError if the file cannot be read.
     """
-    return None if name in NETWORKS else hashlib.sha256(read_source(name)[1]).hexdigest()
+    return None if name in NETWORKS else files.sha256(read_source(name)[1])
 
 
 def name_network(network: nn.Module) -> str:
     """Return "file.py:Class" for a network object, without the file's folder."""
-    network_class = type(getattr(network, "_orig_mod", network))  # of a network that is compiled
+    network_class = type(network)
     module = sys.modules.get(network_class.__module__)
     file = getattr(module, "__file__", None) or f"{network_class.__module__}.py"  # a notebook has no file
     return f"{Path(file).name}:{network_class.__name__}"
@@ -105,7 +105,7 @@ def find_class(path: Path, source: bytes, class_name: str) -> type[nn.Module]:
     """Return a class of a Python file, which is run if it is not running; `source` is its content."""
     from torch import nn
 
-    name = f"network_{hashlib.sha256(source).hexdigest()[:16]}"  # hides no other module
+    name = f"network_{files.sha256(source)[:16]}"  # hides no other module
     main = sys.modules["__main__"]
     if Path(getattr(main, "__file__", None) or "").resolve() == path.resolve():
         module = main

@@ -233,20 +233,6 @@ def test_no_file_that_only_the_checkpoint_names_is_run(tmp_path: Path, weights_o
     assert LeNetModule(network=name)  # elsewhere, whoever calls is trusted
 
 
-def test_weights_of_a_compiled_network_load_into_one_that_is_not(tmp_path: Path) -> None:
-    module = LeNetModule(width=1)
-    plain = module.model
-    module.model = torch.compile(plain, backend="eager")
-    path = saved(module, tmp_path / "compiled.ckpt")
-    assert any("_orig_mod" in name for name in torch.load(path, weights_only=True)["state_dict"])
-    loaded = LeNetModule.load_from_checkpoint(path, weights_only=True)
-    assert all(torch.equal(value, plain.state_dict()[name]) for name, value in loaded.model.state_dict().items())
-    again = LeNetModule(width=1)
-    again.model = torch.compile(again.model, backend="eager")
-    pl.Trainer(logger=False).test(again, loader(), ckpt_path=path, weights_only=True, verbose=False)
-    assert torch.equal(again.model.fc1.weight, plain.fc1.weight)
-
-
 def test_without_a_last_step_the_rate_is_constant_or_a_line_says_what_is_missing() -> None:
     endless = fit(LeNetModule(width=1, lr=0.01, schedule="constant"), epochs=-1, max_time="00:00:00:01")
     assert endless.global_step and endless.optimizers[0].param_groups[0]["lr"] == 0.01

@@ -4,7 +4,6 @@ import contextlib
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -13,23 +12,11 @@ from hypothesis import strategies as st
 import train as main_program
 from cifar10.augmentation import crop_and_flip, draw_epoch
 from cifar10.records import RECORD_BYTES, read_records
-from cifar_datamodule import ShuffledBatches, stratified_split
+from cifar_datamodule import stratified_split
 from core.errors import DataError, UsageError
 from training.config import SETTINGS, RunConfig, read_config
 
 seeds = st.integers(0, 2**32 - 1)
-
-
-@given(count=st.integers(1, 20), seed=seeds)
-def test_records_are_read_as_they_were_written(count: int, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    labels, images = rng.integers(0, 10, count), rng.integers(0, 256, (count, 3, 32, 32), dtype=np.uint8)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "records.bin")
-        path.write_bytes(np.column_stack([labels.astype(np.uint8), images.reshape(count, -1)]).tobytes())
-        read_images, read_labels = read_records(path)
-        assert np.array_equal(read_images.transpose(0, 3, 1, 2), images) and np.array_equal(read_labels, labels)
-        del read_images  # Windows does not delete a mapped file
 
 
 @given(size=st.integers(0, 3 * RECORD_BYTES), label=st.integers(0, 255))
@@ -49,20 +36,6 @@ def test_a_split_is_disjoint_complete_and_equal_over_the_classes(labels: list[in
     assert sorted(train.tolist() + val.tolist()) == list(range(len(labels)))
     for label in range(10):
         assert (tensor[val] == label).sum() == min(each, labels.count(label))
-
-
-@given(st.integers(1, 200), st.integers(1, 50), st.sampled_from([1, 2, 3, 4]), seeds, st.integers(0, 1000))
-def test_processes_share_out_each_image_of_an_epoch_once(
-    count: int, share: int, world_size: int, seed: int, epoch: int
-) -> None:
-    seen: list[int] = []
-    for rank in range(world_size):
-        sampler = ShuffledBatches(torch.arange(count), share * world_size, seed, rank, world_size)
-        sampler.set_epoch(epoch)
-        for number, indices in sampler:
-            assert number == epoch and len(indices) == share
-            seen += indices.tolist()
-    assert len(seen) == len(set(seen)) == count // (share * world_size) * share * world_size
 
 
 @given(seeds, st.integers(0, 10_000), st.integers(0, 31), st.booleans(), st.floats(0, 1), st.integers(1, 100))
