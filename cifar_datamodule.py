@@ -73,7 +73,8 @@ class CIFAR10DataModule(pl.LightningDataModule):
         self.mean: Any = None  # float32 [3], of the training split's pixels, in [0, 255]
         self.std: Any = None
         self.whitening: np.ndarray | None = None  # of `fit_whitening`, if one of WHITENING is chosen
-        self._train: Any = None  # all 50,000: uint8 [N, 32, 32, 3], preprocessed; int64 [N]
+        # All 50,000: uint8 [N, 32, 32, 3], preprocessed; int64 [N]
+        self._train: tuple[Tensor, Tensor] = None  # type: ignore[assignment]
         self._corrupted: list[Tensor] = []  # corrupted versions of these images, for `crop_and_flip`
         self._teacher_logits: Tensor | None = None  # float32 [N, 10]
         self._verified = False
@@ -156,7 +157,8 @@ class CIFAR10DataModule(pl.LightningDataModule):
         """Treat later images by the preprocessing and the statistics of `state_dict`."""
         self.mean, self.std = state_dict["mean"], state_dict["std"]
         self.preprocessing, self.whitening = preprocessing.from_state(state_dict)
-        self._train = None  # Lightning loads a checkpoint after `setup`, which may have prepared them in another way
+        # Lightning loads a checkpoint after `setup`, which may have prepared them in another way.
+        self._train = None  # type: ignore[assignment]
 
     def load_split(self, split: str) -> LabelledImages:
         """Read the split "val" or "test" as it is in the data set; needs no `setup`."""
@@ -262,10 +264,8 @@ class AugmentedBatches(Batches):
         texts = []
         for index in indices.tolist():
             down, right = -int(draws.rows[index]), -int(draws.columns[index])  # the image moves against its crop
-            words = {
-                f"{abs(down)} {'down' if down > 0 else 'up'}": down,
-                f"{abs(right)} {'right' if right > 0 else 'left'}": right,
-            }
+            words: dict[str, Any] = {f"{abs(down)} {'down' if down > 0 else 'up'}": down}
+            words |= {f"{abs(right)} {'right' if right > 0 else 'left'}": right}
             words |= {"flipped": draws.flipped[index], "corrupted": draws.versions[index], "hole": hole}
             texts.append(", ".join(word for word, is_so in words.items() if is_so))
         return texts

@@ -33,11 +33,7 @@ class Data(Settings):
         None, "URL of an official CIFAR-10 archive to download instead of the known sources.", identity=False
     )
     batch_size: int = setting(
-        128,
-        "Images per training step, over all devices together.",
-        named="bs",
-        at_least=1,
-        at_most=50_000,
+        128, "Images per training step, over all devices together.", named="bs", at_least=1, at_most=50_000
     )
     val_size: int = setting(
         5000,
@@ -109,8 +105,7 @@ class Preprocessing(Settings):
         above=0,
     )
     segment: SegmentName = setting(
-        "none",
-        "Segmentation: the background (otsu, grabcut) or each superpixel gets its mean colour.",
+        "none", "Segmentation: the background (otsu, grabcut) or each superpixel gets its mean colour."
     )
     normalize: NormalizeName = setting(
         "dataset",
@@ -119,9 +114,7 @@ class Preprocessing(Settings):
         "image, or equalizing its contrast locally (CLAHE). none only divides pixels by 255.",
     )
     corrupt: CorruptName = setting(
-        "none",
-        "Corruption of whole splits before all else, as in CIFAR-10-C; to test robustness.",
-        named="corrupt-",
+        "none", "Corruption of whole splits before all else, as in CIFAR-10-C; to test robustness.", named="corrupt-"
     )
     severity: int | None = setting(
         None, "Severity of the corruption, 1 to 5; null takes 3.", follows="corrupt", at_least=1, at_most=5

@@ -177,7 +177,8 @@ def library_versions() -> str:
     import cv2
     import skimage
 
-    return f"{REVISION} numpy {np.__version__}, opencv {cv2.__version__}, scikit-image {skimage.__version__}"
+    scikit_image = skimage.__version__  # type: ignore[attr-defined]
+    return f"{REVISION} numpy {np.__version__}, opencv {cv2.__version__}, scikit-image {scikit_image}"
 
 
 def from_state(state: Mapping[str, Any]) -> tuple[Preprocessing, np.ndarray | None]:

@@ -105,8 +105,9 @@ def load_checkpoint(path: str | Path, network: str | None = None, last: bool = F
         with warnings.catch_warnings(action="ignore"):  # of files that are refused right after
             entries = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # PyTorch's reader raises whatever it trips over
-        known = isinstance(error, OSError) and error.filename  # without a name, the content is the reason
-        reason = error.strerror if known else "refused, it is damaged or holds more than tensors and plain values"
+        reason = "refused, it is damaged or holds more than tensors and plain values"
+        if isinstance(error, OSError) and error.filename:  # without a name, it is about the content
+            reason = error.strerror
         raise UsageError(f"{path}: {reason}") from error
     with explain_errors(path):
         if not isinstance(entries, dict) or not entries.keys() >= {STATE_DICT, EPOCH} or not read_flags(entries):

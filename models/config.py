@@ -35,9 +35,7 @@ class Network(Settings):
         "number of classes. lenet5-bn is lenet5 with batch normalization, merged into the weights after training.",
     )
     network_sha256: str | None = setting(
-        None,
-        "SHA-256 that the file of your own network must have; null accepts any. A run records it.",
-        named=None,
+        None, "SHA-256 that the file of your own network must have; null accepts any. A run records it.", named=None
     )
     width: int = setting(
         3,
@@ -109,15 +107,10 @@ class Teacher(Settings):
         resumable=False,
     )
     teacher_weight: float = setting(
-        0.9,
-        "Weight of the soft targets in the training loss; the labels have the rest.",
-        at_least=0,
-        at_most=1,
+        0.9, "Weight of the soft targets in the training loss; the labels have the rest.", at_least=0, at_most=1
     )
     teacher_sha256: str | None = setting(
-        None,
-        "SHA-256 that the teacher must have; null accepts any. A run records it.",
-        named="teacher-",
+        None, "SHA-256 that the teacher must have; null accepts any. A run records it.", named="teacher-"
     )
 
     def check(self) -> None:

@@ -5,8 +5,6 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
-import torchvision
 from torch import Tensor
 
 from cifar10 import records
@@ -188,33 +186,6 @@ def test_a_read_only_data_folder_with_a_cache_folder_works(
     datamodule.prepare_data()
     datamodule.setup()
     assert len(datamodule.load_split("val").labels) == 100 and len(datamodule.examples()["as it is"]) == 10
-
-
-def test_it_feeds_someone_elses_network(data_dir: Path) -> None:
-    class ResNet(pl.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = torchvision.models.resnet18(num_classes=10)
-            self.losses: list[float] = []
-
-        def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-            loss = F.cross_entropy(self.network(batch[0]), batch[1])
-            self.losses.append(loss.item())
-            return loss
-
-        def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-            self.log("acc", (self.network(batch[0]).argmax(1) == batch[1]).float().mean())
-
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.Adam(self.parameters())
-
-    pl.seed_everything(0, verbose=False)
-    trainer = quick_trainer(max_epochs=3)
-    module = ResNet()
-    trainer.fit(module, datamodule=ready(data_dir, crop=0, flip=False))
-    epoch = len(module.losses) // 3
-    assert sum(module.losses[-epoch:]) < sum(module.losses[:epoch])
-    assert 0 <= trainer.callback_metrics["acc"] <= 1
 
 
 def quick_trainer(**options: object) -> pl.Trainer:
