@@ -73,8 +73,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
         self.mean: Any = None  # float32 [3], of the training split's pixels, in [0, 255]
         self.std: Any = None
         self.whitening: np.ndarray | None = None  # of `fit_whitening`, if one of WHITENING is chosen
-        # All 50,000: uint8 [N, 32, 32, 3], preprocessed; int64 [N]
-        self._train: tuple[Tensor, Tensor] = None  # type: ignore[assignment]
+        self._train: Any = None  # all 50,000: uint8 [N, 32, 32, 3], preprocessed, and labels, int64 [N]
         self._corrupted: list[Tensor] = []  # corrupted versions of these images, for `crop_and_flip`
         self._teacher_logits: Tensor | None = None  # float32 [N, 10]
         self._verified = False
@@ -117,7 +116,8 @@ class CIFAR10DataModule(pl.LightningDataModule):
         rank, world_size = self._process()
         if self.config.batch_size % world_size:
             raise ValueError(f"batch_size {self.config.batch_size} does not divide by the {world_size} processes")
-        data, seed, end = (*self._train, self.mean, self.std), self.config.seed, self._augmented_epochs()
+        images, labels = self._train
+        data, seed, end = (images, labels, self.mean, self.std), self.config.seed, self._augmented_epochs()
         dataset = AugmentedBatches(*data, self.config, seed, end, self._teacher_logits, self._corrupted)
         sampler = ShuffledBatches(self.train_indices, self.config.batch_size, seed, rank, world_size)
         return DataLoader(dataset, sampler=sampler, batch_size=None)
@@ -128,7 +128,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
         if self.config.val_size == 0:
             return []
         self.setup()
-        return self._evaluation_loader(*self._train, self.val_indices)
+        return self._evaluation_loader(self.val_indices, *self._train)
 
     def clean_train_dataloader(self) -> DataLoader:
         """Return a loader of CLEAN_SIZE training images, preprocessed as validation images are, so not augmented.
@@ -137,12 +137,12 @@ class CIFAR10DataModule(pl.LightningDataModule):
         """
         self.setup()
         chosen = stratified_split(self._train[1][self.train_indices], CLEAN_SIZE, split_seed=0)[1]
-        return self._evaluation_loader(*self._train, self.train_indices[chosen])
+        return self._evaluation_loader(self.train_indices[chosen], *self._train)
 
     def test_dataloader(self) -> DataLoader:
         self.setup("test")
         images, labels = self.preprocess_split("test", corrupted=True), self._labels(train=False)
-        return self._evaluation_loader(torch.from_numpy(images), labels, torch.arange(len(labels)))
+        return self._evaluation_loader(torch.arange(len(labels)), torch.from_numpy(images), labels)
 
     def predict_dataloader(self) -> DataLoader:
         """Return the loader over the test images, in their order."""
@@ -157,8 +157,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
         """Treat later images by the preprocessing and the statistics of `state_dict`."""
         self.mean, self.std = state_dict["mean"], state_dict["std"]
         self.preprocessing, self.whitening = preprocessing.from_state(state_dict)
-        # Lightning loads a checkpoint after `setup`, which may have prepared them in another way.
-        self._train = None  # type: ignore[assignment]
+        self._train = None  # Lightning loads a checkpoint after `setup`, which may have prepared them in another way
 
     def load_split(self, split: str) -> LabelledImages:
         """Read the split "val" or "test" as it is in the data set; needs no `setup`."""
@@ -218,7 +217,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
         epochs = self.trainer.max_epochs if self.trainer else None
         return epochs - self.config.plain_epochs if epochs and epochs > 0 else math.inf
 
-    def _evaluation_loader(self, images: Tensor, labels: Tensor, indices: Tensor) -> DataLoader:
+    def _evaluation_loader(self, indices: Tensor, images: Tensor, labels: Tensor) -> DataLoader:
         rank, world_size = self._process()
         batches = indices[rank::world_size].split(EVAL_BATCH_SIZE)
         return DataLoader(Batches(images, labels, self.mean, self.std), sampler=batches, batch_size=None)

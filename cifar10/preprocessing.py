@@ -104,14 +104,9 @@ def preprocess_lazily(images: LazyArray, steps: Sequence[Step], folder: Path) ->
 
 
 def apply_steps(images: np.ndarray, steps: Sequence[Step]) -> np.ndarray:
-    """Return images, uint8 [N, 32, 32, 3], after the steps; `images` itself if there are none."""
-    for step in steps:
-        images = apply_step(images, step)
-    return images
-
-
-def apply_step(images: np.ndarray, step: Step) -> np.ndarray:
-    """Return a new array of the images, uint8 [N, 32, 32, 3], each after the step; runs on all cores."""
+    """Return images, uint8 [N, 32, 32, 3], each after the steps, computed on all cores; `images` if there are none."""
+    if not steps:
+        return images
     import cv2
 
     cv2.setNumThreads(1)  # the images are shared out here, which pays more for small ones
@@ -119,7 +114,10 @@ def apply_step(images: np.ndarray, step: Step) -> np.ndarray:
 
     def work(start: int) -> None:
         for index in range(start, min(start + CHUNK, len(images))):
-            done[index] = step.method(*step.parameters, images[index], index)
+            image = images[index]
+            for step in steps:
+                done[index] = step.method(*step.parameters, image, index)
+                image = done[index]
 
     with ThreadPoolExecutor(cores()) as pool:  # threads, since OpenCV and BLAS release the GIL
         list(pool.map(work, range(0, len(images), CHUNK)))

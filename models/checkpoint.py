@@ -107,7 +107,7 @@ def load_checkpoint(path: str | Path, network: str | None = None, last: bool = F
     except Exception as error:  # PyTorch's reader raises whatever it trips over
         reason = "refused, it is damaged or holds more than tensors and plain values"
         if isinstance(error, OSError) and error.filename:  # without a name, it is about the content
-            reason = error.strerror
+            reason = str(error.strerror)
         raise UsageError(f"{path}: {reason}") from error
     with explain_errors(path):
         if not isinstance(entries, dict) or not entries.keys() >= {STATE_DICT, EPOCH} or not read_flags(entries):
