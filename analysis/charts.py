@@ -99,11 +99,9 @@ def marker(values: Mapping[float, float], shape: str = ".") -> str:
     return shape if len(values) == 1 else ""
 
 
-def plot_heat_map(
-    table: np.ndarray, rows: Sequence[str], columns: Sequence[str], title: str, texts: np.ndarray | None = None
-) -> Figure:
+def plot_heat_map(table: np.ndarray, rows: Sequence[str], columns: Sequence[str], title: str) -> Figure:
     """Draw accuracies in percent, float [R, C], NaN where there is none, each on a ground that is the darker the
-    higher it is; `texts`, str [R, C], stand in the place of the numbers.
+    higher it is.
     """
     names = [textwrap.fill(name, LABEL) for name in rows]
     figure = new_figure(WIDTH, 1.4 + 0.45 * len(rows), title)
@@ -113,8 +111,7 @@ def plot_heat_map(
     axes.set_xticks(range(len(columns)), columns, fontsize=9)
     axes.set_yticks(range(len(rows)), names, fontsize=9)
     for (row, column), value in np.ndenumerate(table):
-        text = f"{value:.1f}" if texts is None else str(texts[row, column])
-        colour = "white" if value - low > 0.6 * (high - low) else "black"
+        style = {"ha": "center", "fontsize": 9, "color": "white" if value - low > 0.6 * (high - low) else "black"}
         if not np.isnan(value):
-            axes.text(column, row, text, ha="center", va="center", fontsize=9, color=colour).set_in_layout(False)
+            axes.text(column, row, f"{value:.1f}", va="center", **style).set_in_layout(False)
     return figure

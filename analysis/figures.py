@@ -102,24 +102,21 @@ def plot_sheet(
     """
     lines = max((caption.count("\n") + 1 for caption in captions), default=0)
     rows, scale = max(1, -(-len(images) // columns)), max(1, SIDE // images.shape[1])
-    tiles = images.repeat(scale, 1).repeat(scale, 2)
-    side, below = tiles.shape[1], 12 + 12 * lines
+    side, below = scale * images.shape[1], 12 + 12 * lines
     left, wide = (95, 95 + columns * (side + GAP)) if row_names else (17, 17 + columns * (side + GAP))
     title = wrap_title(title, wide / DPI)
     top = 32 + 17 * title.count("\n")
     high = top + rows * (side + below)
-    picture = np.full((high, wide, 3), 255, np.uint8)
+    margins = (0, 0), (0, below), (0, GAP), (0, 0)
+    tiles = np.pad(images.repeat(scale, 1).repeat(scale, 2), margins, constant_values=255)
     figure = new_figure(wide / DPI, high / DPI, "", layout=None)
     figure.suptitle(title, y=1 - 10 / high, va="top", fontsize=10)
-    for number, tile in enumerate(tiles):
-        x, y = left + number % columns * (side + GAP), top + number // columns * (side + below)
-        picture[y : y + side, x : x + side] = tile
-        if number < len(captions):
-            place = (x + side / 2) / wide, 1 - (y + side + 4) / high
-            figure.text(*place, captions[number], ha="center", va="top", fontsize=7.5, linespacing=1.1)
+    figure.figimage(mosaic(tiles, columns, gap=0), left)
+    for number, caption in enumerate(captions):
+        x, y = left + number % columns * (side + GAP) + side / 2, top + number // columns * (side + below) + side + 4
+        figure.text(x / wide, 1 - y / high, caption, ha="center", va="top", fontsize=7.5, linespacing=1.1)
     for row, name in enumerate(row_names):
         figure.text(10 / wide, 1 - (top + row * (side + below) + side / 2) / high, name, va="center", fontsize=8)
-    figure.figimage(picture)
     return figure
 
 
@@ -155,17 +152,15 @@ def plot_reliability(probabilities: Tensor, labels: Tensor, title: str) -> Figur
     and as a bar. `probabilities` are float [N, C], `labels` int64 [N].
     """
     confidence, predicted = probabilities.max(1)
-    bins = np.digitize(confidence.numpy(), np.linspace(0, 1, CALIBRATION_BINS + 1)[1:-1])
-    count = np.bincount(bins, minlength=CALIBRATION_BINS)
-    sums = (np.bincount(bins, of, CALIBRATION_BINS) for of in ((predicted == labels).numpy(), confidence.numpy()))
-    accuracy, mean = (values / np.maximum(count, 1) for values in sums)
+    weights = (None, predicted == labels, confidence)
+    count, right, sure = (np.histogram(confidence, CALIBRATION_BINS, (0, 1), weights=each)[0] for each in weights)
+    some = count > 0
 
     figure = new_figure(6.4, 6.0, title)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     top.plot([0, 1], [0, 1], "--", color="black", label="as often right as confident")
-    some = count > 0
-    area = 20 + 600 * count[some] / count.max()
-    top.scatter(mean[some], accuracy[some], area, COLOURS[0], alpha=0.8, label="images of similar confidence")
+    mean, accuracy, area = sure[some] / count[some], right[some] / count[some], 20 + 600 * count[some] / count.max()
+    top.scatter(mean, accuracy, area, COLOURS[0], alpha=0.8, label="images of similar confidence")
     top.set(ylim=(-0.05, 1.05), ylabel="accuracy")
     top.legend(loc="upper left", fontsize=8)
     top.grid(alpha=0.3)
@@ -276,13 +271,9 @@ def plot_feature_maps(
     heights = [values.ndim for values in maps.values()]
     rows = right.subplots(len(maps), 1, height_ratios=heights, squeeze=False)[:, 0] if maps else ()
     for axes, (name, values) in zip(rows, maps.items(), strict=True):
-        tiles = values.clamp(min=0).cpu().float().numpy()
-        of_units = tiles.ndim == 1
-        if of_units:
-            picture = mosaic(tiles[:, None, None], -(-len(tiles) // 6), gap=0)
-        else:
-            picture = mosaic(tiles, -(-len(tiles) // 3), gap=1)
-        axes.imshow(picture, cmap="viridis", interpolation="nearest")
-        axes.set_title(f"{name} after ReLU, {len(tiles)} {'units' if of_units else 'maps'}", fontsize=9)
+        kind, count, gap = ("maps", 3, 1) if values.ndim == 3 else ("units", 6, 0)  # rows, pixels between tiles
+        tiles = values.clamp(min=0).cpu().float().reshape(len(values), *(values.shape[1:] or (1, 1))).numpy()
+        axes.imshow(mosaic(tiles, -(-len(tiles) // count), gap), cmap="viridis", interpolation="nearest")
+        axes.set_title(f"{name} after ReLU, {len(tiles)} {kind}", fontsize=9)
         axes.set_axis_off()
     return figure

@@ -70,6 +70,11 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]])
     write_bytes(path, text.getvalue().encode())
 
 
+def read_csv(path: Path) -> list[list[str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.reader(file))
+
+
 def write_tables(folder: Path, logits: Tensor, labels: Tensor, class_names: Sequence[str]) -> None:
     """Write COUNTS, the confusion matrix, rows true, columns predicted; and CLASSES: of each class precision, recall
     and F1, as fractions (0 where there is nothing to divide by), and the number of its images.
@@ -126,11 +131,13 @@ def draw(
     title = f"Reliability: expected calibration error {error}\n{about}"
     drawn[RELIABILITY] = figures.plot_reliability(probabilities, labels, title)
     wrong = (predicted != labels).nonzero()[:, 0]
-    wrong = wrong[confidence[wrong].argsort(descending=True, stable=True)]
-    of_wrong = (labels[wrong].numpy(), predicted[wrong].numpy(), confidence[wrong].numpy())
+    wrong = wrong[confidence[wrong].argsort(descending=True, stable=True)].numpy()
     if len(wrong):
-        mistakes = Mistakes(shown[wrong.numpy()], *of_wrong, class_names)
-        drawn |= {MISTAKES: mistakes.draw_classes(about), CONFUSED: mistakes.draw_pairs(matrix.numpy(), about)}
+        names = np.array(class_names)
+        true, taken, sure = names[labels[wrong]], names[predicted[wrong]], confidence[wrong].numpy()
+        mistakes = Mistakes(shown[wrong], true, taken, [f"{share:.0%}" for share in sure])
+        drawn[MISTAKES] = mistakes.draw_classes(class_names, about)
+        drawn[CONFUSED] = mistakes.draw_pairs(confused_pairs(matrix.numpy(), class_names), about)
     return drawn
 
 
@@ -139,34 +146,26 @@ class Mistakes:
     """N images that a network takes for another class, the most confident mistake first."""
 
     shown: np.ndarray  # uint8 [N, H, W, 3]
-    true: np.ndarray  # int64 [N]
-    predicted: np.ndarray  # int64 [N]
-    confidence: np.ndarray  # float32 [N]
-    class_names: Sequence[str]
+    true: np.ndarray  # str [N]
+    predicted: np.ndarray  # str [N]
+    confidence: Sequence[str]
 
-    def draw_classes(self, about: str) -> Figure:
+    def draw_classes(self, class_names: Sequence[str], about: str) -> Figure:
         """Draw a few of each class."""
-        chosen = np.concatenate(
-            [np.flatnonzero(self.true == label)[:OF_A_CLASS] for label in range(len(self.class_names))]
-        )
-        captions = [
-            f"{self.class_names[self.true[i]]} {ARROW}\n{self.class_names[self.predicted[i]]} {self.confidence[i]:.0%}"
-            for i in chosen
-        ]
+        chosen = np.concatenate([np.flatnonzero(self.true == name)[:OF_A_CLASS] for name in class_names])
+        captions = [f"{self.true[i]} {ARROW}\n{self.predicted[i]} {self.confidence[i]}" for i in chosen]
         title = f"The most confident mistakes in each class: true {ARROW} predicted class\n{about}"
         return figures.plot_sheet(self.shown[chosen], captions, title)
 
-    def draw_pairs(self, matrix: np.ndarray, about: str) -> Figure:
-        """Draw some of each confusion between the most confused pairs, by the confusion matrix, int64 [C, C]."""
-        names, pictures, captions = [], [], []
-        for a, b, *_ in confused_pairs(matrix, self.class_names):
-            for pair in ((a, b), (b, a)):
-                true, predicted = map(self.class_names.index, pair)
-                chosen = np.flatnonzero((self.true == true) & (self.predicted == predicted))[:OF_A_PAIR]
-                missing = OF_A_PAIR - len(chosen)
-                names.append(f"{pair[0]} {ARROW}\n{pair[1]}:\n{matrix[true, predicted]} images")
-                pictures.append(np.pad(self.shown[chosen], ((0, missing), *[(0, 0)] * 3), constant_values=255))
-                captions += [f"{self.confidence[i]:.0%}" for i in chosen] + [""] * missing
+    def draw_pairs(self, pairs: Iterable[tuple[str, str, int, int]], about: str) -> Figure:
+        """Draw some of each confusion between pairs of classes, as `confused_pairs` gives them."""
+        names, pictures, captions = [], [], list[str]()
+        for true, predicted, count in (way for a, b, ab, ba in pairs for way in ((a, b, ab), (b, a, ba))):
+            chosen = np.flatnonzero((self.true == true) & (self.predicted == predicted))[:OF_A_PAIR]
+            missing = OF_A_PAIR - len(chosen)
+            names.append(f"{true} {ARROW}\n{predicted}:\n{count} images")
+            pictures.append(np.pad(self.shown[chosen], ((0, missing), *[(0, 0)] * 3), constant_values=255))
+            captions += [self.confidence[i] for i in chosen] + [""] * missing
         title = f"The most confused pairs: true {ARROW} predicted class\n{about}"
         return figures.plot_sheet(np.concatenate(pictures), captions, title, OF_A_PAIR, names)
 
@@ -199,10 +198,12 @@ def write_report(
     parts += ["## What was trained", markdown_table(("", ""), settings)]
     parts += ["## Trend", trend.strip()] if trend else []
     if (folder / HISTORY).exists():
-        parts += ["## Curves", "" if overview else show(CURVES), _epochs(folder / HISTORY), show(CLASS_CURVES)]
+        columns, *rows = read_csv(folder / HISTORY)
+        texts = [[f"{float(cell):.4g}" if cell else "" for cell in row] for row in choose(rows)]
+        table = markdown_table([name.replace("_", " ") for name in columns], texts)
+        parts += ["## Curves", "" if overview else show(CURVES), table, show(CLASS_CURVES)]
     if (folder / CLASSES).exists():
-        with (folder / CLASSES).open(encoding="utf-8", newline="") as file:
-            columns, *rows = csv.reader(file)
+        columns, *rows = read_csv(folder / CLASSES)
         shares = [[name, *(f"{float(share):.1%}" for share in scores), count] for name, *scores, count in rows]
         number = sum(int(row[-1]) for row in rows)
         parts += [
@@ -217,14 +218,6 @@ def write_report(
     tables = [name for name in (HISTORY, CLASSES, COUNTS, PREDICTIONS) if (folder / name).exists()]
     parts.append(f"Tables as files: {', '.join(f'[{name}]({name})' for name in tables)}.")
     write_page(folder, *filter(None, parts))
-
-
-def _epochs(path: Path) -> str:
-    """Return HISTORY as a table, of some epochs if there are many."""
-    with path.open(encoding="utf-8", newline="") as file:
-        columns, *rows = csv.reader(file)
-    texts = ([f"{float(cell):.4g}" if cell else "" for cell in row] for row in choose(rows))
-    return markdown_table([name.replace("_", " ") for name in columns], texts)
 
 
 def write_page(folder: Path, *parts: str) -> None:

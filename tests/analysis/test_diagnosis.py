@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import asdict
 from typing import Any
 
@@ -60,14 +61,6 @@ def test_the_best_epoch_is_the_first_with_the_highest_validation_accuracy() -> N
     assert trend_of(**{name: accuracy for name in ("train_loss", "train_acc", "val_loss", "val_acc")}).best_epoch == 4
 
 
-def test_a_run_whose_gap_is_small_needs_more_epochs() -> None:
-    trend = trend_of(config=RUN)
-    assert trend.last_epochs == "level" and trend.overfitting_onset is None
-    assert trend.gap == pytest.approx(0.03)
-    assert trend.advice == MORE_EPOCHS
-    assert "--epochs 20" in sentences(trend)["advice"]
-
-
 def test_that_the_last_epochs_improve_is_no_reason_for_more() -> None:
     val_acc = halves(0.09)
     trend = trend_of(val_acc=val_acc, train_acc=val_acc + 0.08, config=FALLING)
@@ -78,21 +71,6 @@ def test_that_the_last_epochs_improve_is_no_reason_for_more() -> None:
     assert "fell to zero" not in sentences(trend_of(val_acc=val_acc))["last epochs"]
 
 
-@pytest.mark.parametrize(
-    ("gap", "advice", "words"),
-    [
-        (0.02, WIDER, "2.0 points above validation accuracy only"),
-        (0.04, MORE_EPOCHS, "4.0 points above"),
-        (0.08, REGULARISE, "one run cannot tell"),
-        (0.12, REGULARISE, "12.0 points above validation accuracy."),
-    ],
-)
-def test_the_gap_on_whole_images_tells_what_limits_the_network(gap: float, advice: str, words: str) -> None:
-    trend = trend_of(clean_acc=trend_of().best_acc + gap, config=RUN)
-    assert trend.advice == advice and trend.clean and words in f"{trend.reason}."
-    assert ("one run cannot tell" in trend.reason) == (gap == 0.08)
-
-
 def test_a_gap_that_augmented_batches_make_small_is_no_reason_for_a_wider_network() -> None:
     trend = trend_of(train_acc=trend_of().best_acc + np.linspace(-0.3, 0.01, N), config=RUN)
     assert trend.gap < 0.03 and trend.advice == MORE_EPOCHS
@@ -100,35 +78,43 @@ def test_a_gap_that_augmented_batches_make_small_is_no_reason_for_a_wider_networ
     assert "of augmented batches" not in sentences(trend_of(clean_acc=0.8))["gap"]
 
 
-def test_at_a_constant_rate_one_that_falls_is_advised_unless_the_gap_is_large() -> None:
-    constant = RUN | {"schedule": "constant"}
-    assert trend_of(config=constant).advice == FALLING_LR
-    assert trend_of(config=constant, train_acc=np.linspace(0.5, 0.9, N)).advice == REGULARISE
-
-
-def test_a_run_that_learns_only_when_its_rate_has_fallen_needs_a_lower_one() -> None:
-    assert trend_of(val_acc=halves(0.15), config=RUN).advice == LOWER_LR
-    assert trend_of(val_acc=halves(0.08), config=RUN).advice == MORE_EPOCHS
-
-
-def test_a_rate_far_below_the_optimizers_default_is_to_be_higher() -> None:
-    low = trend_of(config=RUN | {"optimizer": "sgd", "lr": 0.02})
-    assert low.advice == HIGHER_LR and "--lr 0.06" in sentences(low)["advice"]
-    assert trend_of(config=RUN | {"optimizer": "sgd", "lr": 0.03}).advice == MORE_EPOCHS
+BEST = trend_of().best_acc
+CHANCE = {
+    **{"train_acc": np.full(N, 0.1), "val_acc": np.full(N, 0.1)},
+    **{"train_loss": np.full(N, 2.3), "val_loss": np.full(N, 2.3)},
+}
+LARGE_GAP = {"train_acc": np.linspace(0.5, 0.9, N)}
 
 
 @pytest.mark.parametrize(
-    ("changes", "flag"),
+    ("curves", "config", "advice", "words"),
     [
-        ({"segment": "otsu"}, "--segment none"),
-        ({"denoise": "median"}, "--denoise none"),
-        ({"normalize": "none"}, "--normalize dataset"),
-        ({"denoise": "median", "corrupt": "gaussian"}, ""),
+        ({}, {}, MORE_EPOCHS, "3.0 points above validation accuracy: below 7 points, .*; try --epochs 20$"),
+        (CHANCE, {}, LOWER_LR, "chance"),
+        (LARGE_GAP, {}, REGULARISE, "13.0 points above"),
+        ({"clean_acc": BEST + 0.02}, {}, WIDER, "2.0 points above validation accuracy only"),
+        ({"clean_acc": BEST + 0.02}, {"network": "resnet"}, MORE_EPOCHS, ""),
+        ({"clean_acc": BEST + 0.04}, {}, MORE_EPOCHS, "4.0 points above"),
+        ({"clean_acc": BEST + 0.08}, {}, REGULARISE, "8.0 points .* one run cannot tell"),
+        ({"clean_acc": BEST + 0.12}, {}, REGULARISE, "12.0 points above validation accuracy;"),
+        ({}, {"schedule": "constant"}, FALLING_LR, "; try --schedule onecycle$"),
+        (LARGE_GAP, {"schedule": "constant"}, REGULARISE, ""),
+        ({"val_acc": halves(0.15)}, {}, LOWER_LR, "15 points of accuracy came in the second half"),
+        ({"val_acc": halves(0.08)}, {}, MORE_EPOCHS, ""),
+        ({}, {"optimizer": "sgd", "lr": 0.02}, HIGHER_LR, "below half of 0.05.*; try --lr 0.06$"),
+        ({}, {"optimizer": "sgd", "lr": 0.03}, MORE_EPOCHS, ""),
+        ({}, {"segment": "otsu"}, PREPROCESS, "; try --segment none$"),
+        ({}, {"denoise": "median"}, PREPROCESS, "; try --denoise none$"),
+        ({}, {"normalize": "none"}, PREPROCESS, "; try --normalize dataset$"),
+        ({}, {"denoise": "median", "corrupt": "gaussian"}, MORE_EPOCHS, ""),
     ],
 )
-def test_preprocessing_that_takes_away_what_could_be_learned_is_named(changes: dict[str, str], flag: str) -> None:
-    trend = trend_of(config=RUN | changes)
-    assert (trend.advice == PREPROCESS) == bool(flag) and flag in trend.flags
+def test_the_advice_is_that_of_the_first_rule_that_holds(
+    curves: dict[str, Any], config: dict[str, Any], advice: str, words: str
+) -> None:
+    trend = trend_of(**curves, config=RUN | config)
+    said = sentences(trend)["advice"]
+    assert trend.advice == advice and re.search(words, said), said
 
 
 def test_overfitting_sets_in_after_the_lowest_validation_loss() -> None:
@@ -167,25 +153,6 @@ def test_a_short_run_that_learns_fast_is_not_taken_for_a_bad_one() -> None:
     val_acc = [0.4284, 0.5354, 0.5842, 0.6170, 0.6420, 0.6562]
     trend = analyse(2.5 - np.array(val_acc), val_acc, 2.5 - np.array(val_acc), val_acc, NAMES, config=FALLING)
     assert trend.last_epochs == "improve" and trend.advice == MORE_EPOCHS
-
-
-def test_a_run_at_chance_needs_a_lower_learning_rate() -> None:
-    chance = np.full(N, 0.1)
-    trend = trend_of(train_loss=np.full(N, 2.3), train_acc=chance, val_loss=np.full(N, 2.3), val_acc=chance)
-    assert trend.advice == LOWER_LR and "chance" in trend.reason
-
-
-def test_a_large_gap_needs_regularisation_even_before_the_loss_rises() -> None:
-    trend = trend_of(train_acc=np.linspace(0.5, 0.9, N))
-    assert trend.gap > 0.07 and trend.overfitting_onset is None
-    assert trend.advice == REGULARISE
-
-
-def test_of_fewer_epochs_than_can_tell_nothing_is_said() -> None:
-    trend = analyse([1.5, 1, 0.5], [0.4, 0.6, 0.8], [1, 1.4, 2], [0.6, 0.55, 0.5], NAMES)
-    words = sentences(trend)
-    assert [words[name] for name in ("overfitting", "last epochs", "advice")] == [TOO_FEW] * 3
-    assert trend.advice == "" and "none" not in markdown(trend)
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 3, 4])
@@ -230,12 +197,7 @@ def test_the_trend_survives_json() -> None:
     again = Trend.read(json.loads(json.dumps(asdict(trend))))
     assert again and sentences(again) == sentences(trend)
     assert all(not isinstance(value, float) or math.isfinite(value) for value in asdict(trend).values())
-
-
-def test_of_a_trend_with_other_fields_nothing_is_read() -> None:
-    values = asdict(trend_of())
-    assert Trend.read(values | {"noise": 0.1}) is None
-    assert Trend.read({name: values[name] for name in values.keys() - {"clean"}}) is None
+    assert Trend.read(asdict(trend) | {"noise": 0.1}) is None  # of another version
 
 
 def test_texts_name_the_images_on_which_the_epoch_was_chosen() -> None:
@@ -253,18 +215,14 @@ def test_curves_of_different_lengths_are_refused() -> None:
 @pytest.mark.parametrize(
     ("advice", "changes", "words"),
     [
-        (MORE_EPOCHS, {}, "--epochs 20"),
         (LOWER_LR, {}, "--lr 0.01 (--find_lr tests the range)"),
         (LOWER_LR, {"schedule": "constant"}, "--lr 0.01 (--find_lr tests the range) or --schedule onecycle"),
-        (HIGHER_LR, {}, "--lr 0.09"),
-        (FALLING_LR, {"schedule": "constant"}, "--schedule onecycle"),
         (REGULARISE, {}, "--crop 4 or --cutout 8 or a higher --weight_decay"),
         (REGULARISE, {"crop": 4, "cutout": 12}, "a higher --weight_decay"),
         (REGULARISE, {"crop": 5, "flip": False}, "--cutout 8 or --flip true or a higher --weight_decay"),
         (REGULARISE, {"plain_epochs": 10}, "fewer --plain_epochs or a higher --weight_decay"),
         (WIDER, {"width": 1}, "--width 4"),
         (WIDER, {"width": 5}, "--width 6"),
-        (WIDER, {"network": "resnet"}, ""),
     ],
 )
 def test_no_flag_is_advised_that_the_run_has_already_or_may_not_have(
@@ -277,7 +235,6 @@ def test_of_a_run_whose_flags_are_not_known_the_advice_names_none() -> None:
     for advice in (MORE_EPOCHS, LOWER_LR, HIGHER_LR, REGULARISE, PREPROCESS, WIDER):
         assert flags_to_try(advice, {}) == flags_to_try(advice, {"unknown": 1}) == ""
     assert "--" not in sentences(trend_of())["advice"]
-    assert sentences(trend_of(config=RUN))["advice"].endswith("; try --epochs 20")
 
 
 @pytest.mark.parametrize(

@@ -100,10 +100,12 @@ def test_at_most_three_mistakes_of_a_class_are_shown_the_most_confident_first() 
     assert captions == [cat] * 3 + [dog.replace("91", "99")] + [dog] * 2
 
 
-def test_of_a_network_without_mistakes_none_are_drawn() -> None:
-    logits = 5 * torch.eye(3)
-    drawn = reports.draw(logits, torch.arange(3), np.zeros((3, 32, 32, 3), np.uint8), NAMES, "")
+def test_of_a_network_without_mistakes_none_are_drawn_and_its_calibration_error_is_said() -> None:
+    shown, labels = np.zeros((3, 32, 32, 3), np.uint8), torch.arange(3)
+    drawn = reports.draw(100 * torch.eye(3), labels, shown, NAMES, "", temperature=0.5)
     assert drawn.keys() == {reports.CONFUSION, reports.RELIABILITY}
+    title = drawn[reports.RELIABILITY].get_suptitle().replace("\n", " ")
+    assert title == "Reliability: expected calibration error 0.0%, 0.0% before temperature scaling"
 
 
 def test_of_many_epochs_some_are_chosen_with_the_first_and_the_last() -> None:
