@@ -8,10 +8,13 @@ the run's validation images, or on the test set with `--on test`. Runs that are 
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+
+os.environ["MPLBACKEND"] = "agg"  # a notebook's backend, which may not be installed here
 
 import pandas as pd
 

@@ -21,21 +21,6 @@ from torchmetrics.classification import MulticlassAccuracy
 from benchmarks.report_pipeline import Items, network
 
 
-class ItemsDataModule(pl.LightningDataModule):
-    def __init__(self, data_dir: Path, batch_size: int, workers: int) -> None:
-        super().__init__()
-        self.data_dir, self.batch_size, self.workers = data_dir, batch_size, workers
-
-    def setup(self, stage: str) -> None:
-        self.items = Items(self.data_dir)
-
-    def train_dataloader(self) -> DataLoader:
-        persistent = self.workers > 0
-        return DataLoader(
-            self.items, self.batch_size, shuffle=True, num_workers=self.workers, persistent_workers=persistent
-        )
-
-
 class PlainModule(pl.LightningModule):
     def __init__(self) -> None:
         super().__init__()
@@ -70,7 +55,8 @@ class Clock(pl.Callback):
 
 def measure_training(data_dir: Path, batch_size: int, workers: int, images: int) -> float:
     """As `report_pipeline.measure_training`; the progress bar is drawn, though nobody sees it."""
-    steps, clock = images // batch_size, Clock()
+    steps, clock, items = images // batch_size, Clock(), Items(data_dir)
+    loader = DataLoader(items, batch_size, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -86,5 +72,5 @@ def measure_training(data_dir: Path, batch_size: int, workers: int, images: int)
             callbacks=[clock, TQDMProgressBar()],  # the default, unless Rich is installed, whose bar is slower
             default_root_dir=folder,
         )
-        trainer.fit(PlainModule(), datamodule=ItemsDataModule(data_dir, batch_size, workers))
+        trainer.fit(PlainModule(), loader)
     return steps * batch_size / clock.seconds

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context, set_start_method
 from pathlib import Path
 from typing import Any
@@ -53,23 +53,13 @@ else:
 """
 
 
-class NewProcess(Executor):
-    """Runs each task in a new process, as a user would start it, and returns when that has ended.
+def call_in_new_process(task: Callable[..., Any], *arguments: Any) -> Any:
+    """Return what a task returns in a new process, as a user would start it, when that has ended.
 
     `train` changes how its own process handles memory, and glibc's malloc itself learns from what ran before.
     """
-
-    def submit(self, task: Callable[..., Any], /, *arguments: Any, **options: Any) -> Future[Any]:
-        # A pool that replaces its process after each task would start the next one beside what is measured then.
-        with ProcessPoolExecutor(1, get_context("spawn"), initializer=_default_start_method) as pool:
-            return pool.submit(task, *arguments, **options)
-
-
-def make_executor(reuse: bool = False) -> Executor:
-    """Return where the pipelines to compare with run: a new process for each task, or one for all with `reuse`."""
-    if reuse:
-        return ProcessPoolExecutor(1, get_context("spawn"), initializer=_default_start_method)
-    return NewProcess()
+    with ProcessPoolExecutor(1, get_context("spawn"), initializer=_default_start_method) as pool:
+        return pool.submit(task, *arguments).result()
 
 
 def _default_start_method() -> None:

@@ -10,18 +10,23 @@ page: a benchmark that was killed goes on where it stood, so delete that file to
 """
 
 import argparse
-import csv
+import os
 import sys
 from collections.abc import Sequence
-from concurrent.futures import Executor
 from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
 
+os.environ["MPLBACKEND"] = "agg"  # a notebook's backend, which may not be installed here
+
+import pandas
+
 from benchmarks import report_pipeline
 from benchmarks.page import format_number, summarize, write_header
-from benchmarks.processes import make_executor, time_command
+from benchmarks.processes import call_in_new_process, time_command
 from benchmarks.throughput import FULL, TINY, WORKERS
+from core.cli import run_program
+from core.errors import UsageError
 from core.markdown import markdown_table
 
 OUT = Path("results/time_to_accuracy.md")
@@ -46,30 +51,22 @@ class Run(NamedTuple):
 
 
 def read_runs(path: Path) -> list[Run]:
-    """What `append_run` wrote; ValueError if it was another version that measured something else."""
+    """What earlier runs wrote; UsageError if it was another version that measured something else."""
     if not path.exists():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        lines = csv.reader(file)
-        if list(next(lines, Run._fields)) != list(Run._fields):
-            raise ValueError(f"{path}: its columns are not {', '.join(Run._fields)}; delete it to measure anew")
-        return [Run(int(epochs), int(seed), *map(float, rest)) for epochs, seed, *rest in lines]
+    table = pandas.read_csv(path)
+    if list(table) != list(Run._fields):
+        raise UsageError(f"{path}: its columns are not {', '.join(Run._fields)}; delete it to measure anew")
+    return [Run(*row) for row in table.itertuples(index=False)]
 
 
-def append_run(path: Path, run: Run) -> None:
-    with path.open("a", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([run] if file.tell() else [Run._fields, run])
-
-
-def measure(options: argparse.Namespace, epochs: int, seed: int, images: int, plain: Executor) -> Run:
+def measure(options: argparse.Namespace, epochs: int, seed: int, images: int) -> Run:
     """One round: the rate of the report's pipeline over some `images`, and a run of the recipe.
 
-    The report's pipeline has the better number of workers, and `plain`, a new process for each task.
+    The report's pipeline has the better number of workers, and a new process for each.
     """
-    rates = [
-        plain.submit(report_pipeline.measure_training, options.data_dir, 64, workers, images).result()
-        for workers in WORKERS
-    ]
+    task = report_pipeline.measure_training
+    rates = [call_in_new_process(task, options.data_dir, 64, workers, images) for workers in WORKERS]
     flags = ["--config", str(options.recipe.absolute()), "--epochs", str(epochs), "--seed", str(seed)]
     seconds, accuracy = time_command(options.data_dir, flags)
     return Run(epochs, seed, round(accuracy, 4), round(seconds, 2), round(max(rates), 1))  # of 10,000 images: exact
@@ -99,24 +96,20 @@ def main(arguments: Sequence[str]) -> None:
     images, seeds = (TINY.images, range(2)) if options.tiny else (FULL.images, range(5))
     log = options.out.with_suffix(".csv")
     log.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        done = {(run.epochs, run.seed): run for run in read_runs(log)}
-    except ValueError as error:
-        parser.error(str(error))
+    done = {(run.epochs, run.seed): run for run in read_runs(log)}
     rows, reached = [], "not reached"
-    with make_executor(reuse=options.tiny) as plain:
-        for epochs in range(options.first, options.last + 1):
-            for seed in seeds:
-                if (epochs, seed) not in done:
-                    done[epochs, seed] = run = measure(options, epochs, seed, images, plain)
-                    append_run(log, run)
-                    found = f"{run.test_acc:.2%} in {format_number(run.command_seconds)} s"
-                    print(f"{epochs} epochs, seed {seed}: {found}", flush=True)
-            runs = [done[epochs, seed] for seed in seeds]
-            rows.append(make_row(runs))
-            if mean(run.test_acc for run in runs) >= TARGET:
-                reached = str(epochs)
-                break
+    for epochs in range(options.first, options.last + 1):
+        for seed in seeds:
+            if (epochs, seed) not in done:
+                done[epochs, seed] = run = measure(options, epochs, seed, images)
+                pandas.DataFrame([run]).to_csv(log, mode="a", header=not log.exists(), index=False)
+                found = f"{run.test_acc:.2%} in {format_number(run.command_seconds)} s"
+                print(f"{epochs} epochs, seed {seed}: {found}", flush=True)
+        runs = [done[epochs, seed] for seed in seeds]
+        rows.append(make_row(runs))
+        if mean(run.test_acc for run in runs) >= TARGET:
+            reached = str(epochs)
+            break
     accuracy = [f"{which} test accuracy, %" for which in ("mean", "lowest", "highest")]
     text = write_header("Time to the report's best accuracy", "benchmarks.time_to_accuracy", arguments, len(seeds))
     text += f"\n- smallest number of epochs with a mean test accuracy of {TARGET:.2%}: {reached}\n\n"
@@ -127,4 +120,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(run_program(lambda: main(sys.argv[1:])))

@@ -1,7 +1,9 @@
 """The benchmarks run and write their pages; what they measure is not judged here."""
 
 import itertools
-import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,11 @@ import pytest
 import torch
 
 from benchmarks import corruption, report_pipeline, throughput, time_to_accuracy
-from benchmarks.page import write_header
 from cifar10.config import Preprocessing
 from cifar_datamodule import CIFAR10DataModule
-from conftest import evaluated
+from conftest import ROOT, evaluated
+from core.errors import UsageError
 from lenet_module import LeNet5
-from training.hardware import fastest_precision
 
 
 @pytest.fixture
@@ -42,15 +43,11 @@ def test_throughput_writes_every_figure_and_ratio(data_dir: Path, tmp_path: Path
         *(f"C, batch {size}, {part}" for size in (64, 128) for part in ("first epoch", "steady")),
         *(f"D, batch {batch_size}{part}" for batch_size in (64, 128) for part in ("", ", training alone")),
         "E",
-        *(f"inference, batch {batch_size}" for batch_size in (1, 128, 1000)),
         *(f"start, {part}, s" for part in ("imports", "data", "first step", "in all", "bare import")),
         *(f"peak memory of {way}, GB" for way in ("A", "B", "C", "bare import")),
     ]:
         median = float(written[way][0].replace(",", ""))
         assert median > 0
-    assert math.isfinite(float(written["augmentation, all that is default, % of a step"][0].replace(",", "")))
-    goals = [rest[1] for rest in written.values() if len(rest) == 2 and rest[1][:2] in (">=", "<=")]
-    assert len(goals) == (8 if fastest_precision() == "bf16-mixed" else 7)
     for way, (ours, theirs) in itertools.product("AB", ((64, 64), (128, 128), (128, 64))):
         assert sum(name.startswith(f"C, batch {ours}, steady / {way}, batch {theirs}, ") for name in written) == 1
 
@@ -89,30 +86,24 @@ def test_a_ratio_of_times_is_of_the_reports_training_and_of_our_whole_command() 
     assert run.ratio == pytest.approx(60 * 50_000 / 4000 / 30)
 
 
-def test_times_of_another_kind_are_not_gone_on_with(tmp_path: Path, capsys: Any) -> None:
+def test_times_of_another_kind_are_not_gone_on_with(tmp_path: Path) -> None:
     path = tmp_path / "page.csv"
     path.write_text("epochs,seed,test_acc,seconds,report_images_per_second\n4,0,0.74,30,4000\n")
-    with pytest.raises(SystemExit, match="2"):
+    with pytest.raises(UsageError, match="its columns are not epochs, seed, test_acc, command_seconds"):
         time_to_accuracy.main(["--out", str(path.with_suffix(".md"))])
-    assert "its columns are not epochs, seed, test_acc, command_seconds" in capsys.readouterr().err
 
 
 def test_time_to_accuracy_goes_on_where_it_stood_and_stops_when_it_is_there(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
+    page, runs = tmp_path / "page.md", []
     for epochs, accuracy in ((2, 0.70), (3, 0.74)):
         for seed in range(5):
-            run = time_to_accuracy.Run(epochs, seed, accuracy + 0.001 * seed, 60.0, 1000.0)
-            time_to_accuracy.append_run(page.with_suffix(".csv"), run)
+            runs.append(time_to_accuracy.Run(epochs, seed, accuracy + 0.001 * seed, 60.0, 1000.0))
+    pd.DataFrame(runs).to_csv(page.with_suffix(".csv"), index=False)
     before = page.with_suffix(".csv").read_text()
     time_to_accuracy.main(["--out", str(page)])
     assert page.with_suffix(".csv").read_text() == before
     assert "73.08%: 3\n" in page.read_text()
     assert rows(page)["3"] == ["74.20", "74.00", "74.40", "60", "50 (50 to 50)"]
-
-
-@pytest.mark.parametrize("module", ["benchmarks.throughput"])
-def test_a_page_names_the_command_that_made_it(module: str) -> None:
-    assert f'- command: `python -m {module} --out "a b"`' in write_header("Title", module, ["--out", "a b"], 1)
 
 
 @pytest.mark.parametrize("benchmark", [throughput, time_to_accuracy])
@@ -121,6 +112,13 @@ def test_a_tiny_run_does_not_overwrite_results(benchmark: Any, tmp_path: Path, m
     with pytest.raises(SystemExit):
         benchmark.main(["--tiny"])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["corruption", "throughput", "time_to_accuracy"])
+def test_a_notebooks_backend_that_is_not_installed_here_does_not_matter(name: str) -> None:
+    environment = os.environ | {"MPLBACKEND": "not-installed"}
+    line = [sys.executable, "-m", f"benchmarks.{name}", "--help"]
+    assert subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, timeout=300).returncode == 0
 
 
 def test_the_networks_have_the_reports_size_and_work() -> None:
