@@ -89,7 +89,7 @@ def sweep(grid: Sequence[str] = (), search: Sequence[str] = (), **flags: Any) ->
             best = engine.best(planned, chosen.best_per)
             planned += [run for assigned in best for run in defined.expand_grid(chosen.repeat, assigned)]
             engine.run(planned, chosen.retry)
-        return all(outcome.result for outcome in engine.outcomes(planned).values())
+        return all("result" in trial.user_attrs for trial in engine.trials(planned).values())
 
 
 def make_sweep(chosen: SweepSettings) -> Sweep:

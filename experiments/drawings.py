@@ -3,13 +3,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeAlias
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.charts import Row, plot_heat_map, plot_lines, plot_rows
 from analysis.figures import COLOURS
-from experiments.statistics import PLAIN, compute_interval, select_scores
+from experiments.statistics import compute_interval, select_scores
 from experiments.tables import Settings, label_settings, name_value
 
 NAMES = {"train": "training", "val": "validation", "test": "test"}
@@ -37,42 +36,34 @@ def draw_differences(differences: Mapping[str, pd.Series], settings: Settings) -
     return plot_rows(rows, "difference, percentage points", title, zero=True)
 
 
-def draw_heat_map(settings: Settings, references: Mapping[str, float]) -> Figure | None:
-    """Draw mean test accuracies, optimizer and learning rate by batch size, the report's figures in brackets; None if
-    the batch size does not vary, or other settings do too.
+def draw_heat_map(settings: Settings) -> Figure | None:
+    """Draw mean test accuracies, optimizer and learning rate by batch size; None if the batch size does not vary, or
+    other settings do too.
     """
     others = [name for name in settings.columns if name != "batch_size"]
     if not {"batch_size"} < set(settings.columns) <= {"optimizer", "lr", "batch_size"}:
         return None
-    rows = {
-        label: ", ".join(name_value(name, part.iloc[0][name]) for name in others)
-        for label, part in settings.parts.items()
-    }
-    names, sizes = list(dict.fromkeys(rows.values())), sorted(settings.table["batch_size"].unique(), key=int)
-    values, texts = np.full((len(names), len(sizes)), np.nan), np.full((len(names), len(sizes)), "", object)
-    for label, part in settings.parts.items():
-        place = names.index(rows[label]), sizes.index(part.iloc[0]["batch_size"])
-        values[place] = select_scores(part).mean()
-        texts[place] = f"{values[place]:.2f}" + (f"\n({PLAIN(references[label])})" if label in references else "")
-    title = write_title(
-        f"Mean test accuracy, %{'; in brackets: the report' * bool(references)}{describe_choice(settings)}", settings
-    )
-    return plot_heat_map(values, names, [f"batch size {size}" for size in sizes], title, texts)
+    table = settings.table.astype({"batch_size": int}).assign(score=select_scores(settings.table))
+    wide = table.pivot_table("score", others, "batch_size", sort=False).sort_index(axis=1)
+    rows = wide.index.to_frame().to_dict("records")
+    names = [", ".join(name_value(name, text) for name, text in row.items()) for row in rows]
+    title = write_title(f"Mean test accuracy, %{describe_choice(settings)}", settings)
+    return plot_heat_map(wide.to_numpy(), names, [f"batch size {size}" for size in wide], title)
 
 
 def draw_rates(settings: Settings) -> Figure | None:
     """Draw the accuracy over the learning rate, on validation images if all runs have some; None if nothing was run
     with three rates, or too much to tell apart.
     """
-    table, others = settings.table, [name for name in settings.columns if name != "lr"]
-    validated = bool(table["best_val_acc"].notna().all())
-    values = table["best_val_acc"] if validated else select_scores(table)
-    points = table.assign(point=[{float(lr): value} for lr, value in zip(table["lr"], values, strict=True)])
-    parts = [part for _, part in points.groupby(others, sort=False)] if others else [points]
-    parts = [part for part in parts if part["lr"].nunique() > 2]
-    if not 0 < len(parts) <= len(COLOURS):
+    others = [name for name in settings.columns if name != "lr"]
+    validated = bool(settings.table["best_val_acc"].notna().all())
+    groups: dict[str, list[dict[float, float]]] = {}
+    parts = [part for _, part in settings.table.groupby(others or "format", sort=False) if part["lr"].nunique() > 2]
+    for label, part in zip(label_settings(parts, others), parts, strict=True):
+        values = part["best_val_acc"] if validated else select_scores(part)
+        groups[label] = [{float(lr): value} for lr, value in zip(part["lr"], values, strict=True)]
+    if not 0 < len(groups) <= len(COLOURS):
         return None
-    groups = dict(zip(label_settings(parts, others), [list(part["point"]) for part in parts], strict=True))
     images = "validation" if validated else "test"
     title = write_title(f"Accuracy on the {images} images; dots: runs, lines: their mean", settings)
     return plot_lines({"": groups}, ("learning rate", f"{images} accuracy, %"), title, log=True)
@@ -109,7 +100,8 @@ def draw_severities(settings: Settings, corrupted: pd.DataFrame) -> Figure | Non
     known = [label for label, part in settings.parts.items() if part["run"].isin(corrupted["run"]).any()]
     panels: Panels = {}
     for (heading, line), label in arrange(settings, known).items():
-        for wide in (pivot_severities(corrupted, run) for run in settings.parts[label]["run"]):
+        for run in settings.parts[label]["run"]:
+            wide = pivot_severities(corrupted, run)
             for kind, values in {heading: wide.mean(axis=1)}.items() if heading else wide.items():
                 panels.setdefault(str(kind), {}).setdefault(line, []).append(values.to_dict())
     images = NAMES[corrupted["on"].iloc[0]]
@@ -121,28 +113,24 @@ def pivot_severities(corrupted: pd.DataFrame, run: str) -> pd.DataFrame:
     """Return the accuracies of a run, in percent, a row for each severity (0: clean), a column for each corruption."""
     own = corrupted[corrupted["run"] == run]
     wide = own.dropna(subset="severity").pivot(index="severity", columns="corruption", values="accuracy")
-    clean = own.loc[own["corruption"] == "clean", "accuracy"]
-    return pd.concat([pd.DataFrame({kind: clean.to_list() for kind in wide}, index=[0]), wide]) if len(wide) else wide
+    for clean in own.loc[own["corruption"] == "clean", "accuracy"]:
+        wide.loc[0] = clean
+    return wide.sort_index()
 
 
 def arrange(settings: Settings, names: Sequence[str]) -> dict[tuple[str, str], str]:
     """Return the settings of these labels by the titles of their panels and the labels of their lines in it.
 
-    There is one panel, without a title, or one for each value of the setting that leaves the fewest lines to tell
-    apart, the same in all; nothing if those are too many.
+    There is one panel, without a title, or one for each value of the first setting that leaves few enough lines to tell
+    apart; nothing if there is none such.
     """
     parts = [settings.parts[name] for name in names]
-    choices: list[tuple[int, dict[tuple[str, str], str]]] = []
     for split in ("", *settings.columns):
         headings = [name_value(split, part.iloc[0][split]) if split else "" for part in parts]
         lines = label_settings(parts, [name for name in settings.columns if name != split])
-        panels = [
-            {line for own, line in zip(headings, lines, strict=True) if own == heading} for heading in set(headings)
-        ]
-        count = max(map(len, panels), default=0)
-        if len(panels) <= PANELS and count <= len(COLOURS) and all(panel == panels[0] for panel in panels):
-            choices.append((count if split else 0, dict(zip(zip(headings, lines, strict=True), names, strict=True))))
-    return min(choices, key=lambda choice: choice[0], default=(0, {}))[1]
+        if len(set(headings)) <= PANELS and len(set(lines)) <= len(COLOURS):
+            return dict(zip(zip(headings, lines, strict=True), names, strict=True))
+    return {}
 
 
 def write_title(text: str, settings: Settings) -> str:

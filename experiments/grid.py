@@ -13,7 +13,7 @@ from typing import Any
 from core.cli import find_recipe, read_recipe, suggest
 from core.errors import SettingError, UsageError
 from core.settings import drop_followers, get_alternatives, get_types, to_text
-from experiments.runs import read_row_result, read_rows, read_runs
+from experiments.runs import read_row_result, read_runs
 from training.config import SETTINGS, RunConfig, resolve_config
 from training.hints import HINTS
 
@@ -118,6 +118,10 @@ class Sweep:
 
 def read_results(path: Path) -> dict[str, dict[str, Any]]:
     """Return the results in a `runs.csv` by identity, with the file as `reused`; UsageError if it is damaged."""
+    from experiments.tables import read_rows  # takes pandas
+
+    if not path.exists():
+        raise UsageError(f"{path}: No such file")
     return {config.identity(): read_row_result(row) | {"reused": path.as_posix()} for row, config in read_rows(path)}
 
 

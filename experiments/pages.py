@@ -3,7 +3,6 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from tabulate import tabulate
@@ -26,6 +25,7 @@ from experiments.statistics import (
     predict_interval,
     select_scores,
     subtract_baseline,
+    write_interval,
     write_mean,
 )
 from experiments.tables import CORRUPTED, CURVES, RUNS_CSV, Settings, name_value, shorten
@@ -78,16 +78,13 @@ def write_page(
     own, known = (path / folder.name / "reference.csv" for path in (folder.parent, KNOWN_RESULTS))
     reference = tables.read_reference(own if own.exists() else known)
     corrupted = tables.read_csv(folder / CORRUPTED)
-    if len(corrupted) and "run" not in corrupted:
-        raise UsageError(f"{folder / CORRUPTED}: damaged: has no column run")
-
-    theirs = {label: find_reference(part, reference).get("accuracy") for label, part in settings.parts.items()}
-    figures_of_others = {label: float(figure) for label, figure in theirs.items() if figure}
+    theirs = {label: find_reference(part, reference) for label, part in settings.parts.items()}
+    figures_of_others = {label: float(row["accuracy"]) for label, row in theirs.items() if row.get("accuracy")}
 
     subtracted = comparison.differences if comparison else differences
     drawn = {
         "accuracy.png": drawings.draw_accuracies(settings, figures_of_others),
-        "heat_map.png": drawings.draw_heat_map(settings, figures_of_others),
+        "heat_map.png": drawings.draw_heat_map(settings),
         "rates.png": drawings.draw_rates(tables.group_runs(single, tables.find_varying(single))),
         "differences.png": drawings.draw_differences(subtracted, settings) if subtracted else None,
         "curves.png": drawings.draw_curves(settings, curves) if len(curves) else None,
@@ -111,7 +108,7 @@ def write_page(
         comparison.answer if comparison else "",
         notes.read_text(encoding="utf-8").strip() if notes.exists() else "",
         list_commands(folders, options),
-        write_table(folder / "table", make_table(settings, reference, differences)),
+        write_table(folder / "table", make_table(settings, theirs, differences)),
         f"Baseline: {baseline}; differences are paired by seed, their intervals are not corrected." if baseline else "",
         f"{SEVERAL if any(len(part) > 1 for part in settings.parts.values()) else ''} {SECONDS}".strip(),
         f"Of several runs of one setting and seed the newest counts; {dropped} are left out." if dropped else "",
@@ -177,18 +174,20 @@ def describe_runs(settings: Settings) -> str:
     return "\n\n".join(lines)
 
 
-def make_table(settings: Settings, reference: pd.DataFrame, differences: Mapping[str, pd.Series]) -> pd.DataFrame:
+def make_table(
+    settings: Settings, theirs: Mapping[str, dict[str, str]], differences: Mapping[str, pd.Series]
+) -> pd.DataFrame:
     """Return a row for each setting, as texts, beside the figures of others."""
     rows = []
     for label, part in settings.parts.items():
         row = {TITLES.get(name, name): shorten(name, part.iloc[0][name]) for name in settings.columns}
         epochs = part["best_epoch"].dropna()
         row["best epoch"] = f"{epochs.median():g}" if len(epochs) else ""
-        row[TITLES["best_val_acc"]] = write_short(part["best_val_acc"].dropna(), 2)
+        row[TITLES["best_val_acc"]] = write_short(part["best_val_acc"], 2)
         row |= {TITLES[score]: write_mean(part[score].dropna()) for score in RESULTS[2:-1]}
         if differences:
             row[MINUS] = write_mean(differences[label], SIGNED)
-        rows.append(row | set_beside(part, reference))
+        rows.append(row | set_beside(part, theirs[label]))
     table = pd.DataFrame(rows).fillna("")
     table["seconds"] = [f"{part['seconds'].median():.0f}" for part in settings.parts.values()]
     return table.loc[:, (table != "").any()]
@@ -203,9 +202,8 @@ def subtract_from_each(settings: Settings, baseline: str) -> dict[str, pd.Series
     return found
 
 
-def set_beside(part: pd.DataFrame, reference: pd.DataFrame) -> dict[str, str]:
+def set_beside(part: pd.DataFrame, theirs: dict[str, str]) -> dict[str, str]:
     """Return the columns of reference.csv for a setting, and how its accuracy agrees with the report's."""
-    theirs = find_reference(part, reference)
     row = {REFERENCE.get(column, column): text for column, text in theirs.items()}
     if theirs.get("accuracy"):
         runs, figure = select_scores(part), float(theirs["accuracy"])
@@ -213,15 +211,15 @@ def set_beside(part: pd.DataFrame, reference: pd.DataFrame) -> dict[str, str]:
         if len(runs) >= ENOUGH:
             low, high = predict_interval(runs)
             answer = "yes" if low <= figure <= high else "no"
-            row["report's within 95% prediction interval"] = f"{answer} ({PLAIN(low)} to {PLAIN(high)})"
+            row["report's within 95% prediction interval"] = f"{answer} ({write_interval((low, high))})"
     return row
 
 
 def find_reference(part: pd.DataFrame, reference: pd.DataFrame) -> dict[str, str]:
-    """Return the row of reference.csv with the settings of a part, without these; empty texts if there is none."""
+    """Return the row of reference.csv with the settings of a part, without these; empty if there is none."""
     names = [name for name in reference if name in COLUMNS]
-    same = reference[(reference[names] == part.iloc[0][names]).all(axis=1)]
-    return {column: same[column].iloc[0] if len(same) else "" for column in reference.columns.drop(names)}
+    same = reference[(reference[names] == part.iloc[0][names]).all(axis=1)].drop(columns=names)
+    return same.iloc[0].to_dict() if len(same) else {}
 
 
 def write_table(path: Path, table: pd.DataFrame) -> str:
@@ -238,17 +236,15 @@ def summarize_corruptions(path: Path, settings: Settings, corrupted: pd.DataFram
     severities, with those of clean images and of JPEG files of quality 75, in Markdown.
     """
     labels = {run: label for label, part in settings.parts.items() for run in part["run"]}
-    known = corrupted.assign(setting=pd.Categorical(corrupted["run"].map(labels), list(settings.parts))).dropna(
-        subset="setting"
-    )
-    options: dict[str, Any] = {"sort": False, "dropna": False, "observed": True}
-    by_severity = known.groupby(["setting", "corruption", "severity"], **options)["accuracy"].agg(["mean", "std"])
-    tables.write_csv(path, by_severity.round(2).reset_index().astype({"severity": "Int64"}))
+    order = pd.Categorical(corrupted["run"].map(labels), list(settings.parts))
+    known = corrupted.assign(setting=order).dropna(subset="setting")
     severe = known.dropna(subset="severity")
-    both = pd.concat([known, severe.assign(corruption="mean of corruptions")])
-    by_run = both.groupby(["setting", "run", "corruption"], observed=True)["accuracy"].mean().reset_index()
-    texts = by_run.groupby(["setting", "corruption"], observed=True)["accuracy"].agg(write_short).unstack().fillna("")
-    wide = texts[[*dict.fromkeys(known["corruption"]), "mean of corruptions"]].rename_axis("accuracy, %").reset_index()
+    groups = known.groupby(["setting", "corruption", "severity"], sort=False, dropna=False, observed=True)
+    by_severity = groups["accuracy"].agg(["mean", "std"]).round(2)
+    tables.write_csv(path, by_severity.reset_index().astype({"severity": "Int64"}))
+    by_run = known.pivot_table("accuracy", ["setting", "run"], "corruption", sort=False, observed=True)
+    by_run["mean of corruptions"] = by_run[severe["corruption"].unique()].mean(axis=1)
+    wide = by_run.groupby("setting", observed=True).agg(write_short).rename_axis("accuracy, %").reset_index()
     severities = ", ".join(f"{each:g}" for each in sorted(severe["severity"].unique()))
     return "\n\n".join(
         [
@@ -262,6 +258,7 @@ def summarize_corruptions(path: Path, settings: Settings, corrupted: pd.DataFram
 
 def write_short(values: pd.Series, digits: int = 1) -> str:
     """Write mean ± standard deviation, as far as there are values."""
+    values = values.dropna()
     text = f"{values.mean():.{digits}f}" if len(values) else ""
     return f"{text} ± {values.std():.{digits}f}" if len(values) > 1 else text
 
@@ -292,9 +289,6 @@ def list_unfinished(runs: Mapping[str, Run]) -> str:
     lines = []
     for key, run in runs.items():
         if not run.result and (run.folder.parent, run.config.identity()) not in ended:
-            curves = run.curves()
-            done = max(curves.get("train/acc", {0: 0.0}))
-            score = next((curves[tag] for tag in ("val/acc", "test/acc") if tag in curves), {})
-            best = f", best so far {max(score.values()):.2%}" if score else ""
-            lines.append(f"- `{key}`: {done} of {run.config.epochs} epochs{best}")
+            done = max(run.curves().get("train/acc", {0: 0.0}))
+            lines.append(f"- `{key}`: {done} of {run.config.epochs} epochs")
     return "\n".join(["Not finished:\n", *lines]) if lines else ""

@@ -3,16 +3,14 @@
 Light to import, and knows nothing of training: sweeps and reports read any number of runs with it.
 """
 
-import csv
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from core.errors import UsageError
-from core.settings import FORMAT, check_format, check_value, get_types, to_text
-from training.config import SETTINGS, RunConfig, read_config
+from core.settings import FORMAT, check_value, get_types, to_text
+from training.config import SETTINGS, RunConfig
 from training.files import CONFIG, RunResult, read_result, read_run_config
 
 Curves: TypeAlias = dict[str, dict[int, float]]  # by TensorBoard's tag, value by step or epoch
@@ -81,38 +79,8 @@ def to_text_or_empty(value: Any) -> str:
 
 
 def normalize_value(name: str, text: str) -> str:
-    """Return the text of a setting as `texts_of` writes it: "0.05" of "5e-2"; SettingError if it is invalid."""
+    """Return the text of a setting as `list_texts` writes it: "0.05" of "5e-2"; SettingError if it is invalid."""
     return to_text_or_empty(check_value(SETTINGS[name], get_types(RunConfig)[name], text or None))  # type: ignore[arg-type]
-
-
-def read_rows(path: Path) -> list[tuple[dict[str, str], RunConfig]]:
-    """Read the rows of a `runs.csv` as texts, and what the run of each was; UsageError if there is no such file, it is
-    damaged, or a row lacks a setting that makes a run another one: what is missing is not guessed.
-    """
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            rows, columns = list(reader), reader.fieldnames or []
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"{path}: damaged: {error}") from error
-    if not columns:
-        raise UsageError(f"{path}: damaged: it is empty")
-    if "run" not in columns:
-        raise UsageError(f"{path}: has no column run")
-    read = []
-    for number, row in enumerate(rows, 2):
-        try:
-            if None in row.values() or None in row:
-                raise ValueError("the line ends early or late")
-            read_row_result(row)
-            values: dict[str, Any] = {name: row[name] or None for name in COLUMNS if name in row}
-            check_format(row)
-            read.append((row, read_config(values)))
-        except (ValueError, KeyError, TypeError, UsageError) as error:
-            raise UsageError(f"{path}, line {number}: not as report.py writes it: {error}") from error
-    return read
 
 
 def read_row_result(row: Mapping[str, str]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ little more than that there are few.
 
 import math
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,13 +34,17 @@ def compute_interval(values: pd.Series) -> tuple[float, float] | None:
     return float(low), float(high)
 
 
+def write_interval(ends: tuple[float, float], number: Callable[[float], str] = PLAIN) -> str:
+    return f"{number(ends[0])} to {number(ends[1])}"
+
+
 def write_mean(values: pd.Series, number: Callable[[float], str] = PLAIN) -> str:
     """Write mean ± standard deviation (95% interval of the mean), as far as there are values enough."""
     if len(values) < 2:
         return number(values.iloc[0]) if len(values) else ""
-    text = f"{number(values.mean())} ± {values.std():.2f}"
     ends = compute_interval(values)
-    return f"{text} ({number(ends[0])} to {number(ends[1])})" if ends else text
+    interval = f" ({write_interval(ends, number)})" if ends else ""
+    return f"{number(values.mean())} ± {values.std():.2f}{interval}"
 
 
 def predict_interval(values: pd.Series) -> tuple[float, float]:
@@ -69,6 +73,21 @@ def describe_agreement(settings: Sequence[tuple[pd.Series, float]]) -> str:
 
 
 @dataclass(frozen=True, eq=False)
+class Group:
+    """Runs with some settings in common."""
+
+    name: str
+    settings: dict[str, str]
+    runs: pd.DataFrame
+
+    def describe(self, seeds: pd.Index) -> str:
+        """Return the group in words, with the learning rate of these seeds, which is what was tuned."""
+        rates = self.runs.loc[self.runs["seed"].isin(seeds), "lr"].unique()
+        text = self.name.replace("optimizer=", "")
+        return text if "lr" in self.settings or len(rates) != 1 else f"{text} (learning rate {float(rates[0]):g})"
+
+
+@dataclass(frozen=True, eq=False)
 class Comparison:
     """The first of some groups against each of the others."""
 
@@ -77,55 +96,54 @@ class Comparison:
     differences: dict[str, pd.Series]  # percentage points, by seed
 
 
-def compare_groups(table: pd.DataFrame, groups: Sequence[str]) -> Comparison:
+def compare_groups(table: pd.DataFrame, texts: Sequence[str]) -> Comparison:
     """Compare the first group of runs with each of the others, in pairs of the same seed.
 
     p is that of the paired t test, two-sided, corrected if there are several comparisons (Holm 1979, A Simple
     Sequentially Rejective Multiple Test Procedure); the effect size is mean / standard deviation of the differences.
 
     Args:
-        groups: Such as "optimizer=sgd lr=0.05", which names all runs with these settings.
+        texts: Groups such as "optimizer=sgd lr=0.05", which names all runs with these settings.
 
     Raises:
         SettingError: There are fewer than two groups, a group has several runs of a seed, or two have fewer than two
             seeds in common.
     """
-    first, *others = names = [normalize_group(group, "compare") for group in groups]
-    if not others or len(set(names)) < len(names):
-        raise SettingError("compare", " ".join(groups), "takes two groups or more, each once")
-    parts = {name: select_group(table, name, "compare") for name in names}
-    pairs = [pair_by_seed(parts, first, other) for other in others]
-    differences = [pair[first] - pair[other] for pair, other in zip(pairs, others, strict=True)]
+    first, *others = (find_group(table, text, "compare") for text in texts)
+    if len({first.name, *(other.name for other in others)}) < max(2, len(texts)):
+        raise SettingError("compare", " ".join(texts), "takes two groups or more, each once")
+    pairs = [pair_by_seed(first, other) for other in others]
+    differences = [pair["first"] - pair["second"] for pair in pairs]
     raw = [compute_p(difference) for difference in differences]
     corrected = correct_holm(raw)
     answers, figures = [], {}
-    for other, pair, difference, p, least in zip(others, pairs, differences, corrected, raw, strict=True):
-        ends = compute_interval(difference)
-        figures[f"{first} against {other}"] = {
+    for number, (other, pair) in enumerate(zip(others, pairs, strict=True)):
+        figures[f"{first.name} against {other.name}"] = {
             "pairs": str(len(pair)),
-            "mean of the first, %": PLAIN(pair[first].mean()),
-            "mean of the second, %": PLAIN(pair[other].mean()),
-            "mean difference, percentage points": SIGNED(difference.mean()),
-            "95% interval (Student's t)": f"{SIGNED(ends[0])} to {SIGNED(ends[1])}"
-            if ends
-            else explain_missing(difference),
-            "p (paired t test, two-sided)": f"{least:.2g}" if ends else explain_missing(difference),
-            "p, corrected (Holm)": f"{p:.2g}" if ends else explain_missing(difference),
-            "effect size (mean / sd of the differences)": PLAIN(difference.mean() / difference.std()) if ends else "",
-            "pairs in which the first is better": f"{(difference > 0).sum()} of {len(difference)}",
+            "mean of the first, %": PLAIN(pair["first"].mean()),
+            "mean of the second, %": PLAIN(pair["second"].mean()),
+            **describe_difference(differences[number], raw[number], corrected[number]),
         }
-        described = [describe_group(parts[name], name, pair.index) for name in (first, other)]
-        on_test = any((parts[name]["select_on"] == "test").any() for name in (first, other))
-        answers.append(write_verdict(described, pair.to_numpy().T, p, len(others), on_test))
+        described = [group.describe(pair.index) for group in (first, other)]
+        on_test = any((group.runs["select_on"] == "test").any() for group in (first, other))
+        answers.append(write_verdict(described, pair.to_numpy().T, corrected[number], len(others), on_test))
     frame = pd.DataFrame(figures).drop([] if others[1:] else "p, corrected (Holm)")
-    named = {
-        f"{first} minus {other}".replace("optimizer=", ""): d for other, d in zip(others, differences, strict=True)
+    names = [f"{first.name} minus {other.name}".replace("optimizer=", "") for other in others]
+    frame = frame.rename_axis("paired by seed").reset_index()
+    return Comparison("\n\n".join(answers), frame, dict(zip(names, differences, strict=True)))
+
+
+def describe_difference(difference: pd.Series, p: float, corrected: float) -> dict[str, str]:
+    """Return the figures of a difference, paired by seed, as texts by label."""
+    ends, missing = compute_interval(difference), FEW if len(difference) < ENOUGH else EQUAL
+    return {
+        "mean difference, percentage points": SIGNED(difference.mean()),
+        "95% interval (Student's t)": write_interval(ends, SIGNED) if ends else missing,
+        "p (paired t test, two-sided)": f"{p:.2g}" if ends else missing,
+        "p, corrected (Holm)": f"{corrected:.2g}" if ends else missing,
+        "effect size (mean / sd of the differences)": PLAIN(difference.mean() / difference.std()) if ends else "",
+        "pairs in which the first is better": f"{(difference > 0).sum()} of {len(difference)}",
     }
-    return Comparison("\n\n".join(answers), frame.rename_axis("paired by seed").reset_index(), named)
-
-
-def explain_missing(difference: pd.Series) -> str:
-    return FEW if len(difference) < ENOUGH else EQUAL
 
 
 def compute_p(difference: pd.Series) -> float:
@@ -153,9 +171,9 @@ def write_verdict(
         p: Corrected for the number of comparisons.
         on_test: Whether an epoch was chosen on the test set.
     """
-    better = pair[0].mean() < pair[1].mean()  # the number of the better group
-    difference = pd.Series(pair[int(better)] - pair[1 - int(better)])
-    first, second = (f"{groups[each]} reaches {pair[each].mean():.2f}%" for each in (int(better), 1 - int(better)))
+    order = [1, 0] if pair[0].mean() < pair[1].mean() else [0, 1]  # the better group first
+    (first, second), (one, other) = (groups[each] for each in order), pair[order]
+    difference = pd.Series(one - other)
     ends, pairs = compute_interval(difference), len(difference)
     size = f"difference, {difference.mean():.2f} percentage points"
     chance = f"p = {p:.2g}" + (f", corrected for {comparisons} comparisons" if comparisons > 1 else "")
@@ -164,12 +182,12 @@ def write_verdict(
     elif ends is None:
         answer = f"The {size}, is the same in each pair"
     else:
-        size += f" (95% interval {ends[0]:.2f} to {ends[1]:.2f})"
+        size += f" (95% interval {write_interval(ends)})"
         answer = f"The {size}, is {'more than' if p < 0.05 else 'within what'} chance explains ({chance})"
     flatters = "; the epoch was chosen on the test set, which flatters" if on_test else ""
     return (
-        f"**{first} test accuracy, {second.replace(' reaches', '')} (means of {pairs} runs each, paired by "
-        f"seed{flatters}). {answer}.**"
+        f"**{first} reaches {one.mean():.2f}% test accuracy, {second} {other.mean():.2f}% (means of {pairs} runs each, "
+        f"paired by seed{flatters}). {answer}.**"
     )
 
 
@@ -177,61 +195,50 @@ def subtract_baseline(table: pd.DataFrame, part: pd.DataFrame, baseline: str, va
     """Return the difference, by seed, of a setting from the one that has the baseline's settings and else its own; the
     series is empty if the setting is the baseline.
     """
-    base = select_group(table, baseline, "baseline")
-    named = {word.partition("=")[0] for word in baseline.split()}
-    named |= {"teacher_sha256"} if "teacher" in named else set()
+    group = find_group(table, baseline, "baseline")
+    named = {*group.settings, *(["teacher_sha256"] if "teacher" in group.settings else [])}
     free = [name for name in varying if name not in named]
-    base = base[(base[free] == part.iloc[0][free]).all(axis=1)]
+    base = group.runs[(group.runs[free] == part.iloc[0][free]).all(axis=1)]
     if set(base.index) == set(part.index):
         return pd.Series(dtype=float)
-    ours, theirs = (index_by_seed(runs, "baseline", baseline) for runs in (part, base))
-    return (ours - theirs).dropna()
+    return (index_by_seed(part, "baseline", baseline) - index_by_seed(base, "baseline", baseline)).dropna()
 
 
-def pair_by_seed(parts: Mapping[str, pd.DataFrame], *groups: str) -> pd.DataFrame:
-    """Return the accuracies of groups, a column each, by the seeds that they have in common."""
-    columns = [index_by_seed(parts[group], "compare", group) for group in groups]
-    table = pd.concat(columns, axis=1, join="inner", keys=groups)
+def pair_by_seed(first: Group, second: Group) -> pd.DataFrame:
+    """Return the accuracies of two groups, in two columns, by the seeds that they have in common."""
+    columns = [index_by_seed(group.runs, "compare", group.name) for group in (first, second)]
+    table = pd.concat(columns, axis=1, join="inner", keys=["first", "second"])
     if len(table) < 2:
-        raise SettingError("compare", " and ".join(groups), f"{len(table)} seeds in common, two are needed at least")
+        names = f"{first.name} and {second.name}"
+        raise SettingError("compare", names, f"{len(table)} seeds in common, two are needed at least")
     return table
 
 
-def index_by_seed(part: pd.DataFrame, option: str, group: str) -> pd.Series:
-    if part["seed"].duplicated().any():
+def index_by_seed(runs: pd.DataFrame, option: str, group: str) -> pd.Series:
+    if runs["seed"].duplicated().any():
         raise SettingError(option, group, "several runs have the same seed; name more settings, or seeds")
-    return select_scores(part).set_axis(part["seed"]).dropna()
+    return select_scores(runs).set_axis(runs["seed"]).dropna()
 
 
-def select_group(table: pd.DataFrame, group: str, option: str) -> pd.DataFrame:
-    """Return the runs of a group, "optimizer=sgd lr=0.05"; SettingError, which names the option, if there is none."""
-    for word in normalize_group(group, option).split():
-        name, _, value = word.partition("=")
-        table = table[table[name] == value]
-    if table.empty:
-        raise SettingError(option, group, "no run is in this group")
-    return table
+def find_group(table: pd.DataFrame, text: str, option: str) -> Group:
+    """Return the runs of a group, "optimizer=sgd lr=5e-2"; SettingError, which names the option, if there is none.
 
-
-def normalize_group(group: str, option: str) -> str:
-    """Return a group's settings in one order, and their values as `runs.list_texts` writes them."""
+    Its settings are in the order of the table, and their values as `runs.list_texts` writes them.
+    """
     try:
-        words = shlex.split(group)
+        words = shlex.split(text)
     except ValueError as error:  # of an open quote
-        raise SettingError(option, group, str(error)) from error
-    settings = {}
+        raise SettingError(option, text, str(error)) from error
+    found: dict[str, str] = {}
     for word in words:
         name, equals, value = word.partition("=")
         if not equals or name not in COLUMNS:
-            raise SettingError(option, group, f"{word} is no flag=value of these runs")
-        if name in settings:
-            raise SettingError(option, group, f"{name} is there twice")
-        settings[name] = normalize_value(name, value)
-    return " ".join(f"{name}={settings[name]}" for name in COLUMNS if name in settings)
-
-
-def describe_group(part: pd.DataFrame, group: str, seeds: pd.Index) -> str:
-    """Return the group in words, with the learning rate, which is what was tuned."""
-    rates = part.loc[part["seed"].isin(seeds), "lr"].unique()
-    text = " ".join(word.removeprefix("optimizer=") for word in group.split())
-    return text if "lr=" in group or len(rates) != 1 else f"{text} (learning rate {float(rates[0]):g})"
+            raise SettingError(option, text, f"{word} is no flag=value of these runs")
+        if name in found:
+            raise SettingError(option, text, f"{name} is there twice")
+        found[name] = normalize_value(name, value)
+    settings = {name: found[name] for name in COLUMNS if name in found}
+    runs = table[(table[list(settings)] == pd.Series(settings, dtype=str)).all(axis=1)]
+    if runs.empty:
+        raise SettingError(option, text, "no run is in this group")
+    return Group(" ".join(f"{name}={value}" for name, value in settings.items()), settings, runs)

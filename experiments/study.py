@@ -15,19 +15,18 @@ import time
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from signal import SIGINT, SIGTERM
-from statistics import mean
 from typing import Any
 
 import optuna
 import psutil
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 from tqdm import tqdm
 
@@ -72,99 +71,71 @@ class SeededByTrial(optuna.samplers.BaseSampler):
         return sampler.sample_independent(study, trial, param_name, param_distribution)
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended: with a result, or with the reason why it has none."""
-
-    assigned: dict[str, str]  # flags on top of the sweep's, those that were searched too
-    result: dict[str, Any] | None
-    reason: str | None = None
-
-
 class Engine:
     """Trains the runs of a sweep in processes of their own, as trials of a study."""
 
     def __init__(self, study: Study, sweep: Sweep, workers: int) -> None:
         self.study, self.sweep, self.workers = study, sweep, workers
-        self.known: dict[str, dict[str, Any]] = {}  # results by key, of runs that need no trial
+        self.known: dict[str, FrozenTrial] = {}  # by key, of runs that need none in the study
         self.children: set[BaseProcess] = set()
         self.starting = threading.Lock()  # of a child
         self.stopping = threading.Event()
-        self.error: Exception | None = None  # that ended a worker
 
     def run(self, planned: list[PlannedRun], retry: bool) -> None:
         """Enqueue what has no result and is not in the study yet, and work until nothing is left to do, here or on
         another machine.
         """
         finished = self.sweep.read_finished()
-        self.known = {run.key: finished[run.key] for run in planned if run.key in finished}
+        for run in planned:
+            if result := finished.get(run.key):
+                attributes = {"assigned": run.assigned, "result": result}
+                self.known[run.key] = create_trial(value=get_score(result), user_attrs=attributes)
         trials = self.trials(planned)
         for run in planned:
-            if run.key in self.known:
-                continue
             if (trial := trials.get(run.key)) is None:
                 attributes = {"key": run.key, "assigned": run.assigned, "space": run.space}
                 self.study.enqueue_trial({}, user_attrs=attributes)
             elif trial.state == TrialState.FAIL and retry:
                 enqueue_again(self.study, trial)
-        threads = [threading.Thread(target=self._work) for _ in range(self.workers)]
-        for thread in threads:
-            thread.start()
-        try:
-            show_progress(self, planned, threads)
-        finally:
-            self.stopping.set()
-            with self.starting:  # a child that is being started can be stopped after that
-                children = list(self.children)
-            for child in children:
-                child.terminate()  # its last whole epoch is on disk
-            for thread in threads:
-                thread.join()
-            self.stopping.clear()
-        if self.error:
-            raise self.error
+        with ThreadPoolExecutor(self.workers) as pool:
+            workers = [pool.submit(self._work) for _ in range(self.workers)]
+            try:
+                show_progress(self, planned, workers)
+            finally:
+                self.stopping.set()
+                with self.starting:  # a child that is being started can be stopped after that
+                    children = list(self.children)
+                for child in children:
+                    child.terminate()  # its last whole epoch is on disk
+        self.stopping.clear()
+        for worker in workers:
+            worker.result()  # raises what ended it: the study cannot be written, say
 
     def trials(self, planned: list[PlannedRun]) -> dict[str, FrozenTrial]:
-        """Return, by the key of the run, the trial that counts: the one with a result, else the last."""
-        found: dict[str, FrozenTrial] = {}
-        for trial in self.study.get_trials(deepcopy=False):
-            key = trial.user_attrs.get("key")
-            finished = key in found and found[key].state == TrialState.COMPLETE
-            if key and not finished and trial.state != TrialState.PRUNED:
-                found[key] = trial
+        """Return, by the key of the run, the trial that counts: one with a result, else the last."""
+        trials = [trial for trial in self.study.get_trials(deepcopy=False) if trial.state != TrialState.PRUNED]
+        trials.sort(key=lambda trial: trial.state == TrialState.COMPLETE)
+        found = {trial.user_attrs.get("key"): trial for trial in trials} | self.known
         return {run.key: found[run.key] for run in planned if run.key in found}
-
-    def outcomes(self, planned: list[PlannedRun]) -> dict[str, Outcome]:
-        """Return, by key, how the runs ended that did."""
-        ended = {run.key: Outcome(run.assigned, self.known[run.key]) for run in planned if run.key in self.known}
-        for key, trial in self.trials(planned).items():
-            reason = trial.user_attrs.get("reason")
-            if trial.state == TrialState.COMPLETE or (trial.state == TrialState.FAIL and reason != STOPPED):
-                ended.setdefault(key, Outcome(assigned(trial), trial.user_attrs.get("result"), reason))
-        return ended
 
     def best(self, planned: list[PlannedRun], flag: str) -> list[dict[str, str]]:
         """Return, for each value of `flag`, what is assigned to the run with the highest validation accuracy."""
-        scores = {key: (each.result["val_acc"], each) for key, each in self.outcomes(planned).items() if each.result}
+        finished = [trial for trial in self.trials(planned).values() if trial.state == TrialState.COMPLETE]
         best: dict[Any, dict[str, str]] = {}
-        for _, outcome in sorted(scores.values(), key=lambda pair: pair[0], reverse=True):
-            best.setdefault(getattr(self.sweep.make_config(outcome.assigned), flag), outcome.assigned)
+        for trial in sorted(finished, key=lambda trial: trial.value or 0, reverse=True):
+            best.setdefault(getattr(self.sweep.make_config(assigned(trial)), flag), assigned(trial))
         return list(best.values())
 
     def _work(self) -> None:
-        try:
-            while not self.stopping.is_set():
-                states = {trial.state for trial in self.study.get_trials(deepcopy=False)}
-                if TrialState.WAITING in states:
-                    self.study.optimize(self._objective, n_trials=1, catch=Failed, callbacks=[enqueue_stopped])
-                elif TrialState.RUNNING in states:  # another worker's; if that dies, its run comes back
-                    optuna.storages.fail_stale_trials(self.study)
-                    self.stopping.wait(POLL)
-                else:
-                    return
-        except Exception as error:  # the study cannot be written, say; the main thread tells
-            self.error = error
-            self.stopping.set()
+        while not self.stopping.is_set():
+            states = {trial.state for trial in self.study.get_trials(deepcopy=False)}
+            if TrialState.WAITING in states:
+                self.study.optimize(self._objective, n_trials=1, catch=Failed, callbacks=[enqueue_stopped])
+            elif TrialState.RUNNING in states:  # another worker's; if that dies, its run comes back
+                optuna.storages.fail_stale_trials(self.study)
+                self.stopping.wait(POLL)
+            else:
+                return
 
     def _objective(self, trial: Trial) -> float:
         """Do one run; its value is the accuracy that chose the best epoch."""
@@ -186,7 +157,7 @@ class Engine:
             trial.set_user_attr("reason", str(failed))
             raise
         trial.set_user_attr("result", result)
-        return result["test_acc"] if result["val_acc"] is None else result["val_acc"]
+        return get_score(result)
 
     def _result(self, number: int, values: dict[str, str]) -> dict[str, Any]:
         """Return the result of a run, which is trained only if, and as far as, that was not done before."""
@@ -204,12 +175,12 @@ class Engine:
         output.parent.mkdir(exist_ok=True)
         child = multiprocessing.get_context("spawn").Process(target=run_train, args=(arguments, output))
         with self.starting:
-            if not self.stopping.is_set():
-                child.start()
-                self.children.add(child)
-        if child in self.children:
-            child.join()
-            self.children.discard(child)
+            if self.stopping.is_set():
+                raise Failed(STOPPED)
+            child.start()
+            self.children.add(child)
+        child.join()
+        self.children.discard(child)
         result = self.sweep.read_finished().get(config.identity())
         if result and child.exitcode == 0:
             return result
@@ -267,8 +238,7 @@ def run_train(arguments: list[str], output: Path) -> None:
 def open_study(sweep: Sweep, planned: Sequence[PlannedRun], storage: str | None) -> Iterator[Study]:
     """Open the study of these runs, which without a database one process at a time can have.
 
-    Commands with other runs have another study, so that sweeps of one name can share a database. What they finished
-    counts: the sweep has it as results to reuse.
+    Commands with other runs have another study, so that sweeps of one name can share a database.
 
     Raises:
         UsageError: Another process has the study, the journal is damaged, or the database cannot be reached.
@@ -287,22 +257,7 @@ def open_study(sweep: Sweep, planned: Sequence[PlannedRun], storage: str | None)
         if not storage:  # a journal has no heartbeat, but whoever ran these is gone
             for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
                 enqueue_again(study, study.tell(trial.number, state=TrialState.FAIL))
-        for other in optuna.get_all_study_names(opened):
-            if other.partition(" ")[0] == sweep.name and other != name:
-                trials = optuna.load_study(study_name=other, storage=opened).get_trials(states=(TrialState.COMPLETE,))
-                known = {t.user_attrs["key"]: t.user_attrs["result"] for t in trials if not t.user_attrs.get("space")}
-                sweep.reused = known | sweep.reused
         yield study
-
-
-class NoLock:
-    """The lock of the sweep guards its journal already."""
-
-    def acquire(self) -> bool:
-        return True
-
-    def release(self) -> None:
-        pass
 
 
 def open_journal(path: Path) -> optuna.storages.JournalStorage:
@@ -312,7 +267,8 @@ def open_journal(path: Path) -> optuna.storages.JournalStorage:
     if path.exists() and not (text := path.read_bytes()).endswith(b"\n"):
         write_bytes(path, text[: text.rfind(b"\n") + 1])  # behind half a line, Optuna could read nothing
     try:
-        return optuna.storages.JournalStorage(JournalFileBackend(str(path), NoLock()))  # type: ignore[arg-type]
+        # Between processes, the lock of the sweep guards its journal.
+        return optuna.storages.JournalStorage(JournalFileBackend(str(path), threading.Lock()))  # type: ignore[arg-type]
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(
             f"{path}: damaged ({error}). Without this file the sweep starts its list of runs anew: finished runs are "
@@ -320,11 +276,21 @@ def open_journal(path: Path) -> optuna.storages.JournalStorage:
         ) from error
 
 
-def open_database(url: str, tries: int = 3) -> optuna.storages.RDBStorage:
+class Database(optuna.storages.RDBStorage):
+    """A database in which one worker of this process at a time takes a trial: two could take the same one in SQLite."""
+
+    taking = threading.Lock()
+
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        with self.taking:
+            return super().set_trial_state_values(trial_id, state, values)
+
+
+def open_database(url: str, tries: int = 3) -> Database:
     if url.startswith("postgresql+psycopg:"):
         require_extra("--storage with PostgreSQL", "psycopg")
     try:
-        return optuna.storages.RDBStorage(
+        return Database(
             url, heartbeat_interval=HEARTBEAT, grace_period=GRACE, heartbeat_stale_trial_callback=enqueue_again
         )
     except (SQLAlchemyError, ImportError, ValueError) as error:
@@ -340,43 +306,43 @@ def count_workers() -> int:
     return max(1, min(physical, int(psutil.virtual_memory().available / RUN_MEMORY)))
 
 
-def show_progress(engine: Engine, planned: list[PlannedRun], threads: list[threading.Thread]) -> None:
-    """Print a line for each run that ends, and on a terminal how far the sweep is, until the threads end."""
+def show_progress(engine: Engine, planned: list[PlannedRun], workers: list[Future[None]]) -> None:
+    """Print a line for each run that ends, and on a terminal how many have, until all workers end or one fails."""
     shown: set[str] = set()
-    total, best = len({run.key for run in planned}), 0.0
-    with tqdm(total=total, bar_format="{desc}", leave=False, disable=None) as bar:
-        working = True
+    total, best, working = len({run.key for run in planned}), 0.0, True
+    with tqdm(total=total, unit="run", leave=False, disable=None) as bar:
         while working:
-            # Asked first, so that the last line is not missed.
-            working = any(thread.is_alive() for thread in threads) and not engine.stopping.is_set()
-            outcomes = engine.outcomes(planned)
-            for key, outcome in outcomes.items():
-                if key not in shown:
-                    shown.add(key)
-                    score, mark = get_score(outcome.result), ""
-                    if score > best:
-                        best, mark = score, "  best so far"
-                    bar.write(
-                        f"{len(shown):>{len(str(total))}}/{total}  {describe_outcome(outcome)}{mark}", file=sys.stdout
-                    )
-            seconds = [each.result["seconds"] for each in outcomes.values() if each.result]
-            left = tqdm.format_interval(mean(seconds) * (total - len(shown)) / engine.workers) if seconds else "?"
-            bar.set_description_str(f"{len(shown)} of {total} runs, best {best:.2%}, {left} left")
-            if working:
-                time.sleep(POLL)
+            done, left = wait(workers, POLL, FIRST_EXCEPTION)
+            working = bool(left) and not any(worker.exception() for worker in done)
+            for key, trial in engine.trials(planned).items():
+                if key in shown or not has_ended(trial):
+                    continue
+                shown.add(key)
+                mark = "  best so far" if (trial.value or 0) > best else ""
+                best = max(best, trial.value or 0)
+                place = f"{len(shown):>{len(str(total))}}/{total}"
+                bar.write(f"{place}  {describe_trial(trial)}{mark}", file=sys.stdout)
+                bar.set_postfix_str(f"best {best:.2%}")
+                bar.update()
 
 
-def get_score(result: dict[str, Any] | None) -> float:
+def has_ended(trial: FrozenTrial) -> bool:
+    """Return whether a trial has a result, or a reason why it will have none."""
+    failed = trial.state == TrialState.FAIL and trial.user_attrs.get("reason") != STOPPED
+    return failed or trial.state == TrialState.COMPLETE
+
+
+def get_score(result: dict[str, Any]) -> float:
     """Return the accuracy that chose the best epoch, or that of the test if none was chosen."""
-    return 0.0 if result is None else result["test_acc"] if result["val_acc"] is None else result["val_acc"]
+    return result["test_acc"] if result["val_acc"] is None else result["val_acc"]
 
 
-def describe_outcome(outcome: Outcome) -> str:
+def describe_trial(trial: FrozenTrial) -> str:
     """Write a run's flags, and its accuracies or the reason why it has none."""
-    run = " ".join(f"{flag}={value}" for flag, value in outcome.assigned.items())
-    result = outcome.result
-    if result is None:
-        return f"{run}  failed: {outcome.reason}"
+    run = " ".join(f"{flag}={value}" for flag, value in assigned(trial).items())
+    if trial.state == TrialState.FAIL:
+        return f"{run}  failed: {trial.user_attrs.get('reason')}"
+    result = trial.user_attrs["result"]
     parts = [run, "" if result["best_epoch"] is None else f"best epoch {result['best_epoch']}"]
     if result.get("select_on") == "test":
         parts.append(f"test {result['test_acc']:.2%}, chosen on it")

@@ -14,8 +14,9 @@ import pandas as pd
 
 from core.errors import UsageError
 from core.files import write_bytes
-from experiments.runs import COLUMNS, RESULTS, Run, list_texts, make_row, normalize_value, read_rows, read_runs
-from training.config import read_config
+from core.settings import check_format
+from experiments.runs import COLUMNS, RESULTS, Run, list_texts, make_row, normalize_value, read_row_result, read_runs
+from training.config import RunConfig, read_config
 from training.description import count_parameters, describe
 from training.files import SUMMARY
 
@@ -23,6 +24,7 @@ RUNS_CSV, CURVES, CORRUPTED = "runs.csv", "curves.csv", "corrupted.csv"  # the l
 TAGS = {f"{part}/{score}" for part in ("train", "val", "test") for score in ("loss", "acc")}  # in CURVES
 TITLES = {"lr": "learning rate", "batch_size": "batch size", "weight_decay": "weight decay"}
 FIRST = ("optimizer", "network", "width", "lr", "batch_size")  # columns
+LEADERS = ("optimizer", "network", "width", "teacher")  # what other settings are chosen for
 DESCENDING = ("optimizer", "lr", "batch_size")  # as in the coursework report's table
 
 
@@ -45,30 +47,44 @@ def collect(runs: dict[str, Run], folder: Path) -> tuple[pd.DataFrame, pd.DataFr
     """
     finished = {key: run for key, run in runs.items() if run.result}
     rows = [row for row in read_table(folder / RUNS_CSV) if row["run"] not in finished]
-    old = read_csv(folder / CURVES, index_col="run")
-    curves = [old[~old.index.isin(finished)]]
+    old = read_csv(folder / CURVES)
+    curves = [old[~old["run"].isin(finished)]] if len(old) else []
     for key, run in sorted(finished.items(), key=lambda pair: (pair[1].folder / SUMMARY).stat().st_mtime):
         scalars = {tag.replace("/", "_"): values for tag, values in run.curves().items() if tag in TAGS}
         rows.append({"run": key} | make_row(run, scalars))
-        of_run = pd.DataFrame(scalars).rename_axis("epoch").reset_index().round(5)
-        curves.append(of_run.assign(run=key).set_index("run"))
+        points = pd.DataFrame(scalars).rename_axis("epoch").reset_index().round(5)
+        points.insert(0, "run", key)
+        curves.append(points)
     table = pd.DataFrame(rows, columns=["run", "format", *COLUMNS, *RESULTS])
-    table[list(RESULTS)] = table[list(RESULTS)].astype(float)
-    points = [part for part in curves if len(part)]
-    return (
-        table.round({score: 1 if score == "seconds" else 2 for score in RESULTS}),
-        pd.concat(points).reset_index() if points else pd.DataFrame(),
-    )
+    table = table.astype(dict.fromkeys(RESULTS, float)).round(dict.fromkeys(RESULTS, 2) | {"seconds": 1})
+    curves = [part for part in curves if len(part)]
+    return table, pd.concat(curves, ignore_index=True) if curves else pd.DataFrame()
 
 
 def read_table(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a RUNS_CSV file, as `collect` has them; none if there is no such file."""
-    if not path.exists():
-        return []
     return [
         {"run": row["run"]} | list_texts(config) | {name: float(row[name]) for name in RESULTS if row.get(name)}
         for row, config in read_rows(path)
     ]
+
+
+def read_rows(path: Path) -> list[tuple[dict[str, str], RunConfig]]:
+    """Read the rows of a RUNS_CSV file as texts, and what the run of each was; none if there is no such file.
+
+    UsageError if it is damaged, or a row lacks a setting that makes a run another one: what is missing is not guessed.
+    """
+    read = []
+    for number, row in enumerate(read_csv(path, dtype=str, keep_default_na=False).to_dict("records"), 2):
+        try:
+            if pd.isna(list(row.values())).any():
+                raise ValueError("the line ends early")
+            read_row_result(row)
+            check_format(row)
+            read.append((row, read_config({name: row[name] or None for name in COLUMNS if name in row})))
+        except (ValueError, KeyError, TypeError, UsageError) as error:
+            raise UsageError(f"{path}, line {number}: not as report.py writes it: {error}") from error
+    return read
 
 
 def write_table(path: Path, table: pd.DataFrame, varying: Iterable[str] = ()) -> None:
@@ -85,7 +101,7 @@ def keep_newest(table: pd.DataFrame) -> pd.DataFrame:
 
 def find_varying(table: pd.DataFrame) -> list[str]:
     """Return the settings in which the runs differ but for the seed, at least the optimizer."""
-    names = sorted(COLUMNS, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
+    names = dict.fromkeys([*FIRST, *COLUMNS])
     return [name for name in names if table[name].nunique() > 1 and name != "seed"] or ["optimizer"]
 
 
@@ -127,35 +143,32 @@ class Settings:
 
 
 def group_runs(table: pd.DataFrame, varying: list[str]) -> Settings:
-    """Group runs by the settings in which they vary.
-
-    A setting with many values decides nothing, such as the learning rates of a search: few runs share one.
-    """
+    """Group runs by the settings in which they vary."""
     columns: list[str] = []
     follows = {}
-    parts = [part for _, part in table.groupby(varying, sort=False, dropna=False)]
     for name in varying:
-        for leader in columns:
-            texts = pd.to_numeric(table[leader], errors="coerce").isna().all()
-            if (texts or 2 * table[leader].nunique() <= len(parts)) and table.groupby(leader)[
-                name
-            ].nunique().max() == 1:
-                follows[name] = leader
-                break
+        leaders = [leader for leader in columns if leader in LEADERS]
+        leader = next((each for each in leaders if table.groupby(each)[name].nunique().max() == 1), None)
+        if leader:
+            follows[name] = leader
         else:
             columns.append(name)
+    parts = [part for _, part in table.groupby(varying, sort=False, dropna=False)]
     return Settings(table, varying, columns, follows, dict(zip(label_settings(parts, columns), parts, strict=True)))
 
 
 def label_settings(parts: Sequence[pd.DataFrame], columns: Sequence[str]) -> list[str]:
     """Tell settings apart in words: optimizer, learning rate and batch size, and what is not as in most of them."""
     firsts = [part.iloc[0] for part in parts]
-    usual: dict[str, str] = {}
+    usual = set()
     for name in set(columns) - set(FIRST):
-        value, times = Counter(first[name] for first in firsts).most_common(1)[0]
-        usual |= {name: value} if 2 * times > len(parts) else {}
-    chosen = [[name for name in columns if first[name] != usual.get(name)] or columns for first in firsts]
-    return [", ".join(name_value(name, first[name]) for name in own) for own, first in zip(chosen, firsts, strict=True)]
+        counts = Counter(first[name] for first in firsts)
+        usual |= {(name, value) for value, count in counts.items() if 2 * count > len(parts)}
+    labels = []
+    for first in firsts:
+        chosen = [name for name in columns if (name, first[name]) not in usual]
+        labels.append(", ".join(name_value(name, first[name]) for name in chosen or columns))
+    return labels
 
 
 def name_value(name: str, text: str) -> str:
@@ -176,7 +189,7 @@ def read_reference(path: Path) -> pd.DataFrame:
     """Return the figures of others as texts, settings as `runs.list_texts` writes them; empty if there is no such file.
     UsageError if it is damaged, or has a value that is none.
     """
-    table = read_csv(path, dtype=str, keep_default_na=False)
+    table = read_csv(path, None, dtype=str, keep_default_na=False)
     try:
         for column in table:
             if column in COLUMNS:
@@ -188,13 +201,17 @@ def read_reference(path: Path) -> pd.DataFrame:
     return table
 
 
-def read_csv(path: Path, **options: Any) -> pd.DataFrame:
+def read_csv(path: Path, column: str | None = "run", **options: Any) -> pd.DataFrame:
+    """Read a table, which is empty if there is no such file; UsageError if it is damaged, or lacks a column."""
     if not path.exists():
         return pd.DataFrame()
     try:
-        return pd.read_csv(path, **options)
+        table = pd.read_csv(path, **options)
     except ValueError as error:
         raise UsageError(f"{path}: damaged: {' '.join(str(error).split())}") from error
+    if column and column not in table:
+        raise UsageError(f"{path}: damaged: has no column {column}")
+    return table
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:
