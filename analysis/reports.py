@@ -131,11 +131,11 @@ def draw(
     title = f"Reliability: expected calibration error {error}\n{about}"
     drawn[RELIABILITY] = figures.plot_reliability(probabilities, labels, title)
     wrong = (predicted != labels).nonzero()[:, 0]
-    wrong = wrong[confidence[wrong].argsort(descending=True, stable=True)].numpy()
+    wrong = wrong[confidence[wrong].argsort(descending=True, stable=True)]
     if len(wrong):
-        names = np.array(class_names)
-        true, taken, sure = names[labels[wrong]], names[predicted[wrong]], confidence[wrong].numpy()
-        mistakes = Mistakes(shown[wrong], true, taken, [f"{share:.0%}" for share in sure])
+        names, shares = np.array(class_names), [f"{share:.0%}" for share in confidence[wrong].tolist()]
+        true, taken = names[labels[wrong].numpy()], names[predicted[wrong].numpy()]
+        mistakes = Mistakes(shown[wrong.numpy()], true, taken, shares)
         drawn[MISTAKES] = mistakes.draw_classes(class_names, about)
         drawn[CONFUSED] = mistakes.draw_pairs(confused_pairs(matrix.numpy(), class_names), about)
     return drawn

@@ -55,7 +55,6 @@ class Sweep:
         self.reused = read_results(reuse) if reuse else {}
         self.base = parse_flags(base)
         self.recipe_flags = read_recipe(recipe) if recipe else {}
-        self._configs: dict[str, RunConfig] = {}  # by what is assigned
         if unknown := sorted(self.recipe_flags.keys() - SETTINGS.keys()):
             raise UsageError(f"{self.recipe}: {unknown[0]} is no flag")
 
@@ -83,10 +82,7 @@ class Sweep:
 
     def make_config(self, assigned: dict[str, str]) -> RunConfig:
         """Return the configuration of a run, with what is in the files that it names."""
-        key = json.dumps(assigned, sort_keys=True)
-        if key not in self._configs:
-            self._configs[key] = resolve_config(RunConfig(**self._flags(assigned)))
-        return self._configs[key]
+        return resolve_config(RunConfig(**self._flags(assigned)))
 
     def list_arguments(self, assigned: dict[str, str], threads: int) -> list[str]:
         """Return the command line of a run, with this number of threads unless the sweep's flags say otherwise."""
@@ -95,8 +91,7 @@ class Sweep:
 
     def _flags(self, assigned: dict[str, str]) -> dict[str, Any]:
         """Return all flags of a run: those of the sweep and of the run on top of the recipe's."""
-        folders = zip(FOLDERS, (self.data_dir, self.log_dir, self.checkpoint_dir), strict=True)
-        texts = {flag: str(folder) for flag, folder in folders} | self.base | assigned
+        texts = {flag: str(getattr(self, flag)) for flag in FOLDERS} | self.base | assigned
         return drop_followers(RunConfig, self.recipe_flags, texts) | texts
 
     def read_finished(self) -> dict[str, dict[str, Any]]:

@@ -114,10 +114,9 @@ def test_a_tiny_run_does_not_overwrite_results(benchmark: Any, tmp_path: Path, m
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["corruption", "throughput", "time_to_accuracy"])
-def test_a_notebooks_backend_that_is_not_installed_here_does_not_matter(name: str) -> None:
+def test_a_notebooks_backend_that_is_not_installed_here_does_not_matter() -> None:
     environment = os.environ | {"MPLBACKEND": "not-installed"}
-    line = [sys.executable, "-m", f"benchmarks.{name}", "--help"]
+    line = [sys.executable, "-m", "benchmarks.throughput", "--help"]
     assert subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, timeout=300).returncode == 0
 
 
