@@ -17,9 +17,7 @@ from cifar10.pictures import FITS, UNKNOWN, find_images
 from core.cli import Parser, run_program
 from core.errors import UsageError
 from core.extras import require_extra
-from models.prediction import Prediction, predict_files
-
-CHECKPOINT = Path(__file__).parent / "checkpoints" / "lenet5-cifar10.ckpt"
+from models.prediction import RELEASED, Prediction, predict_files
 
 
 def make_parser() -> Parser:
@@ -28,7 +26,7 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--checkpoint",
         type=Path,
-        default=CHECKPOINT,
+        default=RELEASED,
         help="Checkpoint file, or a run's checkpoint folder, from which the best epoch is taken.",
     )
     parser.add_argument("--network", metavar="FILE:CLASS", help="Python file and class of your own network.")

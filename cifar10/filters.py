@@ -3,6 +3,8 @@
 The result depends on the arguments alone; only the noise of a corruption depends on the index.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from core.streams import Stream
@@ -46,6 +48,14 @@ def to_bytes(values: np.ndarray) -> np.ndarray:
 def corrupt(method: str, level: float, image: np.ndarray, index: int) -> np.ndarray:
     """Corrupt an image by a method and a level of CORRUPT; unlike CIFAR-10-C, round to the nearest grey level."""
     return _corrupt(method, level, image, np.random.default_rng([Stream.CORRUPTION, index]))
+
+
+def corrupt_in_turn(levels: Iterable[tuple[str, float]], image: np.ndarray) -> np.ndarray:
+    """Corrupt an image by each method of CORRUPT at its level; 0, and JPEG quality 100, leave it out."""
+    for method, level in levels:
+        if level and (method, level) != ("jpeg", 100):
+            image = corrupt(method, level, image, index=0)
+    return image
 
 
 def corrupt_at_random(version: int, image: np.ndarray, index: int) -> np.ndarray:

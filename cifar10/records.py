@@ -34,6 +34,12 @@ def find_folder(data_dir: Path, cache_dir: Path | None = None) -> Path:
     return data_dir / FOLDER
 
 
+def find_test_images(data_dir: Path) -> Path | None:
+    """Return `find_folder` if the test images are there; unlike `prepare`, check no hash and download nothing."""
+    folder = find_folder(data_dir)
+    return folder if (folder / "test_batch.bin").exists() else None
+
+
 def load(folder: Path, train: bool) -> tuple[np.ndarray, np.ndarray]:
     """Read the training or the test files in the folder that `prepare` returned.
 

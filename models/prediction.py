@@ -19,6 +19,7 @@ from core.cores import cores
 if TYPE_CHECKING:
     from models.classifier import Classifier
 
+RELEASED = Path(__file__).parent.parent / "checkpoints" / "lenet5-cifar10.ckpt"  # the weights of the project
 BATCH_SIZE = 250  # files that are in memory together
 THREADS = 4  # decode photos in parallel; more do not help with small files, which need the interpreter
 
@@ -48,6 +49,14 @@ def predict_files(classifier: Classifier, files: Sequence[Path], fit: str) -> tu
             if pixels:
                 predictions += map(Prediction, pixels, rank_classes(classifier, np.stack(list(pixels.values()))))
     return predictions, failed
+
+
+def find_mistakes(classifier: Classifier, pixels: np.ndarray, label: int) -> list[int]:
+    """Return which images of one class, uint8 [N, 32, 32, 3], are taken for another, the most confident first."""
+    images = preprocess(pixels, classifier.preprocessing, classifier.whitening)
+    confidence, labels = (classifier.compute_logits(images) / classifier.temperature).softmax(1).max(1)
+    order = confidence.argsort(descending=True, stable=True)
+    return order[labels[order] != label].tolist()
 
 
 def rank_classes(classifier: Classifier, pixels: np.ndarray) -> list[list[tuple[str, float]]]:

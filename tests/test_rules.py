@@ -16,7 +16,7 @@ from conftest import ROOT
 from core.cli import Parser
 from core.errors import UsageError
 
-PROGRAMS = {"train", "evaluate", "sweep", "report", "predict"}
+PROGRAMS = {"train", "evaluate", "sweep", "report", "predict", "app"}
 LIGHTNING = {"lenet_module", "cifar_datamodule"}
 LAYERS = [
     {"core"},
@@ -188,19 +188,21 @@ def required(kind: str) -> set[str]:
 def test_what_is_required_is_imported_and_what_is_imported_is_required() -> None:
     ours = LAYER.keys() | sys.stdlib_module_names | {"lightning_fabric"}  # Lightning's own, in the same package
     imported = {name for path in sources(ROOT) for name in imported_by(path)} - ours
-    assert imported == required("")
+    assert imported == required("") | required("-app")
 
 
 def test_what_single_options_require_is_asked_for_before_it_is_used() -> None:
     asked = "".join(path.read_text(encoding="utf-8") for path in sources(ROOT))
     calls = [re.findall(r'"(\w+)"', call) for call in re.findall(r'require_extra\("[^"]+", ([^)]*)\)', asked)]
-    assert {name for names in calls for name in names} == {name.split("[")[0] for name in required("-extra")}
+    assert {name for names in calls for name in names} == {
+        name.split("[")[0] for name in required("-extra") | required("-app")
+    }
 
 
 def test_what_tests_import_is_required() -> None:
     used = {name for path in ROOT.glob("tests/**/*.py") for name in imported_by(path)}
     own = LAYER.keys() | sys.stdlib_module_names | {path.stem for path in ROOT.glob("tests/**/*.py")}
-    tested = required("") | required("-extra") | required("-dev")
+    tested = required("") | required("-extra") | required("-app") | required("-dev")
     assert used - own - {"_pytest", "lightning_fabric"} - tested == set()
     plugins = {"pytest_xdist", "pytest_randomly", "ipykernel", "jsonargparse", "ruff", "mypy"}
     assert required("-dev") - used - plugins - {name for name in tested if name.startswith("types_")} == set()

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +26,7 @@ from analysis.tensorboard import Scalars, add_figure, add_projector, read_curves
 from cifar10.records import CLASS_NAMES
 from cifar_datamodule import CIFAR10DataModule
 from core.files import write_bytes
+from models.attribution import layer_outputs
 from models.calibration import fit_temperature
 from models.classifier import compute_logits
 from training.callbacks import best_checkpoint
@@ -247,26 +247,6 @@ def gather(predictions: Predictions, device: torch.device) -> Predictions:
     parts = (predictions.images, predictions.labels, predictions.logits, predictions.features)
     gathered = [part if part is None else torch.cat(gather_all_tensors(part.to(device))).cpu() for part in parts]
     return Predictions(*gathered)  # type: ignore[arg-type]
-
-
-@torch.no_grad()
-def layer_outputs(module: pl.LightningModule, image: Tensor) -> dict[str, Tensor]:
-    """Return what each convolution and linear layer but the last makes of an image, float [1, 3, H, W], before the
-    activation: float [channels, h, w] or [units], by the layers' names, in order.
-    """
-    outputs: dict[str, Tensor] = {}
-
-    def keep(name: str, layer: nn.Module, inputs: Any, output: Tensor) -> None:
-        outputs[name.removeprefix("model.")] = output[0].float().cpu()
-
-    layers = [(name, layer) for name, layer in module.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
-    handles = [layer.register_forward_hook(partial(keep, name)) for name, layer in layers[:-1]]
-    try:
-        compute_logits(module, image)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return outputs
 
 
 @contextmanager

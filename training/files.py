@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -18,6 +18,9 @@ from core.files import write_bytes
 from core.locks import hold_lock
 from core.settings import FORMAT, check_format
 from training.config import RunConfig, read_config
+
+if TYPE_CHECKING:
+    from models.checkpoint import Checkpoint
 
 # In the log folder of a run, logs/<name>/version_N.
 CONFIG = "config.yaml"  # the run's configuration, also for `--config`
@@ -116,6 +119,18 @@ def find_checkpoints(path: Path) -> Path:
         if found.exists():
             return found
     raise UsageError(f"{path}: is a log folder, and the run's checkpoints are not in {folder}; name their folder")
+
+
+def find_logs(checkpoint: "Checkpoint") -> Path | None:
+    """Return the log folder of the run that a checkpoint belongs to; None if it is neither where the run was started,
+    nor below the working directory, or the checkpoint is of no run, as released weights are.
+    """
+    folder, flags = checkpoint.path.resolve().parent, checkpoint.flags
+    if not {"log_dir", "checkpoint_dir"} <= flags.keys():
+        return None
+    start = Path(os.path.normpath(folder.parent.parent / os.path.relpath(".", flags["checkpoint_dir"])))
+    logs = Path(flags["log_dir"]) / folder.parent.name / folder.name
+    return next((found for found in (logs, start / logs) if (found / CONFIG).exists()), None)
 
 
 def write_result(folder: Path, config: RunConfig, result: RunResult) -> None:
