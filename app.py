@@ -39,13 +39,14 @@ class Network(NamedTuple):
     name: str
     classifier: Any
     logs: Path | None  # the log folder of its run, if that is found
-    train: bool  # whether its run was judged on training images, those of the validation split
+    tested: bool  # whether its run was judged on the test images, not on validation images
 
 
 def make_parser() -> Parser:
     parser = Parser(__doc__)
-    several = {"type": Path, "nargs": "+", "default": [RELEASED], "metavar": "PATH"}
-    parser.add_argument("--checkpoint", **several, help="Checkpoint files or folders of runs, to show side by side.")
+    parser.add_argument(
+        "--checkpoint", type=Path, nargs="+", default=[RELEASED], help="Checkpoint files or run folders."
+    )
     parser.add_argument("--network", metavar="FILE:CLASS", help="Python file and class of your own network.")
     parser.add_argument("--data_dir", type=Path, help="Folder of CIFAR-10, for test images (default: data).")
     parser.add_argument("--port", type=int, help="Port of the page (default: the first free one from 7860 on).")
@@ -73,8 +74,8 @@ def load_network(path: Path, network: str | None) -> Network:
 
     checkpoint = load_checkpoint(find_checkpoints(path), network)
     name = path.stem if path.is_file() else "/".join(path.resolve().parts[-2:])
-    train = checkpoint.flags.get("select_on") != "test"
-    return Network(name, make_classifier(checkpoint), find_logs(checkpoint), train)
+    tested = checkpoint.flags.get("select_on") == "test"
+    return Network(name, make_classifier(checkpoint), find_logs(checkpoint), tested)
 
 
 def serve(page: Any, port: int | None) -> None:
@@ -143,8 +144,11 @@ def build_choice(network: Network, data: Path | None, picture: Any, take: Any) -
         with gr.Tab("Test set"):
             label = gr.Dropdown(list(CLASS_NAMES), label="Pictures of", type="index")
             wrong = gr.Checkbox(label=f"Only those that {network.name} gets wrong")
-            show = partial(views.show_class, network.classifier, data)
-            take(gr.HTML(show, inputs=[label, wrong], js_on_load=views.PICK))
+            take(
+                gr.HTML(
+                    partial(views.show_class, network.classifier, data), inputs=[label, wrong], js_on_load=views.PICK
+                )
+            )
         with gr.Tab("Your picture"):
             file = gr.File(label=f"A picture of any size, up to {MAX_FILE_SIZE.upper()}; its middle square is used")
             file.upload(read, file, [picture, problem])
@@ -183,7 +187,7 @@ def build_run(network: Network, data: Path | None, take: Any) -> None:
 
     def show_cell(event: gr.EventData) -> tuple[str, str]:
         chosen = [row for row in rows if row.pair == event.pick]
-        return f"## {event.pick}", views.show_predicted(data, network.train, chosen)
+        return f"## {event.pick}", views.show_predicted(data, not network.tested, chosen)
 
     with gr.Row():
         with gr.Column(min_width=300):
@@ -192,7 +196,7 @@ def build_run(network: Network, data: Path | None, take: Any) -> None:
         with gr.Column(min_width=300):
             heading = gr.Markdown("## Its most confident mistakes")
             mistakes = [row for row in rows if row.true != row.predicted]
-            sheet = gr.HTML(views.show_predicted(data, network.train, mistakes), js_on_load=views.PICK)
+            sheet = gr.HTML(views.show_predicted(data, not network.tested, mistakes), js_on_load=views.PICK)
     table.pick(show_cell, None, [heading, sheet])
     take(sheet)
 

@@ -44,7 +44,7 @@ PICK = """element.addEventListener("click", event => {
 class Predicted(NamedTuple):
     """A row of PREDICTIONS."""
 
-    index: int  # in the data set
+    image: int  # its index in the data set
     true: str
     predicted: str
     confidence: float
@@ -181,10 +181,10 @@ def show_class(classifier: Classifier, data: Path | None, label: int, mistakes: 
     return show_images(data, False, indices[:SHOWN], [""] * SHOWN)
 
 
-def show_images(data: Path, train: bool, indices: Sequence[int], captions: Sequence[str]) -> str:
+def show_images(data: Path, train: bool, indices: Iterable[int], captions: Sequence[str]) -> str:
     """Show images of the data set; each picks "train/its index" or "test/its index"."""
     picks = [f"{'train' if train else 'test'}/{index}" for index in indices]
-    return show_sheet(load_some(data, train, np.array(indices, int)), captions, picks)
+    return show_sheet(load_some(data, train, np.array(list(indices), int)), captions, picks)
 
 
 def show_predicted(data: Path | None, train: bool, rows: Sequence[Predicted]) -> str:
@@ -192,7 +192,7 @@ def show_predicted(data: Path | None, train: bool, rows: Sequence[Predicted]) ->
     if data is None or not rows:
         return NO_PREDICTIONS if data else NO_DATA
     rows = rows[:SHOWN]
-    return show_images(data, train, [row.index for row in rows], [f"{row.pair} {row.confidence:.0%}" for row in rows])
+    return show_images(data, train, [row.image for row in rows], [f"{row.pair} {row.confidence:.0%}" for row in rows])
 
 
 def read_example(data: Path, pick: str) -> tuple[np.ndarray, str]:
@@ -242,7 +242,7 @@ def read_predictions(folder: Path) -> list[Predicted]:
     with (folder / PREDICTIONS).open(encoding="utf-8", newline="") as file:
         rows = list(csv.reader(file))[1:]
     found = [
-        Predicted(int(index), true, predicted, max(map(float, shares))) for index, true, predicted, *shares in rows
+        Predicted(int(image), true, predicted, max(map(float, shares))) for image, true, predicted, *shares in rows
     ]
     return sorted(found, key=lambda row: -row.confidence)
 

@@ -28,7 +28,6 @@ class Explanation:
 def explain(classifier: Classifier, pixels: np.ndarray) -> Explanation:
     """Classify one image, uint8 [32, 32, 3], and return what happens to it on the way."""
     images, stages = pixels[None].copy(), {}  # PyTorch warns of arrays that cannot be written
-
     for step in make_steps(classifier.preprocessing, classifier.whitening):
         images = apply_step(images, step)
         stages[str(step)] = images[0]
