@@ -39,7 +39,7 @@ class Network(NamedTuple):
     name: str
     classifier: Any
     logs: Path | None  # the log folder of its run, if that is found
-    tested: bool  # whether its run was judged on the test images, not on validation images
+    split: str  # that its run was judged on, "val" or "test"
 
 
 def make_parser() -> Parser:
@@ -74,19 +74,19 @@ def load_network(path: Path, network: str | None) -> Network:
 
     checkpoint = load_checkpoint(find_checkpoints(path), network)
     name = path.stem if path.is_file() else "/".join(path.resolve().parts[-2:])
-    tested = checkpoint.flags.get("select_on") == "test"
-    return Network(name, make_classifier(checkpoint), find_logs(checkpoint), tested)
+    split = checkpoint.flags.get("select_on", "val")
+    return Network(name, make_classifier(checkpoint), find_logs(checkpoint), split)
 
 
 def serve(page: Any, port: int | None) -> None:
     from gradio.themes import Default
 
-    look = {"theme": Default(font=["system-ui"], font_mono=["monospace"]), "css_paths": views.CSS}
+    theme = Default(font=["system-ui"], font_mono=["monospace"])
     alone = {"share": False, "ssr_mode": False, "run_history": False, "enable_monitoring": False}
-    quiet = {"quiet": True, "prevent_thread_lock": True, "footer_links": ["settings"]}
+    look = {"quiet": True, "footer_links": ["settings"], "theme": theme, "css_paths": views.CSS}
     address = {"server_name": "127.0.0.1", "server_port": port, "max_file_size": MAX_FILE_SIZE}
     try:
-        page.launch(**address, **alone, **quiet, **look)
+        page.launch(**address, **alone, **look, prevent_thread_lock=True)
     except OSError as error:
         raise UsageError("no free port" if port is None else f"--port {port}: is in use") from error
     print(f"See what it sees: {page.local_url} (Ctrl-C stops it)", flush=True)
@@ -96,12 +96,11 @@ def serve(page: Any, port: int | None) -> None:
 def build_page(networks: Sequence[Network], data: Path | None) -> Any:
     import gradio as gr
 
-    classifiers = {network.name: network.classifier for network in networks}
-
     def look(picture: Any, noise: float, blur: float, jpeg: int, severity: int, kind: str) -> list[str]:
         standard = (kind, CORRUPT[kind][severity - 1] if severity else 0)
         levels = [standard, ("gaussian", noise), ("blur", blur), ("jpeg", jpeg)]
-        return views.show_parts(classifiers, picture[0], levels, picture[1]) if picture else ["", "", "", ""]
+        classifiers = {network.name: network.classifier for network in networks}
+        return views.show_parts(classifiers, *picture, levels) if picture else ["", "", "", ""]
 
     def take(event: gr.EventData) -> tuple[Any, Any]:
         return data and views.read_example(data, event.pick), gr.Tabs(selected="picture")
@@ -134,8 +133,8 @@ def build_choice(network: Network, data: Path | None, picture: Any, take: Any) -
     import gradio as gr
 
     def read(file: Any) -> tuple[Any, str]:
-        file = file["composite"] if isinstance(file, dict) else file  # of a drawing
-        pixels = read_or_reason(Path(file), "crop") if file else "Draw something."
+        path = file["composite"] if isinstance(file, dict) else file  # a drawing has layers, too
+        pixels = read_or_reason(Path(path), "crop") if path else ""
         return (gr.skip(), escape(pixels)) if isinstance(pixels, str) else ((pixels, None), "")
 
     gr.Markdown("## 1. Choose a picture")
@@ -144,11 +143,8 @@ def build_choice(network: Network, data: Path | None, picture: Any, take: Any) -
         with gr.Tab("Test set"):
             label = gr.Dropdown(list(CLASS_NAMES), label="Pictures of", type="index")
             wrong = gr.Checkbox(label=f"Only those that {network.name} gets wrong")
-            take(
-                gr.HTML(
-                    partial(views.show_class, network.classifier, data), inputs=[label, wrong], js_on_load=views.PICK
-                )
-            )
+            show = partial(views.show_class, network.classifier, data)
+            take(gr.HTML(show, inputs=[label, wrong], js_on_load=views.PICK))
         with gr.Tab("Your picture"):
             file = gr.File(label=f"A picture of any size, up to {MAX_FILE_SIZE.upper()}; its middle square is used")
             file.upload(read, file, [picture, problem])
@@ -175,10 +171,9 @@ def build_damage() -> list[Any]:
 def build_run(network: Network, data: Path | None, take: Any) -> None:
     import gradio as gr
 
+    gr.Markdown(views.read_trend(network.name, network.logs))
     if network.logs is None:
-        gr.Markdown(f"No run's log folder belongs to {network.name}. Train one, and name it by `--checkpoint`.")
         return
-    gr.Markdown(views.read_trend(network.logs))
     with gr.Row():
         for what, title in views.CURVES.items():
             curves = views.read_curves(network.logs, what)
@@ -187,7 +182,7 @@ def build_run(network: Network, data: Path | None, take: Any) -> None:
 
     def show_cell(event: gr.EventData) -> tuple[str, str]:
         chosen = [row for row in rows if row.pair == event.pick]
-        return f"## {event.pick}", views.show_predicted(data, not network.tested, chosen)
+        return f"## {event.pick}", views.show_predicted(data, network.split, chosen)
 
     with gr.Row():
         with gr.Column(min_width=300):
@@ -195,8 +190,8 @@ def build_run(network: Network, data: Path | None, take: Any) -> None:
             table = gr.HTML(views.show_confusion(network.logs), js_on_load=views.PICK)
         with gr.Column(min_width=300):
             heading = gr.Markdown("## Its most confident mistakes")
-            mistakes = [row for row in rows if row.true != row.predicted]
-            sheet = gr.HTML(views.show_predicted(data, not network.tested, mistakes), js_on_load=views.PICK)
+            mistakes = views.show_predicted(data, network.split, [row for row in rows if row.true != row.predicted])
+            sheet = gr.HTML(mistakes, js_on_load=views.PICK)
     table.pick(show_cell, None, [heading, sheet])
     take(sheet)
 

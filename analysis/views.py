@@ -55,13 +55,13 @@ class Predicted(NamedTuple):
 
 
 def show_parts(
-    classifiers: Mapping[str, Classifier], pixels: np.ndarray, levels: Iterable[tuple[str, float]], truth: str | None
+    classifiers: Mapping[str, Classifier], pixels: np.ndarray, truth: str | None, levels: Iterable[tuple[str, float]]
 ) -> list[str]:
     """Show what classifiers, by name, make of one image, uint8 [32, 32, 3], side by side.
 
     Args:
-        levels: By which the image is corrupted first, as `corrupt_in_turn` takes them.
         truth: The image's class, if that is known.
+        levels: By which the image is corrupted first, as `corrupt_in_turn` takes them.
 
     Returns:
         The answers, where they come from, the preprocessing, and the layers' maps.
@@ -187,12 +187,14 @@ def show_images(data: Path, train: bool, indices: Iterable[int], captions: Seque
     return show_sheet(load_some(data, train, np.array(list(indices), int)), captions, picks)
 
 
-def show_predicted(data: Path | None, train: bool, rows: Sequence[Predicted]) -> str:
+def show_predicted(data: Path | None, split: str, rows: Sequence[Predicted]) -> str:
     """Show the images of some predictions, the first SHOWN."""
     if data is None or not rows:
         return NO_PREDICTIONS if data else NO_DATA
     rows = rows[:SHOWN]
-    return show_images(data, train, [row.image for row in rows], [f"{row.pair} {row.confidence:.0%}" for row in rows])
+    return show_images(
+        data, split != "test", [row.image for row in rows], [f"{row.pair} {row.confidence:.0%}" for row in rows]
+    )
 
 
 def read_example(data: Path, pick: str) -> tuple[np.ndarray, str]:
@@ -228,8 +230,10 @@ def show_confusion(folder: Path) -> str:
     )
 
 
-def read_trend(folder: Path) -> str:
-    """Return the name of the run in a log folder and, if it is finished, its trend, in Markdown."""
+def read_trend(name: str, folder: Path | None) -> str:
+    """Return, in Markdown, the trend of the run in a log folder, or what is missing; `name` is the network's."""
+    if folder is None:
+        return f"No run's log folder belongs to {name}. Train a run, and name its folder by `--checkpoint`."
     trend = folder / TREND
     words = trend.read_text(encoding="utf-8") if trend.exists() else "This run has no trend: it is not finished."
     return f"## {folder.parent.name}/{folder.name}\n\n{words}"

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cifar10.preprocessing import apply_step, make_steps, normalize
+from cifar10.preprocessing import make_steps, normalize
 from models.classifier import Classifier, compute_logits
 
 PATCH, STRIDE = 8, 4  # pixels; one is the side of what is hidden, the other its step
@@ -27,11 +27,10 @@ class Explanation:
 
 def explain(classifier: Classifier, pixels: np.ndarray) -> Explanation:
     """Classify one image, uint8 [32, 32, 3], and return what happens to it on the way."""
-    images, stages = pixels[None].copy(), {}  # PyTorch warns of arrays that cannot be written
+    stages, processed = {}, pixels
     for step in make_steps(classifier.preprocessing, classifier.whitening):
-        images = apply_step(images, step)
-        stages[str(step)] = images[0]
-    image = normalize(torch.from_numpy(images), classifier.mean, classifier.std)
+        processed = stages[str(step)] = step.method(*step.parameters, processed, 0)
+    image = normalize(torch.tensor(processed)[None], classifier.mean, classifier.std)
     probabilities = (compute_logits(classifier.network, image)[0] / classifier.temperature).softmax(0)
     maps, relevance = layer_outputs(classifier.network, image), occlude(classifier.network, image)
     return Explanation(stages, image[0], maps, relevance, probabilities)
