@@ -9,7 +9,6 @@ any loader that gives (float images [B, 3, 32, 32], int64 labels [B]):
 """
 
 import math
-from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any, Self
 
@@ -34,8 +33,6 @@ from models.registry import NETWORKS, check_network, make_network, missing_code,
 
 __all__ = ["LeNet5", "LeNetModule"]
 
-_MAY_RUN_FILES = ContextVar("_MAY_RUN_FILES", default=True)  # whether the caller, not a checkpoint, names the network
-
 
 class LeNetModule(pl.LightningModule):
     """Train LeNet-5, or another network, with cross-entropy.
@@ -52,6 +49,7 @@ class LeNetModule(pl.LightningModule):
     Args:
         config: Settings such as a run's configuration; None is the defaults.
         val_name: Prefix of the metrics of the validation loader; "test" where that has the test set.
+        may_run_file: Whether the file of a network "file.py:Class" may be run, which only its user can know.
         flags: Settings of `ModelConfig` that replace those of `config`, such as `optimizer="adam"`. `network` may also
             be an object: `network=Net()`. `teacher_weight` is the share of distillation in the training loss of a batch
             whose third part is a teacher's logits [B, 10].
@@ -62,7 +60,9 @@ class LeNetModule(pl.LightningModule):
         FloatingPointError: The training loss is no longer finite.
     """
 
-    def __init__(self, config: ModelConfig | None = None, *, val_name: str = "val", **flags: Any) -> None:
+    def __init__(
+        self, config: ModelConfig | None = None, *, val_name: str = "val", may_run_file: bool = True, **flags: Any
+    ) -> None:
         super().__init__()
         network = flags.get("network")
         if isinstance(network, nn.Module):
@@ -73,7 +73,7 @@ class LeNetModule(pl.LightningModule):
         self.config = config.group(ModelConfig)
         self.save_hyperparameters(self.config.plain() | {"val_name": val_name}, logger=False)
         if not isinstance(network, nn.Module):
-            if self.config.network not in NETWORKS and not _MAY_RUN_FILES.get():
+            if self.config.network not in NETWORKS and not may_run_file:
                 raise UsageError(missing_code(self.config.network))
             network = make_network(self.config.network, self.config.width, self.config.network_sha256)
         self.model: Any = network
@@ -90,11 +90,7 @@ class LeNetModule(pl.LightningModule):
         If the checkpoint's network is one of your own, pass it as `network`, an object or "file.py:Class"; UsageError
         without it.
         """
-        token = _MAY_RUN_FILES.set("network" in kwargs)
-        try:
-            return super().load_from_checkpoint(*args, **kwargs)
-        finally:
-            _MAY_RUN_FILES.reset(token)
+        return super().load_from_checkpoint(*args, **kwargs, may_run_file="network" in kwargs)
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute logits, float32 [B, 10], of float images [B, 3, 32, 32], whose precision may be lower."""

@@ -145,9 +145,10 @@ def _unpack(source: str, work: Path) -> Path:
     else:
         _say(f"reading {source}")
     if file_sha256(archive) not in ARCHIVES.values():
-        raise _SourceFailed(f"fails the SHA-256 check: its {archive.stat().st_size:,} bytes are no known archive")
+        raise _SourceFailed("fails the SHA-256 check: it is none of the known archives")
     with tarfile.open(archive) as tar:
-        tar.extractall(work, filter="data")
+        tar.extraction_filter = getattr(tarfile, "data_filter", None)  # which Python has from 3.11.4 on
+        tar.extractall(work)
     return work
 
 
@@ -166,7 +167,7 @@ def _download(url: str) -> Iterator[bytes]:
                 for chunk in response.iter_content(2**18):
                     bar.update(len(chunk))
                     yield chunk
-    except OSError as error:  # of `requests`, or of a file that is named by one of FILE_VARIABLES
+    except (OSError, ValueError) as error:  # of `requests`, or of a file that is named by one of FILE_VARIABLES
         raise _SourceFailed(_explain(error, url)) from error
 
 
