@@ -152,7 +152,7 @@ def plot_reliability(probabilities: Tensor, labels: Tensor, title: str) -> Figur
     and as a bar. `probabilities` are float [N, C], `labels` int64 [N].
     """
     confidence, predicted = probabilities.max(1)
-    weights = (None, predicted == labels, confidence)
+    weights = (None, (predicted == labels).double(), confidence.double())
     count, right, sure = (np.histogram(confidence, CALIBRATION_BINS, (0, 1), weights=each)[0] for each in weights)
     some = count > 0
 

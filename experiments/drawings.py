@@ -7,11 +7,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.charts import Row, plot_heat_map, plot_lines, plot_rows
+from analysis.diagnosis import SPLITS
 from analysis.figures import COLOURS
 from experiments.statistics import compute_interval, select_scores
 from experiments.tables import Settings, label_settings, name_value
 
-NAMES = {"train": "training", "val": "validation", "test": "test"}
 PANELS = 4  # side by side in a figure
 LINES = "thin lines: runs; thick lines: their mean"
 Panels: TypeAlias = dict[str, dict[str, list[dict[float, float]]]]  # by title, by group, of each run, by place
@@ -76,7 +76,7 @@ def draw_curves(settings: Settings, curves: pd.DataFrame) -> Figure | None:
     panels: Panels = {}
     for (heading, line), label in arrange(settings, list(drawn)).items():
         panels.setdefault(heading, {})[line] = [values for _, values in drawn[label]]
-    images = " or ".join(sorted({NAMES[stage] for runs in drawn.values() for stage, _ in runs}))
+    images = " or ".join(sorted({SPLITS[stage] for runs in drawn.values() for stage, _ in runs}))
     title = write_title(f"Accuracy on the {images} images over epochs; {LINES}", settings)
     return plot_lines(panels, ("epoch", f"{images} accuracy, %"), title) if panels else None
 
@@ -104,7 +104,7 @@ def draw_severities(settings: Settings, corrupted: pd.DataFrame) -> Figure | Non
             wide = pivot_severities(corrupted, run)
             for kind, values in {heading: wide.mean(axis=1)}.items() if heading else wide.items():
                 panels.setdefault(str(kind), {}).setdefault(line, []).append(values.to_dict())
-    images = NAMES[corrupted["on"].iloc[0]]
+    images = SPLITS[corrupted["on"].iloc[0]]
     title = write_title(f"Accuracy on corrupted {images} images; {LINES}", settings)
     return plot_lines(panels, ("severity; 0: clean", f"{images} accuracy, %"), title) if panels else None
 
@@ -121,16 +121,18 @@ def pivot_severities(corrupted: pd.DataFrame, run: str) -> pd.DataFrame:
 def arrange(settings: Settings, names: Sequence[str]) -> dict[tuple[str, str], str]:
     """Return the settings of these labels by the titles of their panels and the labels of their lines in it.
 
-    There is one panel, without a title, or one for each value of the first setting that leaves few enough lines to tell
-    apart; nothing if there is none such.
+    There is one panel, without a title, or one for each value of the setting that leaves the fewest lines to tell
+    apart; nothing if those are too many.
     """
     parts = [settings.parts[name] for name in names]
+    choices: list[tuple[int, dict[tuple[str, str], str]]] = []
     for split in ("", *settings.columns):
         headings = [name_value(split, part.iloc[0][split]) if split else "" for part in parts]
         lines = label_settings(parts, [name for name in settings.columns if name != split])
         if len(set(headings)) <= PANELS and len(set(lines)) <= len(COLOURS):
-            return dict(zip(zip(headings, lines, strict=True), names, strict=True))
-    return {}
+            places = zip(headings, lines, strict=True)
+            choices.append((len(set(lines)) if split else 0, dict(zip(places, names, strict=True))))
+    return min(choices, key=lambda choice: choice[0], default=(0, {}))[1]
 
 
 def write_title(text: str, settings: Settings) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 from tabulate import tabulate
 
+from analysis.diagnosis import SPLITS
 from analysis.figures import save
 from analysis.reports import write_html
 from core.errors import SettingError, UsageError
@@ -14,7 +15,6 @@ from core.files import write_bytes
 from core.markdown import markdown_table
 from core.shell import format_command
 from experiments import drawings, tables
-from experiments.drawings import NAMES
 from experiments.runs import COLUMNS, RESULTS, Run, list_texts
 from experiments.statistics import (
     ENOUGH,
@@ -249,7 +249,7 @@ def summarize_corruptions(path: Path, settings: Settings, corrupted: pd.DataFram
     return "\n\n".join(
         [
             "## Corrupted images",
-            f"Accuracy on the {NAMES[known['on'].iloc[0]]} images; for a corruption, the mean of "
+            f"Accuracy on the {SPLITS[known['on'].iloc[0]]} images; for a corruption, the mean of "
             f"severities {severities} ([each]({path.name})).",
             markdown_table(list(wide), wide.values.tolist()),
         ]

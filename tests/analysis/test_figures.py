@@ -71,6 +71,13 @@ def test_no_title_is_wider_than_its_figure() -> None:
         assert extent.x0 >= 0 and extent.x1 <= figure.bbox.width
 
 
+def test_a_reliability_diagram_has_the_mean_confidence_and_the_accuracy_of_each_bin() -> None:
+    probabilities = torch.tensor([[0.61, 0.39], [0.65, 0.35], [0.65, 0.35], [1.0, 0.0]])
+    axes = figures.plot_reliability(probabilities, torch.tensor([0, 0, 1, 0]), "").axes
+    np.testing.assert_allclose(axes[0].collections[0].get_offsets(), [[1.91 / 3, 2 / 3], [1, 1]], atol=1e-6)
+    assert [bar.get_height() for bar in axes[1].patches] == [0] * 9 + [3] + [0] * 4 + [1]
+
+
 def test_a_confusion_matrix_has_counts_and_shares_and_its_zeros_are_pale() -> None:
     matrix = torch.tensor([[3, 1], [0, 4]])
     axes = figures.plot_confusion(matrix, ("cat", "dog"), "Confusion matrix").axes[0]
