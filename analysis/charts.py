@@ -111,7 +111,8 @@ def plot_heat_map(table: np.ndarray, rows: Sequence[str], columns: Sequence[str]
     axes.set_xticks(range(len(columns)), columns, fontsize=9)
     axes.set_yticks(range(len(rows)), names, fontsize=9)
     for (row, column), value in np.ndenumerate(table):
-        style = {"ha": "center", "fontsize": 9, "color": "white" if value - low > 0.6 * (high - low) else "black"}
+        colour = "white" if value - low > 0.6 * (high - low) else "black"
         if not np.isnan(value):
-            axes.text(column, row, f"{value:.1f}", va="center", **style).set_in_layout(False)
+            text = axes.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=9, color=colour)
+            text.set_in_layout(False)
     return figure

@@ -17,8 +17,8 @@ from core.cores import cores
 from core.shell import format_command
 
 
-def write_header(title: str, module: str, arguments: Sequence[str], count: int, counted: str = "rounds") -> str:
-    """Title and origin of a page, in Markdown; `module` is what made it, `count` is of what `counted` names."""
+def write_header(title: str, module: str, arguments: Sequence[str], rounds: int) -> str:
+    """Title and origin of a page, in Markdown; `module` is what made it."""
     return "\n".join(
         [
             f"# {title}\n",
@@ -27,7 +27,7 @@ def write_header(title: str, module: str, arguments: Sequence[str], count: int, 
             f"- commit: {find_commit()}",
             f"- versions: Python {platform.python_version()}, torch {torch.__version__}, Lightning {pl.__version__}",
             f"- date: {datetime.date.today()}",
-            f"- {counted}: {count}",
+            f"- rounds: {rounds}",
         ]
     )
 

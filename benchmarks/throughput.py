@@ -165,16 +165,11 @@ def measure_processes(data_dir: Path, sizes: Sizes) -> Figures:
     return measure_start(data_dir, flags) | measure_memory(data_dir, sizes.images, memory_flags)
 
 
-def name_kind() -> str:
-    """What the processor is to a training step."""
-    if fastest_precision() == "32-true":
-        return "float32"
-    return "AMX" if torch.cpu.get_capabilities()["amx_bf16"] else "AVX-512 BF16"
-
-
 def choose_page() -> Path:
-    """Where the figures of this processor are."""
-    return OUT / (re.sub(r"[^a-z0-9]+", "-", f"{name_processor()} {name_kind()}".lower()) + ".md")
+    """Where the figures of this processor are, by what it is to a training step."""
+    bf16 = "AMX" if torch.cpu.get_capabilities().get("amx_bf16") else "AVX-512 BF16"
+    kind = "float32" if fastest_precision() == "32-true" else bf16
+    return OUT / (re.sub(r"[^a-z0-9]+", "-", f"{name_processor()} {kind}".lower()) + ".md")
 
 
 def compare_rates(f: Figures, fastest: dict[tuple[str, int], str]) -> Figures:

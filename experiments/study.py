@@ -88,7 +88,7 @@ class Engine:
         finished = self.sweep.read_finished()
         for run in planned:
             if result := finished.get(run.key):
-                attributes = {"assigned": run.assigned, "result": result}
+                attributes: dict[str, Any] = {"assigned": run.assigned, "result": result}
                 self.known[run.key] = create_trial(value=get_score(result), user_attrs=attributes)
         trials = self.trials(planned)
         for run in planned:

@@ -43,7 +43,7 @@ def test_throughput_writes_every_figure_and_ratio(data_dir: Path, tmp_path: Path
         *(f"C, batch {size}, {part}" for size in (64, 128) for part in ("first epoch", "steady")),
         *(f"D, batch {batch_size}{part}" for batch_size in (64, 128) for part in ("", ", training alone")),
         "E",
-        *(f"start, {part}, s" for part in ("imports", "data", "first step", "in all", "bare import")),
+        *(f"start, {part}, s" for part in ("in all", "bare import")),
         *(f"peak memory of {way}, GB" for way in ("A", "B", "C", "bare import")),
     ]:
         median = float(written[way][0].replace(",", ""))
