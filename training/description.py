@@ -27,73 +27,57 @@ def describe(config: RunConfig, parameters: int | None = None, without: Collecti
         parameters: The network's number of parameters, if it is known.
         without: Settings to leave out, such as those that vary among runs; a label without a text is left out too.
     """
-
-    c, network, known = config, ("network", "width"), NETWORKS.get(config.network)
-    strength, severity = c.denoise_strength or DENOISE[c.denoise][0], c.severity or DEFAULT_SEVERITY
-    corrupted = "all images" if c.corrupt_on == "both" else "the test images"
-    versions = f" ({c.corruption_versions} versions of each)" if c.corruption_versions > 1 else ""
-    one_process = (c.devices, c.num_nodes) == (1, 1)
-    # Label, text or something false, and the settings that the text is about.
-    phrases: list[tuple[str, object, tuple[str, ...]]] = [
-        ("network", known.title if known else c.network, network),
-        ("network", known and known.has_width and f"width {c.width}", network),
-        ("network", parameters and f"{parameters:,} parameters", network),
-        ("network", c.teacher and f"distilled from {c.teacher} with weight {c.teacher_weight:g}", ("teacher_sha256",)),
-        (
-            "preprocessing",
-            c.corrupt != "none" and f"{c.corrupt} corruption of severity {severity} of {corrupted}",
-            ("corrupt", "severity", "corrupt_on"),
-        ),
-        (
-            "preprocessing",
-            c.denoise != "none" and f"{c.denoise} filter (strength {strength:g})",
-            ("denoise", "denoise_strength"),
-        ),
-        ("preprocessing", c.segment != "none" and f"{c.segment} segmentation", ("segment",)),
-        ("preprocessing", NORMALIZATIONS[c.normalize], ("normalize",)),
-        ("augmentation", f"random crop (up to {c.crop} pixels)" if c.crop else "no crop", ("crop",)),
-        ("augmentation", "horizontal flip" if c.flip else "no flip", ("flip",)),
-        ("augmentation", c.cutout and f"cutout of {c.cutout} pixels", ("cutout",)),
-        (
-            "augmentation",
-            c.random_corruption and f"{c.random_corruption:.0%} corrupted images{versions}",
-            ("random_corruption", "corruption_versions"),
-        ),
-        (
-            "augmentation",
-            c.plain_epochs and f"neither crop nor cutout in the last {c.plain_epochs} epochs",
-            ("plain_epochs",),
-        ),
-        ("optimizer", c.optimizer, ("optimizer",)),
-        ("optimizer", f"lr {c.lr:g}", ("lr",)),
-        ("optimizer", f"{c.schedule} schedule", ("schedule",)),
-        ("optimizer", f"weight decay {c.weight_decay:g}", ("weight_decay",)),
-        (
-            "optimizer",
-            c.optimizer == "sgd" and f"{'Nesterov momentum' if c.nesterov else 'momentum'} {c.momentum:g}",
-            ("optimizer", "momentum", "nesterov"),
-        ),
-        ("optimizer", c.label_smoothing and f"label smoothing {c.label_smoothing:g}", ("label_smoothing",)),
-        ("batch", f"{c.batch_size} images", ("batch_size",)),
-        ("epochs", str(c.epochs), ("epochs",)),
-        ("images", f"{TRAINING_IMAGES - c.val_size:,} for training", ("val_size",)),
-        ("images", f"{c.val_size:,} for validation", ("val_size",)),
-        ("images", c.split_seed and f"split seed {c.split_seed}", ("split_seed",)),
-        ("images", c.select_on == "test" and "the epoch is chosen on the test set", ("select_on",)),
-        ("number format", c.precision, ("precision",)),
-        ("number format", c.threads and f"{c.threads} thread{'s' * (c.threads != 1)}", ("threads",)),
-        ("number format", c.accelerator != "cpu" and c.accelerator, ("accelerator",)),
-        (
-            "number format",
-            not one_process and f"devices {c.devices}, nodes {c.num_nodes}, strategy {c.strategy}",
-            ("devices", "num_nodes", "strategy"),
-        ),
-        ("seed", str(c.seed), ("seed",)),
-    ]
+    c, known = config, NETWORKS.get(config.network)
     rows: dict[str, list[str]] = {}
-    for label, text, names in phrases:
-        if text and not set(names) & set(without):
+
+    def say(label: str, settings: str, text: object) -> None:
+        """Add a text about these settings, or nothing if the text is false."""
+        if text and not set(settings.split()) & set(without):
             rows.setdefault(label, []).append(str(text))
+
+    say("network", "network width", known.title if known else c.network)
+    say("network", "network width", known and known.has_width and f"width {c.width}")
+    say("network", "network width", parameters and f"{parameters:,} parameters")
+    say("network", "teacher_sha256", c.teacher and f"distilled from {c.teacher} with weight {c.teacher_weight:g}")
+    if c.corrupt != "none":
+        images = "all images" if c.corrupt_on == "both" else "the test images"
+        text = f"{c.corrupt} corruption of severity {c.severity or DEFAULT_SEVERITY} of {images}"
+        say("preprocessing", "corrupt severity corrupt_on", text)
+    if c.denoise != "none":
+        strength = c.denoise_strength or DENOISE[c.denoise][0]
+        say("preprocessing", "denoise denoise_strength", f"{c.denoise} filter (strength {strength:g})")
+    say("preprocessing", "segment", c.segment != "none" and f"{c.segment} segmentation")
+    say("preprocessing", "normalize", NORMALIZATIONS[c.normalize])
+    say("augmentation", "crop", f"random crop (up to {c.crop} pixels)" if c.crop else "no crop")
+    say("augmentation", "flip", "horizontal flip" if c.flip else "no flip")
+    say("augmentation", "cutout", c.cutout and f"cutout of {c.cutout} pixels")
+    if c.random_corruption:
+        versions = f" ({c.corruption_versions} versions of each)" if c.corruption_versions > 1 else ""
+        text = f"{c.random_corruption:.0%} corrupted images{versions}"
+        say("augmentation", "random_corruption corruption_versions", text)
+    plain = c.plain_epochs and f"neither crop nor cutout in the last {c.plain_epochs} epochs"
+    say("augmentation", "plain_epochs", plain)
+    say("optimizer", "optimizer", c.optimizer)
+    say("optimizer", "lr", f"lr {c.lr:g}")
+    say("optimizer", "schedule", f"{c.schedule} schedule")
+    say("optimizer", "weight_decay", f"weight decay {c.weight_decay:g}")
+    if c.optimizer == "sgd":
+        kind = "Nesterov momentum" if c.nesterov else "momentum"
+        say("optimizer", "optimizer momentum nesterov", f"{kind} {c.momentum:g}")
+    say("optimizer", "label_smoothing", c.label_smoothing and f"label smoothing {c.label_smoothing:g}")
+    say("batch", "batch_size", f"{c.batch_size} images")
+    say("epochs", "epochs", c.epochs)
+    say("images", "val_size", f"{TRAINING_IMAGES - c.val_size:,} for training")
+    say("images", "val_size", f"{c.val_size:,} for validation")
+    say("images", "split_seed", c.split_seed and f"split seed {c.split_seed}")
+    say("images", "select_on", c.select_on == "test" and "the epoch is chosen on the test set")
+    say("number format", "precision", c.precision)
+    say("number format", "threads", c.threads and f"{c.threads} thread{'s' * (c.threads != 1)}")
+    say("number format", "accelerator", c.accelerator != "cpu" and c.accelerator)
+    if (c.devices, c.num_nodes) != (1, 1):
+        text = f"devices {c.devices}, nodes {c.num_nodes}, strategy {c.strategy}"
+        say("number format", "devices num_nodes strategy", text)
+    say("seed", "seed", str(c.seed))
     return {label: ", ".join(texts) for label, texts in rows.items()}
 
 
