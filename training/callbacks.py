@@ -1,19 +1,15 @@
 """What a person sees while a run goes on: lines on the terminal, curves and pictures in TensorBoard.
 
-Each callback is one part, and works with any LightningModule whose batches are (images [B, 3, H, W], labels [B]):
+Each callback is one part of a run:
 
-    pl.Trainer(callbacks=[EpochLine(clock), clock, ProgressBar(clock), GradientNorm()], ...)
+    pl.Trainer(callbacks=[EpochLine(clock), clock, ProgressBar(), GradientNorm()], ...)
 
 What is logged once an epoch is logged over the number of epochs done, before the checkpoint is written; so a killed
 and resumed run has whole curves.
 """
 
-import math
 import sys
-import textwrap
 import time
-import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +18,17 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.utilities import rank_zero_only
-from torch import Tensor, nn
+from torch import nn
 from torchmetrics.classification import MulticlassAccuracy
 from tqdm import tqdm
 
 from analysis import figures
 from analysis.diagnosis import SPLITS
-from analysis.reports import HISTORY, PREPROCESSING, TRAINING_BATCH, write_csv
-from analysis.tensorboard import add_figure, writer_of
+from analysis.reports import HISTORY, write_csv
+from analysis.tensorboard import writer_of
 from cifar10.records import CLASS_NAMES
 from core.streams import Stream
 
-SHOWN_IMAGES = 30  # of the first batch
 BUSY = 0.8  # share of the processor time that all threads asked for, below which they wait for each other
 
 
@@ -107,47 +102,32 @@ class RunClock(Callback):
 
 
 class ProgressBar(Callback):
-    """Show a bar while an epoch trains, on a terminal: mean loss and accuracy so far, and the time left of the run.
-
-    The accuracy is shown if `training_step` returns the `logits` [B, C] beside the `loss`. In the Trainer's list it
-    stands after its clock, which counts the images first.
-    """
-
-    def __init__(self, clock: RunClock) -> None:
-        self.clock = clock
+    """Show a bar on a terminal while a run trains: the loss of the latest step, and the time left of the run."""
 
     @rank_zero_only
-    def on_train_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
-        self._images, self._loss, self._right = 0, torch.tensor(0.0), torch.tensor(0)
+    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         self._bar = tqdm(
-            total=int(trainer.num_training_batches) if math.isfinite(trainer.num_training_batches) else None,
-            desc=f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}",
-            bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
+            total=trainer.estimated_stepping_batches,
+            initial=trainer.global_step,
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}, {remaining} left",
             leave=False,
+            smoothing=0,
             dynamic_ncols=True,
             disable=not on_terminal(),
         )
 
     @rank_zero_only
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
+        self._bar.set_description_str(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}")
+
+    @rank_zero_only
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
-        if self._bar.disable:
-            return
-        self._images += len(batch[1])
-        self._loss = self._loss + outputs["loss"].detach() * len(batch[1])
-        if "logits" in outputs:
-            self._right = self._right + (outputs["logits"].argmax(1) == batch[1]).sum()
         if self._bar.update():  # true whenever the bar was drawn anew
-            clock, epochs_left = self.clock, (trainer.max_epochs or 0) - trainer.current_epoch
-            batches_left = trainer.num_training_batches * epochs_left - index - 1
-            images_left = batches_left * clock.epoch_images / (index + 1)
-            seconds_left = images_left * (clock.seconds + clock.epoch_seconds) / clock.images
-            parts = [f"loss {self._loss.item() / self._images:.3f}"]
-            parts += [f"acc {self._right.item() / self._images:.3f}"] if "logits" in outputs else []
-            parts += [f"{clock.epoch_images / clock.epoch_seconds:,.0f} images/s"]
-            parts += [f"{tqdm.format_interval(seconds_left)} left"]
-            self._bar.set_postfix_str(", ".join(parts), refresh=False)
-        if index + 1 == trainer.num_training_batches:
-            self._bar.close()
+            self._bar.set_postfix_str(f"loss {outputs['loss'].item():.3f}", refresh=False)
+
+    @rank_zero_only
+    def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
+        self._bar.close()
 
 
 class EpochLine(Callback):
@@ -181,11 +161,11 @@ class EpochLine(Callback):
         if best_checkpoint(trainer) != self._best:
             self._best = best_checkpoint(trainer)
             parts.append("best so far")
-        print("  ".join(parts), flush=True)
+        print_line("  ".join(parts))
 
 
 class EpochHistory(Callback):
-    """Write the values of all epochs to HISTORY in the log folder of TensorBoard's logger, with each checkpoint.
+    """Write the values of all epochs to HISTORY in the run's log folder, with each checkpoint.
 
     They are part of the checkpoint, so that a resumed run has the rows of all its epochs.
     """
@@ -204,7 +184,7 @@ class EpochHistory(Callback):
 
     @rank_zero_only
     def on_load_checkpoint(self, trainer: pl.Trainer, module: Any, checkpoint: Any) -> None:
-        self._rows = checkpoint.get("history", {})  # someone's own script may have had no history
+        self._rows = checkpoint.get("history", {})
         self._write(trainer)
 
     def _write(self, trainer: pl.Trainer) -> None:
@@ -214,48 +194,19 @@ class EpochHistory(Callback):
             write_csv(Path(writer.log_dir) / HISTORY, columns, ([row.get(name) for name in columns] for row in rows))
 
 
-class SplitCurves(Callback):
-    """Write training and validation as two runs of TensorBoard, which gives each a colour of its own in one chart.
-
-    They are written with each checkpoint, when the metrics are complete, so that a resumed run has whole curves.
-    """
-
-    def __init__(self, clock: RunClock, stage: str = "val") -> None:
-        self.clock, self.stages = clock, ("train", stage)
-        self._writers: dict[str, Any] = {}  # by stage
-
-    @rank_zero_only
-    def on_save_checkpoint(self, trainer: pl.Trainer, module: Any, checkpoint: Any) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # takes long to import
-
-        writer = writer_of(trainer)
-        values = self.clock.epoch_values(trainer) if writer and self.clock.epoch_seconds else {}
-        for stage in self.stages:
-            if writer and f"{stage}_acc" in values:
-                if stage not in self._writers:
-                    self._writers[stage] = SummaryWriter(Path(writer.log_dir) / SPLITS[stage])
-                for tag, name in (("accuracy", "acc"), ("loss", "loss")):
-                    self._writers[stage].add_scalar(tag, values[f"{stage}_{name}"], trainer.current_epoch + 1)
-                self._writers[stage].flush()
-
-
-class ChartLayout(Callback):
+class CustomCharts(Callback):
     """Lay out TensorBoard's Custom Scalars tab: training and validation in one chart, and a chart for each class.
 
     Args:
-        stage: As of `BestModel`.
+        stage: What the metrics of the validation are called.
         loss_measured: How the training loss is measured, if that differs from the validation loss.
-        split: Whether there are SplitCurves, whose lines differ in colour.
+        split: Whether both are also written as two runs of TensorBoard, which gives each a colour of its own. That is
+            done with each checkpoint, when the metrics are complete, so that a resumed run has whole curves.
     """
 
-    def __init__(
-        self,
-        stage: str = "val",
-        loss_measured: str = "",
-        split: bool = False,
-        class_names: Sequence[str] = CLASS_NAMES,
-    ) -> None:
-        self.stage, self.loss_measured, self.split, self.class_names = stage, loss_measured, split, class_names
+    def __init__(self, clock: RunClock, stage: str, loss_measured: str, split: bool) -> None:
+        self.clock, self.stage, self.loss_measured, self.split = clock, stage, loss_measured, split
+        self._writers: dict[str, Any] = {}  # by stage
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         if not (writer := writer_of(trainer)):
@@ -272,35 +223,43 @@ class ChartLayout(Callback):
                     "accuracy": accuracies,
                 },
                 f"{images.capitalize()} accuracy of each class, over epochs": {
-                    name: ["Multiline", [f"{self.stage}_acc_by_class/{name}$"]] for name in self.class_names
+                    name: ["Multiline", [f"{self.stage}_acc_by_class/{name}$"]] for name in CLASS_NAMES
                 },
             }
         )
 
+    @rank_zero_only
+    def on_save_checkpoint(self, trainer: pl.Trainer, module: Any, checkpoint: Any) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # takes long to import
+
+        writer = writer_of(trainer)
+        values = self.clock.epoch_values(trainer) if writer and self.split and self.clock.epoch_seconds else {}
+        for stage in ("train", self.stage):
+            if writer and f"{stage}_acc" in values:
+                if stage not in self._writers:
+                    self._writers[stage] = SummaryWriter(Path(writer.log_dir) / SPLITS[stage])
+                for tag, name in (("accuracy", "acc"), ("loss", "loss")):
+                    self._writers[stage].add_scalar(tag, values[f"{stage}_{name}"], trainer.current_epoch + 1)
+                self._writers[stage].flush()
+
 
 class ClassAccuracy(Callback):
-    """Validation accuracy of each class once an epoch: the share of its images that are recognised.
+    """Validation accuracy of each class once an epoch: the share of its images that are recognised."""
 
-    Takes the logits [B, C] that `validation_step` returns; if it returns none, each batch is classified once more.
-    """
-
-    def __init__(self, stage: str = "val", class_names: Sequence[str] = CLASS_NAMES) -> None:
-        self.stage, self.class_names = stage, class_names
-        self.metric = MulticlassAccuracy(len(class_names), average="none", validate_args=False)
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+        self.metric = MulticlassAccuracy(len(CLASS_NAMES), average="none", validate_args=False)
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
         self.metric.to(module.device).reset()
 
-    def on_validation_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, *rest: int) -> None:
-        if trainer.state.fn == "fit":
-            logits = outputs if isinstance(outputs, Tensor) else module(batch[0])
-            self.metric.update(logits, batch[1])
+    def on_validation_batch_end(self, trainer: pl.Trainer, module: Any, logits: Any, batch: Any, *rest: int) -> None:
+        self.metric.update(logits, batch[1])
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            accuracies = self.metric.compute().tolist()  # of all processes
-            names = [f"{self.stage}_acc_by_class/{name}" for name in self.class_names]
-            log_epoch(trainer, dict(zip(names, accuracies, strict=True)))
+        accuracies = self.metric.compute().tolist()  # of all processes
+        names = [f"{self.stage}_acc_by_class/{name}" for name in CLASS_NAMES]
+        log_epoch(trainer, dict(zip(names, accuracies, strict=True)))
 
 
 class SeededEpochs(Callback):
@@ -320,8 +279,7 @@ class GradientNorm(Callback):
     """`train/grad_norm`, the Euclidean norm of the gradient of all weights, over steps, in those that are logged."""
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, module: Any, optimizer: Any) -> None:
-        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if trainer.loggers and every and (trainer.global_step + 1) % every == 0:
+        if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             gradients = [weight.grad for weight in module.parameters() if weight.grad is not None]
             norm = nn.utils.get_total_norm(gradients).item()
             for logger in trainer.loggers:
@@ -332,67 +290,26 @@ class TrainingSpeed(Callback):
     """`train/images_per_second` once an epoch: of the training batches alone, of all processes together.
 
     A line, unless `quiet`, says once when the threads waited for other programs: threads that wait for each other lose
-    twice then.
+    twice then. In the Trainer's list it stands after its clock.
     """
 
-    def __init__(self, quiet: bool = False) -> None:
-        self.quiet = quiet
+    def __init__(self, clock: RunClock, quiet: bool) -> None:
+        self.clock, self.quiet = clock, quiet
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
-        self._images, self._start, self._cpu_start = 0, time.perf_counter(), time.process_time()
-        self._cpu_seconds = math.inf  # of a loader that does not say how long it is
+        self._cpu_start = time.process_time()
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
-        self._images += len(batch[1])
-        self._seconds = time.perf_counter() - self._start  # validation comes after the last batch
-        if index + 1 == trainer.num_training_batches:  # once, since the system adds up all threads
-            self._cpu_seconds = time.process_time() - self._cpu_start
+        if index + 1 == trainer.num_training_batches:  # before validation, and once, since the system adds up threads
+            self._seconds, self._cpu_seconds = self.clock.epoch_seconds, time.process_time() - self._cpu_start
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
-        log_epoch(trainer, {"train/images_per_second": self._images * trainer.world_size / self._seconds})
-        share = self._cpu_seconds / (self._seconds * torch.get_num_threads())
+        log_epoch(trainer, {"train/images_per_second": self.clock.epoch_images / self._seconds})
         threads = torch.get_num_threads() if module.device.type == "cpu" else 1
+        share = self._cpu_seconds / (self._seconds * threads)
         if threads > 1 and share < BUSY and trainer.is_global_zero and not self.quiet:
             self.quiet = True
-            print(f"other programs left {share:.0%} of the processor: --threads 1 may be faster", flush=True)
-
-
-class InputPictures(Callback):
-    """Show what goes into the network: the run's first training batch, augmented, and an image of each class before and
-    after preprocessing, of a data module that has them; and the graph, traced with the first image.
-
-    They are drawn when the training is over, so that the first epoch takes no longer than the others. `about` is what
-    was trained, for the titles.
-    """
-
-    def __init__(self, class_names: Sequence[str] = CLASS_NAMES, about: str = "") -> None:
-        self.class_names, self.about = class_names, about
-
-    def on_fit_end(self, trainer: pl.Trainer, module: Any) -> None:
-        if not (writer := writer_of(trainer)):
-            return
-        loader: Any = trainer.train_dataloader
-        if hasattr(loader.sampler, "set_epoch"):
-            loader.sampler.set_epoch(0)
-        images, labels = next(iter(loader))[:2]
-        captions = [self.class_names[label] for label in labels.tolist()]
-        if hasattr(loader.dataset, "describe"):
-            done = loader.dataset.describe(next(iter(loader.sampler)))
-            captions = [f"{name}\n{textwrap.fill(text, 20)}" for name, text in zip(captions, done, strict=True)]
-        title = f"First training batch, as the network gets it\n{self.about}"
-        figure = figures.plot_sheet(figures.pixels(images)[:SHOWN_IMAGES], captions[:SHOWN_IMAGES], title)
-        folder = Path(writer.log_dir)
-        add_figure(writer, "what_it_sees/training_batch", figure, 0, folder / TRAINING_BATCH)
-        with warnings.catch_warnings(action="ignore"):  # PyTorch deprecates the tracer that TensorBoard needs
-            writer.add_graph(module, images[:1].to(module.device, next(module.parameters()).dtype))
-        datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        rows = datamodule.examples() if hasattr(datamodule, "examples") else {}
-        if len(rows) > 1:
-            title = f"An image of each class before and after preprocessing\n{self.about}"
-            tiles = np.concatenate(list(rows.values()))
-            names = [textwrap.fill(name, 16) for name in rows]
-            figure = figures.plot_sheet(tiles, [*self.class_names] * len(rows), title, len(self.class_names), names)
-            add_figure(writer, "what_it_sees/preprocessing", figure, 0, folder / PREPROCESSING)
+            print_line(f"other programs left {share:.0%} of the processor: --threads 1 may be faster")
 
 
 class FilterPictures(Callback):
@@ -417,6 +334,12 @@ def log_epoch(trainer: pl.Trainer, values: dict[str, float]) -> None:
     """Log values of the epoch that is ending over the number of epochs done."""
     for logger in trainer.loggers:
         logger.log_metrics(values, step=trainer.current_epoch + 1)
+
+
+def print_line(line: str) -> None:
+    """Print a line above the progress bar, if there is one."""
+    with tqdm.external_write_mode():
+        print(line, flush=True)
 
 
 def on_terminal() -> bool:

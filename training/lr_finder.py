@@ -8,25 +8,22 @@ to. It is a start, no more: for some optimizers whole runs want several times as
 The point of steepest fall, Lightning's own suggestion, is lower still.
 """
 
-import contextlib
-import io
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pytorch_lightning.loggers import TensorBoardLogger
-from pytorch_lightning.tuner import Tuner
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 
 from analysis import figures
 from analysis.tensorboard import add_figure
 from core.signals import StopSignals
 from lenet_module import LeNetModule
-from training.callbacks import on_terminal
+from training.callbacks import ProgressBar
 from training.config import RunConfig
-from training.run import complete, make_modules, prepare_process, refuse_batch
+from training.run import complete, make_modules, prepare_process
 from training.trainer import make_trainer, refuse_hardware, refuse_second_run
 
 STEPS = 300
@@ -59,10 +56,18 @@ class LRRange:
 
 
 class RecordedModule(LeNetModule):
-    """A `LeNetModule` that records the loss of each step, and stops the training where it is no longer finite."""
+    """A `LeNetModule` whose learning rate grows from step to step; it records the losses, and stops the training where
+    one is no longer finite.
+    """
 
     def setup(self, stage: str) -> None:
+        self.lrs: list[float] = []
         self.losses: list[float] = []
+
+    def configure_optimizers(self) -> Any:
+        made = super().configure_optimizers()
+        growing = LambdaLR(made["optimizer"], lambda step: LOWEST * (HIGHEST / LOWEST) ** (step / STEPS))
+        return made | {"lr_scheduler": made["lr_scheduler"] | {"scheduler": growing}}
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor] | None:  # type: ignore[override]
         try:
@@ -70,6 +75,7 @@ class RecordedModule(LeNetModule):
         except FloatingPointError:
             self.trainer.should_stop = True
             return None
+        self.lrs.append(self.trainer.optimizers[0].param_groups[0]["lr"])
         self.losses.append(outputs["loss"].item())
         return outputs
 
@@ -100,26 +106,19 @@ def record_losses(config: RunConfig) -> LRRange:
     """Train with a growing rate, and return the losses."""
     datamodule, _ = make_modules(config)
     module = RecordedModule(config, schedule="constant")
-    refuse_batch(config, module)
-    lr = config.lr
-    assert lr is not None
-    options: Any = {"min_lr": lr * LOWEST, "max_lr": lr * HIGHEST, "num_training": STEPS, "update_attr": False}
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        trainer = make_trainer(
-            replace(config, devices=1, num_nodes=1, strategy="auto"),
-            max_epochs=STEPS,
-            limit_val_batches=0,
-            enable_checkpointing=False,
-            default_root_dir=folder,  # holds a checkpoint while the test runs
-        )
-        if not on_terminal():  # where Lightning's progress bar would be a line a step
-            stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
-        finder = Tuner(trainer).lr_find(module, datamodule=datamodule, **options)
-    assert finder is not None
+    trainer = make_trainer(
+        replace(config, devices=1, num_nodes=1, strategy="auto"),
+        max_epochs=STEPS,
+        max_steps=STEPS,
+        limit_val_batches=0,
+        enable_checkpointing=False,
+        callbacks=[ProgressBar()],
+    )
+    trainer.fit(module, datamodule=datamodule)
     losses = np.array(module.losses)
     if len(losses) < WINDOW:
-        raise FloatingPointError(f"the training loss was not finite at learning rate {lr * LOWEST:.2g}")
-    lrs = np.array(finder.results["lr"])[WINDOW // 2 :][: len(losses) - WINDOW + 1]
+        raise FloatingPointError(f"the training loss was not finite at {LOWEST:g} times the learning rate {config.lr}")
+    lrs = np.array(module.lrs)[WINDOW // 2 :][: len(losses) - WINDOW + 1]
     return LRRange(lrs, np.convolve(losses, np.ones(WINDOW) / WINDOW, "valid"))
 
 

@@ -17,9 +17,9 @@ from pytorch_lightning.callbacks import LearningRateMonitor
 from torch import nn
 from torch.distributed import DistNetworkError, DistStoreError
 
-from analysis.diagnosis import SPLITS, describe_measurement, markdown
+from analysis.diagnosis import SPLITS, Trend, describe_measurement, markdown
 from analysis.reports import write_report
-from analysis.tensorboard import log_result, result_rows
+from analysis.tensorboard import log_result, result_rows, writer_of
 from cifar10.config import Data
 from cifar_datamodule import CIFAR10DataModule
 from core.cores import cores
@@ -31,12 +31,12 @@ from models.checkpoint import LAST
 from models.config import Teacher
 from models.distillation import load_teacher
 from training import callbacks as visible
-from training.best_model import BestModel
+from training.best_model import show_run
 from training.checkpoints import RunCheckpoint, StopOnSignal, calibrate, relate_folders
 from training.config import SETTINGS, RunConfig, resolve_config
 from training.description import count_parameters, describe, describe_in_lines, describe_in_short, describe_versions
 from training.files import RunResult, lock_run, reserve_version, write_config, write_result
-from training.hardware import keep_freed_memory
+from training.hardware import keep_freed_memory, return_freed_memory
 from training.trainer import (
     RunLogger,
     count_devices,
@@ -72,46 +72,22 @@ def train(
     """
     with refuse_second_run():
         run = build((config or RunConfig()).changed(flags), resume, started)
-        with run.lock, run.watch.stop:
+        with run.lock, run.stop:
             try:
                 fit(run)
-                tested = test(run)
+                found = load_best(run)
+                if writer := writer_of(run.trainer):
+                    about = describe_in_short(run.config, run.parameters)
+                    shown = show_run(writer, run.module, run.datamodule, run.config, about)
+                    found["trend"], found["temperature"] = shown
+                found |= test(run)
                 if not run.trainer.is_global_zero:
                     os._exit(0)  # at once: PyTorch's clean-up aborts where another process has ended before
-                return write(run, tested)
+                return write(run, **found)
             except BaseException as error:
                 end_started(run.trainer)
                 add_advice(error, run)
                 raise
-
-
-@dataclass(frozen=True)
-class Watch:
-    """The callbacks of a run whose values its other steps use."""
-
-    stop: StopOnSignal
-    clock: visible.RunClock
-    best_model: BestModel
-    best: RunCheckpoint | None  # None if no epoch is chosen
-    last: RunCheckpoint
-
-    def make_callbacks(self, config: RunConfig) -> list[pl.Callback]:
-        """Return all callbacks of a run in the order in which they act: checkpoints come last."""
-        parts: list[pl.Callback] = [visible.EpochHistory(self.clock), self.clock]
-        if not config.quiet:
-            parts = [visible.EpochLine(self.clock), *parts, visible.ProgressBar(self.clock)]
-        parts += [self.stop, visible.SeededEpochs(config.seed)]
-        if config.fast_dev_run:
-            return parts
-        stage = config.select_on
-        parts += [LearningRateMonitor("step"), visible.GradientNorm(), visible.TrainingSpeed(config.quiet)]
-        measured, loss_measured = describe_measurement(config.plain())
-        differs = loss_measured if loss_measured != measured else ""
-        parts += [visible.ChartLayout(stage, differs, config.pictures), visible.ClassAccuracy(stage), self.best_model]
-        if config.pictures:
-            parts += [visible.SplitCurves(self.clock, stage), visible.FilterPictures()]
-            parts += [visible.InputPictures(about=self.best_model.about)]
-        return [*parts, *filter(None, [self.best]), self.last]
 
 
 @dataclass
@@ -123,7 +99,10 @@ class Run:
     datamodule: CIFAR10DataModule
     module: LeNetModule
     trainer: pl.Trainer
-    watch: Watch
+    stop: StopOnSignal
+    clock: visible.RunClock
+    best: RunCheckpoint | None  # None if no epoch is chosen
+    last: RunCheckpoint
     parameters: int  # of the network
     logger: RunLogger | None = None
     lock: ExitStack = field(default_factory=ExitStack)
@@ -137,38 +116,49 @@ def build(config: RunConfig, resume: Path | None = None, started: float | None =
     datamodule, module = make_modules(config)
     monitor = f"{config.select_on}/acc" if config.val_size or config.select_on == "test" else None
     best_name = f"best-epoch={{epoch:02d}}-{config.select_on}_acc={{{monitor}:.4f}}"
-    about = describe_in_short(config, count_parameters(config))
-    watch = Watch(
-        stop=StopOnSignal(later=config.num_nodes * count_devices(config) > 1),
-        clock=visible.RunClock(started),
-        best_model=BestModel(config.select_on, draw=config.pictures, config=config.plain(), about=about),
-        best=RunCheckpoint(best_name, config, monitor) if monitor else None,
-        last=RunCheckpoint(Path(LAST).stem, config),
-    )
+    best = RunCheckpoint(best_name, config, monitor) if monitor else None
+    last = RunCheckpoint(Path(LAST).stem, config)
+    stop, clock = StopOnSignal(later=config.num_nodes * count_devices(config) > 1), visible.RunClock(started)
     trainer = make_trainer(
         config,
         max_epochs=config.epochs,
-        callbacks=watch.make_callbacks(config),
+        callbacks=[stop, *make_callbacks(config, clock), *filter(None, [best]), last],
         limit_val_batches=None if monitor else 0,
         log_every_n_steps=LOG_EVERY,
         enable_checkpointing=not config.fast_dev_run,
         fast_dev_run=config.fast_dev_run,
     )
-    refuse_batch(config, module, trainer.world_size)
+    normalized = any(isinstance(layer, nn.BatchNorm1d) for layer in module.modules())  # one of the user's own, too
+    config.check_batch(trainer.world_size, normalized)
     parameters = count_parameters(config) or sum(each.numel() for each in module.parameters())
     if trainer.is_global_zero and not config.quiet:
         print(describe_in_lines(config, parameters), flush=True)
     datamodule.prepare_data()
     datamodule.setup()
     trainer.log_every_n_steps = min(LOG_EVERY, len(datamodule.train_dataloader()))  # type: ignore[attr-defined]
-    run = Run(config, resume, datamodule, module, trainer, watch, parameters)
+    run = Run(config, resume, datamodule, module, trainer, stop, clock, best, last, parameters)
     if not config.fast_dev_run:
         make_folders(run)
     return run
 
 
+def make_callbacks(config: RunConfig, clock: visible.RunClock) -> list[pl.Callback]:
+    """Return what shows the progress of a run, in the order in which it acts."""
+    parts: list[pl.Callback] = [visible.EpochHistory(clock), clock, visible.SeededEpochs(config.seed)]
+    if not config.quiet:
+        parts = [visible.EpochLine(clock), *parts, visible.ProgressBar()]
+    if config.fast_dev_run:
+        return parts
+    measured, loss_measured = describe_measurement(config.plain())
+    differs = loss_measured if loss_measured != measured else ""
+    parts += [LearningRateMonitor("step"), visible.GradientNorm(), visible.TrainingSpeed(clock, config.quiet)]
+    parts += [visible.CustomCharts(clock, config.select_on, differs, config.pictures)]
+    parts += [visible.ClassAccuracy(config.select_on)]
+    return [*parts, visible.FilterPictures()] if config.pictures else parts
+
+
 def fit(run: Run) -> None:
-    """Train all epochs, or the rest of a run to resume, then show what the best epoch's network predicts.
+    """Train all epochs, or the rest of a run to resume.
 
     Raises:
         UsageError: The processes of the run do not meet.
@@ -183,21 +173,24 @@ def fit(run: Run) -> None:
         run.trainer.fit(run.module, datamodule=run.datamodule, ckpt_path=run.resume, weights_only=True)
     except (DistNetworkError, DistStoreError) as error:  # such as a port that is taken
         raise UsageError(f"the processes of the run do not meet: {str(error).splitlines()[0]}") from error
-    # Of a run that was stopped after its last epoch, nothing is shown yet.
-    run.watch.best_model.show(run.trainer, run.module, run.datamodule.val_dataloader())
 
 
-def test(run: Run) -> dict[str, Any]:
-    """Test the best epoch's weights, or the last ones if none was chosen, in float32.
+def load_best(run: Run) -> dict[str, Any]:
+    """Give the module the best epoch's weights, or leave it the last ones if none was chosen.
 
     Returns:
-        Best epoch, accuracies and loss, by the fields of `RunResult`.
+        Best epoch, and its accuracy, by the fields of `RunResult`.
     """
-    result: dict[str, Any] = {"best_epoch": None, "val_acc": None}
-    if run.watch.best and run.watch.best.best_model_path:
-        best = torch.load(run.watch.best.best_model_path, weights_only=True)
-        run.module.load_state_dict(best["state_dict"])
-        result = {"best_epoch": best["epoch"] + 1, "val_acc": float(run.watch.best.best_model_score or 0)}
+    return_freed_memory()
+    if not (run.best and run.best.best_model_path):
+        return {"best_epoch": None, "val_acc": None}
+    best = torch.load(run.best.best_model_path, weights_only=True)
+    run.module.load_state_dict(best["state_dict"])
+    return {"best_epoch": best["epoch"] + 1, "val_acc": float(run.best.best_model_score or 0)}
+
+
+def test(run: Run) -> dict[str, float]:
+    """Test the module in float32; accuracy and loss are returned by the fields of `RunResult`."""
     tester, module = run.trainer, run.module
     if next(module.parameters()).dtype != torch.float32 and tester.world_size == 1:  # as with "bf16-true"
         tester = make_trainer(replace(run.config, devices=1, strategy="auto", precision="32-true"))
@@ -205,29 +198,28 @@ def test(run: Run) -> dict[str, Any]:
         module.load_state_dict(run.module.state_dict())
     tester.loggers = []  # the result has the figures; curves of one point would hide the others
     tester.test(module, datamodule=run.datamodule, verbose=False)
-    return result | {f"test_{name}": tester.callback_metrics[f"test/{name}"].item() for name in ("acc", "loss")}
+    return {f"test_{name}": tester.callback_metrics[f"test/{name}"].item() for name in ("acc", "loss")}
 
 
-def write(run: Run, tested: dict[str, Any]) -> RunResult:
+def write(run: Run, trend: Trend | None = None, temperature: float | None = None, **found: Any) -> RunResult:
     """Complete the result, write it for TensorBoard, as a report and as a summary, and return it."""
-    config, temperature = run.config, run.watch.best_model.temperature
-    best = run.watch.best.best_model_path if run.watch.best else ""
-    checkpoint = best or run.watch.last.best_model_path
+    config = run.config
+    best = run.best.best_model_path if run.best else ""
+    checkpoint = best or run.last.best_model_path
     result = RunResult(
         epochs=config.epochs,
         select_on=config.select_on,
-        seconds=run.watch.clock.seconds_elapsed,
-        images_per_second=run.watch.clock.images_per_second,
+        seconds=run.clock.seconds_elapsed,
+        images_per_second=run.clock.images_per_second,
         log_dir=Path(run.logger.log_dir) if run.logger else None,
         checkpoint=Path(checkpoint) if checkpoint else None,
-        trend=run.watch.best_model.trend,
-        **tested,
+        trend=trend,
+        **found,
     )
     if temperature and best:
         calibrate(Path(best), temperature)
     if run.logger and result.log_dir:
-        values = config.plain()
-        settings = {name: values[name] for name, each in SETTINGS.items() if each.metadata["identity"]}
+        settings = {name: value for name, value in config.plain().items() if SETTINGS[name].metadata["identity"]}
         description = describe(config, run.parameters) | {"versions": describe_versions()}
         log_result(run.logger.experiment, description, settings, result.plain(), config.epochs)
         run.logger.finalize("success")
@@ -238,7 +230,7 @@ def write(run: Run, tested: dict[str, Any]) -> RunResult:
 
 def add_advice(error: BaseException, run: Run) -> None:
     """Add to an error, such as a full disk or another process that is gone, how the run goes on."""
-    advice = run.watch.stop.advise()
+    advice = run.stop.advise()
     if run.logger and not Path(run.logger.log_dir).exists():
         advice = f"{run.logger.log_dir} was removed while the run trained: make it again, then {advice}"
     if isinstance(error, OSError | RuntimeError):
@@ -265,11 +257,6 @@ def make_modules(config: RunConfig) -> tuple[CIFAR10DataModule, LeNetModule]:
     return CIFAR10DataModule(config, teacher=teacher), LeNetModule(config, val_name=config.select_on)
 
 
-def refuse_batch(config: RunConfig, module: LeNetModule, processes: int = 1) -> None:
-    """Raise SettingError if the processes cannot share a batch, or each would have one image to normalize over."""
-    config.check_batch(processes, any(isinstance(layer, nn.BatchNorm1d) for layer in module.modules()))
-
-
 def make_folders(run: Run) -> None:
     """Make the folders of a new run, or take those of the run to resume; lock them and write the configuration."""
     config, trainer = run.config, run.trainer
@@ -279,10 +266,10 @@ def make_folders(run: Run) -> None:
     elif trainer.is_global_zero:
         version = reserve_version(config.log_dir / name, config.checkpoint_dir / name)
     folder = config.checkpoint_dir / name / version
-    for checkpoint in filter(None, [run.watch.best, run.watch.last]):
+    for checkpoint in filter(None, [run.best, run.last]):
         checkpoint.dirpath = str(folder)
         checkpoint.folders = relate_folders(config, folder)
-    run.watch.stop.folder = folder
+    run.stop.folder = folder
     run.logger = trainer.logger = RunLogger(config.log_dir, name, version, default_hp_metric=False)
     if trainer.is_global_zero:
         run.lock.enter_context(lock_run(folder))
