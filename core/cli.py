@@ -34,16 +34,6 @@ from core.settings import (
 from core.signals import Stopped
 
 RECIPES = Path(__file__).parent.parent / "recipes"
-UNUSABLE = (
-    errno.ENOENT,
-    errno.EACCES,
-    errno.EROFS,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.EEXIST,
-    errno.ENAMETOOLONG,
-    errno.ELOOP,
-)  # paths that a user gave
 METAVARS = {int: "N", float: "X", Path: "PATH", str: "TEXT"}
 
 
@@ -241,7 +231,7 @@ def run_to_status(program: Callable[[], None]) -> int:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             status, reason = 1, str(error.strerror)
-        elif error.filename and error.errno in UNUSABLE:
+        elif error.filename:  # a path that a user gave
             status, reason = 2, f"{error.filename}: {error.strerror}"
         else:
             raise

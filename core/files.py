@@ -12,9 +12,10 @@ def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
     """Write the parts, one after the other, under a temporary name in the file's folder, flush them to disk, and move
     the file into place.
 
-    A kill leaves the file as it was before; an error, such as a full disk, leaves no partial file either.
+    An error, such as a full disk, leaves the file as it was before and no partial one. A kill leaves the partial file,
+    which nothing reads: its name has the number of the process, so that two never write to the same one.
     """
-    partial = path.with_name(f"{path.name}.part")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with partial.open("wb") as file:
             for part in parts:

@@ -20,21 +20,8 @@ from models.registry import NETWORKS, hash_network
 
 Accelerator: TypeAlias = Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"]
 Strategy: TypeAlias = Literal[
-    "auto",
-    "single_device",
-    "ddp",
-    "ddp_find_unused_parameters_false",
-    "ddp_find_unused_parameters_true",
-    "fsdp",
-    "fsdp_cpu_offload",
-    "deepspeed",
-    "deepspeed_stage_1",
-    "deepspeed_stage_2",
-    "deepspeed_stage_2_offload",
-    "deepspeed_stage_3",
-    "deepspeed_stage_3_offload",
-    "deepspeed_stage_3_offload_nvme",
-]  # without those that train in copies of the process, which bring nothing back to it
+    "auto", "single_device", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true"
+]
 NAME_LETTERS = 100  # of a run's folder: Windows limits whole paths to 260
 
 
@@ -144,11 +131,11 @@ class RunConfig(DataConfig, ModelConfig, Length, Hardware, Output):
         defaults = RunConfig(optimizer=self.optimizer)
         names = ["optimizer", "lr", "batch_size"]
         for name, each in SETTINGS.items():
-            named = each.metadata["identity"] and each.metadata["named"] is not None
-            if named and not self.tag and name != "seed" and getattr(self, name) != getattr(defaults, name):
-                names += [name] if name not in names else []
+            named = each.metadata["identity"] and each.metadata["named"] is not None and name not in [*names, "seed"]
+            if named and not self.tag and getattr(self, name) != getattr(defaults, name):
+                names.append(name)
         words = [to_word(SETTINGS[name], getattr(self, name)) for name in (*names, "seed")]
-        name = "-".join([*words, self.tag] if self.tag else words).rstrip(".")  # Windows drops a dot at the end
+        name = "-".join([*words, *filter(None, [self.tag])]).rstrip(".")  # Windows drops a dot at the end
         if len(name) > NAME_LETTERS:
             name = f"{name[: NAME_LETTERS - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
         return name

@@ -70,12 +70,12 @@ class RecordedModule(LeNetModule):
         return made | {"lr_scheduler": made["lr_scheduler"] | {"scheduler": growing}}
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor] | None:  # type: ignore[override]
+        self.lrs.append(self.trainer.optimizers[0].param_groups[0]["lr"])
         try:
             outputs = super().training_step(batch, batch_idx)
         except FloatingPointError:
             self.trainer.should_stop = True
             return None
-        self.lrs.append(self.trainer.optimizers[0].param_groups[0]["lr"])
         self.losses.append(outputs["loss"].item())
         return outputs
 
@@ -117,7 +117,7 @@ def record_losses(config: RunConfig) -> LRRange:
     trainer.fit(module, datamodule=datamodule)
     losses = np.array(module.losses)
     if len(losses) < WINDOW:
-        raise FloatingPointError(f"the training loss was not finite at {LOWEST:g} times the learning rate {config.lr}")
+        raise FloatingPointError(f"the training loss was not finite at learning rate {module.lrs[0]:.2g}")
     lrs = np.array(module.lrs)[WINDOW // 2 :][: len(losses) - WINDOW + 1]
     return LRRange(lrs, np.convolve(losses, np.ones(WINDOW) / WINDOW, "valid"))
 

@@ -15,8 +15,6 @@ import torch
 from lightning_fabric.plugins.environments import (
     ClusterEnvironment,
     LightningEnvironment,
-    LSFEnvironment,
-    MPIEnvironment,
     SLURMEnvironment,
     TorchElasticEnvironment,
 )
@@ -72,15 +70,6 @@ def make_trainer(hardware: Hardware, **options: Any) -> pl.Trainer:
     warnings.filterwarnings("ignore", ".*srun.* is available on your system but is not used.*")
     processes = hardware.num_nodes * count_devices(hardware)
     strategy = "auto" if processes == 1 and hardware.strategy.startswith("ddp") else hardware.strategy
-    shared: dict[str, Any] = {
-        "deterministic": True,
-        "use_distributed_sampler": False,  # the data module shares out the images itself
-        "num_sanity_val_steps": 0,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "logger": False,
-        "default_root_dir": os.devnull,
-    }
     try:
         trainer = pl.Trainer(
             accelerator=hardware.accelerator,
@@ -89,11 +78,20 @@ def make_trainer(hardware: Hardware, **options: Any) -> pl.Trainer:
             strategy=strategy,
             precision=hardware.precision,  # type: ignore[arg-type]
             plugins=[AtomicCheckpointIO(), *choose_environment(processes, hardware.num_nodes)],
-            **shared | options,
+            deterministic=True,
+            use_distributed_sampler=False,  # the data module shares out the images itself
+            num_sanity_val_steps=0,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            logger=False,
+            default_root_dir=os.devnull,
+            **options,
         )
         if processes > 1:
             check_processes(trainer)
         return trainer
+    except UsageError:
+        raise
     except KeyError as error:
         raise UsageError(f"{error.args[0]} is not set: start the processes with srun, or another launcher") from error
     except (MisconfigurationException, ValueError, ModuleNotFoundError, RuntimeError) as error:
@@ -121,11 +119,17 @@ def check_processes(trainer: pl.Trainer) -> None:
             f"{started} processes were started, but --devices {trainer.num_devices} and --num_nodes "
             f"{trainer.num_nodes} take {needed}"
         )
-    address = environment.main_address
+    address, port, rank = (os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK"))
+    if port and not (port.isdecimal() and 0 < int(port) < 2**16):
+        raise UsageError(f"MASTER_PORT {port}: must be a number from 1 to {2**16 - 1}")
+    by_hand = trainer.num_nodes > 1 and isinstance(environment, LightningEnvironment)  # no launcher was found
+    if by_hand and not (address and port and rank.isdecimal() and int(rank) < trainer.num_nodes):
+        needs = f"needs MASTER_ADDR, MASTER_PORT and NODE_RANK, 0 to {trainer.num_nodes - 1}"
+        raise SettingError("num_nodes", trainer.num_nodes, f"{needs}, in the environment of each machine")
     try:
-        socket.getaddrinfo(address, environment.main_port)
+        socket.getaddrinfo(environment.main_address, environment.main_port)
     except (OSError, UnicodeError) as error:
-        raise UsageError(f"MASTER_ADDR {address}: there is no such machine") from error
+        raise UsageError(f"MASTER_ADDR {environment.main_address}: there is no such machine") from error
 
 
 def on_cpu(hardware: Hardware) -> bool:
@@ -143,22 +147,12 @@ def count_devices(hardware: Hardware) -> int:
 
 def refuse_hardware(config: Hardware) -> None:
     """Raise SettingError for what this machine or this project does not have."""
-    accelerators = sorted(name for name, each in AcceleratorRegistry.items() if each["accelerator"].is_available())
-    gpus = [name for name in accelerators if name != "cpu"]
-    there = ["auto", *accelerators, *(["gpu"] if gpus else [])]
+    there = [name for name, each in AcceleratorRegistry.items() if each["accelerator"].is_available()]
+    there = ["auto", *sorted(there), *["gpu"] * (there != ["cpu"])]
     if config.accelerator not in there:
         raise SettingError("accelerator", config.accelerator, f"must be one of {', '.join(there)} on this machine")
     if on_cpu(config):
         config.check_cpu()
-    address, port, rank = (os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK"))
-    several = config.num_nodes * count_devices(config) > 1
-    if several and port and not (port.isdecimal() and 0 < int(port) < 2**16):
-        raise UsageError(f"MASTER_PORT {port}: must be a number from 1 to {2**16 - 1}")
-    launchers: Any = (LSFEnvironment, MPIEnvironment, SLURMEnvironment, TorchElasticEnvironment)
-    launched = config.num_nodes == 1 or any(each.detect() for each in launchers)
-    if not launched and not (address and port and rank.isdecimal() and int(rank) < config.num_nodes):
-        needed = f"MASTER_ADDR, MASTER_PORT and NODE_RANK, 0 to {config.num_nodes - 1}"
-        raise SettingError("num_nodes", config.num_nodes, f"needs {needed}, in the environment of each machine")
 
 
 _running = threading.Lock()
