@@ -1,9 +1,12 @@
 """Files that are there whole or not at all, and hashes."""
 
 import errno
+import glob
 import hashlib
 import os
 from pathlib import Path
+
+import psutil
 
 NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)  # error numbers, of a folder that nobody lets us write to
 
@@ -12,9 +15,13 @@ def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
     """Write the parts, one after the other, under a temporary name in the file's folder, flush them to disk, and move
     the file into place.
 
-    An error, such as a full disk, leaves the file as it was before and no partial one. A kill leaves the partial file,
-    which nothing reads: its name has the number of the process, so that two never write to the same one.
+    The file stays as it was before in case of an error, such as a full disk, or a kill. The partial file has the
+    process's number in its name, so that two processes never write to the same one. An error takes it away, and after
+    a kill the next call for the same file does.
     """
+    for left in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
+        if not psutil.pid_exists(int(left.name.split(".")[-2])):
+            left.unlink(missing_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with partial.open("wb") as file:

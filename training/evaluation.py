@@ -105,7 +105,7 @@ def evaluate(
             validation images, the folder has what is no such image, or `out` has files.
         DataError: No source gives the data set.
     """
-    if out and out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    if out and (out.is_file() or (out.is_dir() and any(out.iterdir()))):
         raise UsageError(f"{out}: is there already; name a new folder")
     if checkpoint.is_of_run:
         read_checkpoint_config(checkpoint)  # which refuses settings that this version does not know
@@ -126,9 +126,11 @@ def evaluate(
     if every:
         found = evaluate_corruptions(classifier, labelled, settings)
         return _summarize(checkpoint, labelled.images, found, out, labelled.folders)
-    if on in SPLITS:
+    if on in SPLITS:  # by way of the cache
         corrupted = settings.corrupt != "none" and (corrupted or on == "test" or settings.corrupt_on == "both")
-        pixels = _preprocess_split(checkpoint, settings, data, on, corrupted)
+        datamodule = CIFAR10DataModule(**data.plain())
+        datamodule.preprocessing, datamodule.whitening = settings, checkpoint.whitening
+        pixels = datamodule.preprocess_split(on, corrupted)
     else:
         pixels = preprocess(labelled.pixels, settings, checkpoint.whitening, corrupted)
     logits, labels = classifier.compute_logits(pixels), labelled.labels
@@ -138,9 +140,9 @@ def evaluate(
         "loss": F.cross_entropy(logits, labels).item(),
         "expected calibration error": figures.calibration_error(probabilities, labels),
     }
-    severity = f", {settings.corrupt} of severity {settings.severity or DEFAULT_SEVERITY}" if corrupted else ""
     if out:
         _write_report(out, checkpoint, labelled, logits, result)
+    severity = f", {settings.corrupt} of severity {settings.severity or DEFAULT_SEVERITY}" if corrupted else ""
     return Evaluation(labelled.images + severity, result, labelled.folders)
 
 
@@ -169,29 +171,28 @@ def evaluate_archive(classifier: Classifier, folder: Path, settings: Preprocessi
     """Measure the accuracy on each corruption and severity of a folder in CIFAR-10-C's format; UsageError if it has
     another form.
     """
-    labels = _read(folder / LABELS, 1)
-    count = len(labels) // SEVERITIES
-    if not labels.size or len(labels) % SEVERITIES or labels.min() < 0 or labels.max() >= len(classifier.class_names):
+    arrays = {path: _read(path) for path in sorted(folder.glob("*.npy"))}
+    labels = arrays.pop(folder / LABELS)
+    count, classes = len(labels) // SEVERITIES, range(len(classifier.class_names))
+    if labels.dtype.kind not in "ui" or not count or not set(np.unique(labels)) <= set(classes):
         raise UsageError(f"{folder / LABELS}: no labels of {SEVERITIES} severities")
-    if (labels.reshape(SEVERITIES, count) != labels[:count]).any():
+    if not np.array_equal(labels, np.tile(labels[:count], SEVERITIES)):
         raise UsageError(
             f"{folder / LABELS}: must hold the labels of the same images {SEVERITIES} times, once for each severity; "
             f"its {len(labels):,} labels do not repeat, so they are of one severity or of another data set"
         )
-    files = [file for file in sorted(folder.glob("*.npy")) if file.name != LABELS]
-    arrays = {file: _read(file, 4) for file in files}
+    if not arrays:
+        raise UsageError(f"{folder}: has no <corruption>.npy beside {LABELS}")
     for file, images in arrays.items():
         if images.dtype != np.uint8 or images.shape != (len(labels), 32, 32, 3):
             raise UsageError(f"{file}: is {images.dtype} {list(images.shape)}, not uint8 {[len(labels), 32, 32, 3]}")
-    if not files:
-        raise UsageError(f"{folder}: has no <corruption>.npy beside {LABELS}")
     found: Accuracies = {}
+    targets = torch.from_numpy(labels[:count].astype(np.int64))
     for file, images in arrays.items():
         for severity in range(SEVERITIES):
-            part = slice(severity * count, (severity + 1) * count)
-            pixels = np.array(images[part])
+            pixels = np.array(images[severity * count : (severity + 1) * count])
             logits = classifier.compute_logits(preprocess(pixels, settings, classifier.whitening, corrupted))
-            found[file.stem, severity + 1] = measure_accuracy(logits, torch.from_numpy(labels[part].astype(np.int64)))
+            found[file.stem, severity + 1] = measure_accuracy(logits, targets)
     return found
 
 
@@ -205,50 +206,37 @@ def load_split(checkpoint: Checkpoint, data: Data, on: str) -> Labelled:
     return Labelled(SPLITS[on], images.originals, images.labels, images.indices.numpy())
 
 
-def _preprocess_split(
-    checkpoint: Checkpoint, settings: Preprocessing, data: Data, on: str, corrupted: bool
-) -> np.ndarray:
-    """Return the images of `load_split` as the network takes them, by way of the cache."""
-    datamodule = CIFAR10DataModule(**data.plain())
-    datamodule.preprocessing, datamodule.whitening = settings, checkpoint.whitening
-    return datamodule.preprocess_split(on, corrupted)
-
-
 def _load_pictures(folder: Path, class_names: Sequence[str]) -> Labelled:
     """Read the image files in and below a folder; each lies in a folder that is named by its class, in any case."""
     files = find_images([folder])[0] if folder.is_dir() else []
     if not files:
         raise UsageError(f"{folder}: neither val, test nor a folder of images")
-    numbers = {name.lower(): number for number, name in enumerate(class_names)}
-    read, counts = [], dict[Path, Counter[str]]()
+    names = [name.lower() for name in class_names]
+    pixels, labels, counts = [], [], dict[Path, Counter[str]]()
     for file in files:
-        name = label(file).lower()
-        if name not in numbers:
+        if label(file).lower() not in names:
             raise UsageError(f"{file}: its folder is not named by a class, which are {', '.join(class_names)}")
-        counts.setdefault(file.parent.parent, Counter())[class_names[numbers[name]]] += 1
+        labels.append(names.index(label(file).lower()))
+        counts.setdefault(file.parent.parent, Counter())[class_names[labels[-1]]] += 1
         if isinstance(found := read_or_reason(file, "crop"), str):
             raise UsageError(f"{file}: {found}")
-        read.append(found)
-    labels = torch.tensor([numbers[label(file).lower()] for file in files])
-    folders = [
-        f"{root}: {sum(of_class.values()):,} images ({', '.join(f'{name} {n:,}' for name, n in of_class.items())})"
-        for root, of_class in counts.items()
-    ]
+        pixels.append(found)
+    folders = []
+    for root, of_class in counts.items():
+        numbers = ", ".join(f"{name} {count:,}" for name, count in of_class.items())
+        folders.append(f"{root}: {of_class.total():,} images ({numbers})")
     if len(folders) > 1:
         folders.append("these folders are evaluated together; name one of them to evaluate it alone")
     paths = tuple(file.as_posix() for file in files)
-    name = f'"{folder.resolve().name}"'
-    return Labelled(name, np.stack(read), labels, np.arange(len(files)), tuple(folders), paths)
+    name, indices = f'"{folder.resolve().name}"', np.arange(len(files))
+    return Labelled(name, np.stack(pixels), torch.tensor(labels), indices, tuple(folders), paths)
 
 
-def _read(path: Path, dimensions: int) -> np.ndarray:
+def _read(path: Path) -> np.ndarray:
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UsageError(f"{path}: {' '.join(str(error).split())}") from error
-    if array.ndim != dimensions or array.dtype.kind not in "ui":
-        raise UsageError(f"{path}: is {array.dtype} {list(array.shape)}, not whole numbers of {dimensions} dimensions")
-    return array
 
 
 def _write_report(
@@ -260,8 +248,7 @@ def _write_report(
     findings.write_tables(out, logits, labels, names)
     probabilities = (logits / checkpoint.temperature).softmax(1)
     findings.write_predictions(out, images.files or images.indices.tolist(), probabilities, labels, names)
-    trained = {"network": checkpoint.network.network}
-    short = checkpoint.network.network
+    trained, short = {"network": checkpoint.network.network}, checkpoint.network.network
     if checkpoint.is_of_run:
         config = read_checkpoint_config(checkpoint)
         parameters = count_parameters(config)

@@ -130,7 +130,7 @@ class Harmful:
         ("fog.npy", np.zeros((40, 32, 32, 3), np.float32), "is float32"),
         ("fog.npy", np.zeros((39, 32, 32, 3), np.uint8), r"is uint8 \[39, 32, 32, 3\]"),
         ("fog.npy", np.zeros((40, 3, 32, 32), np.uint8), r"not uint8 \[40, 32, 32, 3\]"),
-        ("labels.npy", np.arange(38) % 10, "no labels of 5 severities"),
+        ("labels.npy", np.arange(38) % 10, "its 38 labels do not repeat"),
         ("labels.npy", np.arange(40), "no labels of 5 severities"),
         ("labels.npy", np.arange(40) % 10, "its 40 labels do not repeat, so they are of one severity or of another"),
         ("labels.npy", np.empty(0, int), "no labels of 5 severities"),
