@@ -1,12 +1,15 @@
 """What several test files need: a small made-up data set in the official format, and the `slow` marker."""
 
+import contextlib
 import csv
 import errno
 import hashlib
+import io
 import json
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 # One thread each, for tests run side by side; before PyTorch is imported, and for the programs that tests start.
@@ -80,16 +83,22 @@ def made_up_records(seed: int) -> np.ndarray:
     return np.concatenate([labels[:, None], images.reshape(RECORDS, -1)], axis=1).astype(np.uint8)
 
 
-@pytest.fixture
-def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A data folder with 1,000 training and 200 test images, whose hashes hold."""
-    folder = tmp_path / "data" / "cifar-10-batches-bin"
-    folder.mkdir(parents=True)
+def write_records(folder: Path, patch: pytest.MonkeyPatch) -> Path:
+    """Write 1,000 training and 200 test images into a data folder, and let their hashes hold."""
+    (folder / records.FOLDER).mkdir(parents=True)
     for seed, name in enumerate(records.FILES):
         content = made_up_records(seed).tobytes()
-        (folder / name).write_bytes(content)
-        monkeypatch.setitem(records.FILES, name, hashlib.sha256(content).hexdigest())
-    return folder.parent
+        (folder / records.FOLDER / name).write_bytes(content)
+        patch.setitem(records.FILES, name, hashlib.sha256(content).hexdigest())
+    return folder
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return write_records(tmp_path / "data", monkeypatch)
+
+
+SMALL: dict[str, Any] = {"epochs": 2, "batch_size": 50, "val_size": 100, "width": 1, "pictures": False}
 
 
 @pytest.fixture
@@ -98,10 +107,21 @@ def run(data_dir: Path, tmp_path: Path) -> Any:
 
     def call(**flags: Any) -> RunResult:
         folders = {"data_dir": data_dir, "log_dir": tmp_path / "logs", "checkpoint_dir": tmp_path / "checkpoints"}
-        small = {"epochs": 2, "batch_size": 50, "val_size": 100, "width": 1, "pictures": False}
-        return main_program.train(**(small | folders | flags))
+        return main_program.train(**(SMALL | folders | flags))
 
     return call
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A run of four epochs with pictures, which tests only look at: its `result`, and what it has `printed`."""
+    folder, printed = tmp_path_factory.mktemp("finished"), io.StringIO()
+    flags = {"epochs": 4, "pictures": True, "optimizer": "adam", "lr": 3e-4, "denoise": "median", "threads": 1}
+    flags |= {"normalize": "zca-half", "log_dir": folder / "logs", "checkpoint_dir": folder / "checkpoints"}
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        data_dir = write_records(folder / "data", patch)
+        result = main_program.train(**SMALL | flags | {"data_dir": data_dir})
+    return SimpleNamespace(result=result, log_dir=result.log_dir, printed=printed.getvalue(), data_dir=data_dir)
 
 
 def resume(path: Path, **changes: Any) -> Any:

@@ -1,6 +1,7 @@
 """The description of what a run trains."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -83,11 +84,10 @@ def test_the_parameters_of_a_network_of_ones_own_are_counted_by_who_has_made_it(
     assert count_parameters(Network(network=own_network(tmp_path, "Perceptron"))) is None
 
 
-def test_a_run_says_what_it_trains_on_the_screen_in_its_report_and_in_tensorboard(run: Any, capsys: Any) -> None:
-    result = run(optimizer="adam", denoise="median", epochs=1)
-    line = "median filter (strength 3), mean/std normalization"
-    assert line in capsys.readouterr().out.splitlines()[1]
-    report = (result.log_dir / "report.md").read_text()
+def test_a_run_says_what_it_trains_on_the_screen_in_its_report_and_in_tensorboard(finished: SimpleNamespace) -> None:
+    line = "median filter (strength 3), half whitening"
+    assert line in finished.printed.splitlines()[1]
+    report = (finished.log_dir / "report.md").read_text()
     assert line in report and "62,006 parameters" in report
     assert f"PyTorch {torch.__version__.partition('+')[0]}, Lightning" in report
-    assert line.encode() in b"".join(path.read_bytes() for path in result.log_dir.glob("events*"))
+    assert line.encode() in b"".join(path.read_bytes() for path in finished.log_dir.glob("events*"))
