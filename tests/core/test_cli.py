@@ -26,36 +26,15 @@ def typed(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
     ("arguments", "message"),
     [
         (["--optimizer", "foo"], "--optimizer foo: must be one of 'sgd', 'adam'"),
-        (["--schedule", "foo"], "--schedule foo: must be one of 'onecycle'"),
-        (["--lr", "0"], "--lr 0.0: must be above 0"),
-        (["--lr", "nan"], "--lr nan: must be a number"),
-        (["--lr", "inf"], "--lr inf: must be a number"),
-        (["--epochs", "1.5"], "--epochs 1.5: must be a whole number"),
-        (["--flip", "maybe"], "--flip maybe: must be true or false"),
-        (["--network", "resnet", "--width", "1"], "--width 1: only lenet5 or lenet5-bn has one"),
         (["--epochs", "3", "--plain_epochs", "4"], "--plain_epochs 4: more than the run's 3 epochs"),
-        (["--teacher_weight", "2"], "--teacher_weight 2.0: must be from 0 to 1"),
-        (
-            ["--teacher", "nowhere.ckpt"],
-            "--teacher nowhere.ckpt: not there; python train.py --config teacher trains",
-        ),
-        (["--crop", "32"], "--crop 32: must be from 0 to 31"),
-        (["--val_size", "7"], "--val_size 7: must be a multiple of 10"),
-        (["--select_on", "test"], "needs val_size 0"),
         (["--learning_rate", "1"], "--learning_rate: no such flag; did you mean --lr?"),
         (["--ckpt-path", "x"], "--ckpt_path: no such flag; did you mean --resume?"),
         (["--num_workers", "4"], "--num_workers: no such flag: there are no workers: whole batches are made in memory"),
         (["--patience=3"], "--patience: no such flag: there is no early stopping"),
-        (["--gpus", "1"], "--gpus: no such flag; did you mean --accelerator?"),
         (["--sparkle"], "--sparkle: no such flag; see --help"),
         (["--epoch", "3"], "--epoch: no such flag; did you mean --epochs?"),
-        (["--optimiser", "adam"], "--optimiser: no such flag; did you mean --optimizer?"),
         (["--batch-sizes=3"], "--batch_sizes: no such flag; did you mean --batch_size?"),
         (["--epochs"], "argument --epochs: expected one argument"),
-        (["--epochs", "9" * 400], "must be from 1 to 1000000"),
-        (["--width", "9" * 400], "must be from 1 to 100"),
-        (["--threads", "9" * 5000], "must be a whole number"),
-        (["--momentum", "0." + "9" * 400], "--momentum 1.0: must be from 0 to below 1"),
         (["--find_lr", "--resume", "x"], "--find_lr: not with --resume"),
         (["spare"], "unrecognized arguments: spare"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
@@ -78,12 +57,8 @@ def test_a_bad_flag_gets_one_line_and_status_2(arguments: list[str], message: st
         b"learning_rate: 0.1\n",
         b"epochs: ten\n",
         b"lr: [1, 2\n",
-        b"- lr\n- 0.1\n",
         b"1: 2\n",
-        b"help: 1\n",
         b"resume: 5\n",
-        b'find_lr: "false"\n',
-        b"print_config: true\n",
         b"lr: [0.1]\n",
         b"format: 99\n",
         b"format: 3\nlr: 0.1\n",
@@ -228,12 +203,9 @@ def test_a_hint_names_a_flag_or_says_why_there_is_none_and_is_no_flag_itself() -
     assert all(hint in known or " " in hint for hint in HINTS.values()) and not known & HINTS.keys()
 
 
-@pytest.mark.parametrize("error", [FileNotFoundError, NotADirectoryError, PermissionError, FileExistsError])
-def test_a_path_that_cannot_be_used_gets_one_line(error: type[OSError], capsys: pytest.CaptureFixture[str]) -> None:
-    number = {"FileNotFoundError": 2, "NotADirectoryError": 20, "PermissionError": 13, "FileExistsError": 17}
-
+def test_a_path_that_cannot_be_used_gets_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     def program() -> None:
-        raise OSError(number[error.__name__], "the reason", "a/path")
+        raise PermissionError(13, "the reason", "a/path")
 
     assert run_program(program) == 2
     assert capsys.readouterr().err.endswith(": a/path: the reason\n")

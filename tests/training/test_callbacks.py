@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.text import Text
 from PIL import Image
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -218,26 +219,17 @@ def test_a_run_killed_after_its_last_checkpoint_ends_as_one_that_was_not(
     assert texts[0].exists() == texts[1].exists() == bool(whole.trend)
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_curves_charts_and_guide_say_how_the_training_curves_are_measured(
-    run: Any, monkeypatch: pytest.MonkeyPatch, smoothing: float
-) -> None:
-    labels: list[list[str]] = []
-    curves_of = figures.plot_curves
+def texts_of(log_dir: Path) -> dict[str, str]:
+    """The texts that TensorBoard shows for a run, and the layout of its charts."""
+    events = EventAccumulator(str(log_dir)).Reload()
+    found = {tag: events.Tensors(tag)[0].tensor_proto.string_val[0] for tag in events.Tags()["tensors"]}
+    return {tag.removesuffix("/text_summary"): text.decode(errors="replace") for tag, text in found.items()}
 
-    def draw(*arguments: Any) -> Any:
-        figure = curves_of(*arguments)
-        labels.extend(axes.get_legend_handles_labels()[1] for axes in figure.axes)
-        return figure
 
-    monkeypatch.setattr(figures, "plot_curves", draw)
-    events = EventAccumulator(str(run(pictures=True, label_smoothing=smoothing).log_dir)).Reload()
-    of_loss, of_accuracy = (texts[0] for texts in labels)
-    assert of_accuracy == "training (mean over the epoch, augmented)"
-    assert of_loss == of_accuracy.replace(")", ", smoothed labels)" if smoothing else ")")
-    texts = {tag: events.Tensors(tag)[0].tensor_proto.string_val[0] for tag in events.Tags()["tensors"]}
-    for tag in ("what_is_where/text_summary", "custom_scalars__config__"):
-        assert (b"smoothed labels" in texts[tag]) == bool(smoothing)
+def test_charts_and_guide_say_how_the_training_loss_is_measured(run: Any, finished: SimpleNamespace) -> None:
+    smoothed, plain = texts_of(run(pictures=True, label_smoothing=0.1, epochs=1).log_dir), texts_of(finished.log_dir)
+    for tag in ("what_is_where", "custom_scalars__config__"):
+        assert "(mean over the epoch, augmented, smoothed labels)" in smoothed[tag] and "smoothed" not in plain[tag]
 
 
 def test_clean_training_accuracy_is_that_of_the_best_checkpoint_on_whole_images(run: Any, data_dir: Path) -> None:
@@ -293,52 +285,23 @@ def test_without_validation_the_last_epoch_is_tested_and_there_are_the_pictures_
     assert "wall time" in main_program.format_summary(result)
 
 
-@pytest.mark.parametrize(
-    ("flags", "said", "unsaid"),
-    [({}, "validation", "best test"), ({"val_size": 0, "select_on": "test"}, "test", "alidation")],
-)
-def test_figures_charts_and_texts_say_on_which_images_the_network_is_judged(
-    run: Any, monkeypatch: pytest.MonkeyPatch, flags: dict[str, Any], said: str, unsaid: str
-) -> None:
-    from matplotlib.text import Text
-
+def test_what_is_chosen_on_the_test_set_says_so_everywhere(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Any] = []
     png = figures.png
-
-    def drawing(figure: Any) -> bytes:
-        drawn.append(figure)
-        return png(figure)
-
-    monkeypatch.setattr(figures, "png", drawing)
-    result = run(pictures=True, epochs=1, **flags)
-    events = EventAccumulator(str(result.log_dir)).Reload()
-    in_figures = {text.get_text() for figure in drawn for text in figure.findobj(Text)}
-    in_texts = [
-        events.Tensors(tag)[0].tensor_proto.string_val[0].decode(errors="replace")
-        for tag in events.Tags()["tensors"]
-        if "what_was_trained" not in tag  # how many images there are for validation
-    ]
-    assert said in in_figures
-    for words in (
-        f"100 {said} images" if said == "validation" else f"200 {said} images",
-        f"best {said} accuracy",
-        f"Training and {said},",
-        f"{best_model.PROJECTED} {said} images",
-        f"{said.capitalize()} accuracy of each class",
-    ):
-        assert words in "".join([*in_figures, *in_texts])
-    assert unsaid not in "".join([*in_figures, *in_texts])
-
-
-def test_what_is_chosen_on_the_test_set_says_so(run: Any) -> None:
-    result = run(val_size=0, select_on="test")
+    monkeypatch.setattr(figures, "png", lambda figure: drawn.append(figure) or png(figure))
+    result = run(val_size=0, select_on="test", pictures=True)
     logged = curves(result.log_dir)
     for name in ("test/acc", "test_acc_by_class/cat"):
         assert [epoch for epoch, _ in logged[name]] == [1, 2]
     assert result.test_acc == pytest.approx(max(value for _, value in logged["test/acc"]))
     assert result.trend.best_acc == pytest.approx(result.test_acc) and "test_acc" in result.checkpoint.name
-    words = (result.log_dir / "trend.md").read_text() + main_program.format_summary(result)
-    assert words.count("highest test accuracy") == 2 and "validation" not in words
+    in_figures = [text.get_text() for figure in drawn for text in figure.findobj(Text)]
+    in_texts = [text for tag, text in texts_of(result.log_dir).items() if tag != "what_was_trained"]
+    words = "".join([*in_figures, *in_texts, (result.log_dir / "trend.md").read_text()])
+    for said in ("200 test images", "best test accuracy", "Training and test,", "highest test accuracy"):
+        assert said in words
+    assert f"{best_model.PROJECTED} test images" in words and "Test accuracy of each class" in words
+    assert "alidation" not in words + main_program.format_summary(result)
 
 
 def test_after_an_epoch_one_line_stays_with_a_mark_if_it_is_the_best(finished: SimpleNamespace) -> None:

@@ -51,7 +51,7 @@ def damaged(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("flags", [{}, {"corrupt": "gaussian", "corrupt_on": "both"}, {"corrupt": "gaussian"}])
+@pytest.mark.parametrize("flags", [{"corrupt": "gaussian", "corrupt_on": "both"}, {"corrupt": "gaussian"}])
 def test_on_its_validation_images_a_checkpoint_is_as_good_as_when_it_was_chosen(
     run: Any, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: dict[str, Any]
 ) -> None:
