@@ -104,7 +104,6 @@ class RunClock(Callback):
 class ProgressBar(Callback):
     """Show a bar on a terminal while a run trains: the loss of the latest step, and the time left of the run."""
 
-    @rank_zero_only
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         self._bar = tqdm(
             total=trainer.estimated_stepping_batches,
@@ -113,19 +112,16 @@ class ProgressBar(Callback):
             leave=False,
             smoothing=0,
             dynamic_ncols=True,
-            disable=not on_terminal(),
+            disable=not (trainer.is_global_zero and on_terminal()),
         )
 
-    @rank_zero_only
     def on_train_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
         self._bar.set_description_str(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}")
 
-    @rank_zero_only
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
         if self._bar.update():  # true whenever the bar was drawn anew
             self._bar.set_postfix_str(f"loss {outputs['loss'].item():.3f}", refresh=False)
 
-    @rank_zero_only
     def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
         self._bar.close()
 
@@ -174,7 +170,6 @@ class EpochHistory(Callback):
         self.clock = clock
         self._rows: dict[int, dict[str, float]] = {}  # by epoch
 
-    @rank_zero_only
     def on_save_checkpoint(self, trainer: pl.Trainer, module: Any, checkpoint: Any) -> None:
         if self.clock.epoch_seconds:
             epoch = trainer.current_epoch + 1
@@ -182,7 +177,6 @@ class EpochHistory(Callback):
             self._write(trainer)
         checkpoint["history"] = self._rows
 
-    @rank_zero_only
     def on_load_checkpoint(self, trainer: pl.Trainer, module: Any, checkpoint: Any) -> None:
         self._rows = checkpoint.get("history", {})
         self._write(trainer)
@@ -228,19 +222,21 @@ class CustomCharts(Callback):
             }
         )
 
-    @rank_zero_only
     def on_save_checkpoint(self, trainer: pl.Trainer, module: Any, checkpoint: Any) -> None:
         from torch.utils.tensorboard import SummaryWriter  # takes long to import
 
         writer = writer_of(trainer)
-        values = self.clock.epoch_values(trainer) if writer and self.split and self.clock.epoch_seconds else {}
+        if not (writer and self.split and self.clock.epoch_seconds):
+            return
+        values = self.clock.epoch_values(trainer)
         for stage in ("train", self.stage):
-            if writer and f"{stage}_acc" in values:
-                if stage not in self._writers:
-                    self._writers[stage] = SummaryWriter(Path(writer.log_dir) / SPLITS[stage])
-                for tag, name in (("accuracy", "acc"), ("loss", "loss")):
-                    self._writers[stage].add_scalar(tag, values[f"{stage}_{name}"], trainer.current_epoch + 1)
-                self._writers[stage].flush()
+            if f"{stage}_acc" not in values:  # there is no validation
+                continue
+            if stage not in self._writers:
+                self._writers[stage] = SummaryWriter(Path(writer.log_dir) / SPLITS[stage])
+            for tag, name in (("accuracy", "acc"), ("loss", "loss")):
+                self._writers[stage].add_scalar(tag, values[f"{stage}_{name}"], trainer.current_epoch + 1)
+            self._writers[stage].flush()
 
 
 class ClassAccuracy(Callback):

@@ -17,13 +17,13 @@ from cifar10.config import DataConfig
 from cifar_datamodule import CIFAR10DataModule
 from core.errors import UsageError
 from core.files import write_bytes
-from core.settings import FORMAT, get_fields, to_text
+from core.settings import FORMAT, get_fields
 from core.shell import find_script, format_command
 from core.signals import StopSignals
 from lenet_module import LeNetModule
 from models.checkpoint import FLAGS, LAST, TEMPERATURE, Checkpoint
 from models.config import ModelConfig
-from training.config import SETTINGS, RunConfig, read_config
+from training.config import SETTINGS, RunConfig, format_flags, read_config
 
 PATHS = ("log_dir", "data_dir", "cache_dir", "teacher")  # settings
 FOLDERS = "folders"  # an entry of a run's checkpoint, beside those of `models.checkpoint`
@@ -46,8 +46,7 @@ class RunCheckpoint(ModelCheckpoint):
     the highest so far.
 
     Without `monitor` it is written at the end of every epoch. (ModelCheckpoint's own `save_last` of Lightning 2.6 is
-    not: it writes only in epochs that are the best.) Its state names files without their folder, so that a run can be
-    moved and then resumed.
+    not: it writes only in epochs that are the best.)
     """
 
     def __init__(self, filename: str, config: RunConfig, monitor: str | None = None) -> None:
@@ -67,20 +66,16 @@ class RunCheckpoint(ModelCheckpoint):
     ) -> None:
         checkpoint |= {"format": FORMAT, FLAGS: self.config.plain(), FOLDERS: self.folders}
 
-    _PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
-
-    def state_dict(self) -> dict[str, Any]:
-        state = super().state_dict()
-        state |= {key: os.path.basename(state[key]) for key in self._PATHS}
-        best = {os.path.basename(path): score for path, score in state["best_k_models"].items()}
-        return state | {"dirpath": "", "best_k_models": best}
-
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        folder = str(self.dirpath)
-        state = dict(state_dict)
-        state |= {key: os.path.join(folder, state[key]) if state[key] else "" for key in self._PATHS}
-        best = {os.path.join(folder, name): score for name, score in state["best_k_models"].items()}
-        super().load_state_dict(state | {"dirpath": self.dirpath, "best_k_models": best})
+        """Look for the files by their names in the folder of now, so that a run can be moved and then resumed."""
+
+        def find(path: str) -> str:
+            return os.path.join(str(self.dirpath), os.path.basename(path)) if path else ""
+
+        names = ("best_model_path", "kth_best_model_path", "last_model_path")
+        found: dict[str, Any] = {name: find(state_dict[name]) for name in names}
+        found["best_k_models"] = {find(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict(state_dict | found | {"dirpath": self.dirpath})
 
 
 class StopOnSignal(StopSignals, Callback):
@@ -152,11 +147,10 @@ def release(checkpoint: Checkpoint, target: Path, test_acc: float) -> None:
     """
     values, also = read_checkpoint_config(checkpoint).plain(), ("teacher", "threads")  # which change the weights' bits
     flags = {name: values[name] for name, each in SETTINGS.items() if each.metadata["identity"] or name in also}
-    words = [f"--{name}={to_text(value)}" for name, value in flags.items()]  # all of them, since defaults change
     facts = {
         "test_acc": round(test_acc, 6),  # float32 counts no further
         "measured_on": "the 10,000 test images of CIFAR-10, preprocessed as the flags say, one forward pass",
-        "command": format_command("python", "train.py", *words),
+        "command": format_flags(flags),  # all of them, since defaults change
     }
     checkpoint = checkpoint.fold()
     flags["network"] = checkpoint.network.network

@@ -14,7 +14,8 @@ from typing import Any, Literal, TypeAlias
 
 from cifar10.config import Augmentation, Data, DataConfig, Preprocessing
 from core.errors import SettingError, UsageError
-from core.settings import Settings, get_fields, setting, to_word
+from core.settings import Settings, get_fields, setting, to_text, to_word
+from core.shell import format_command
 from models.config import ModelConfig, Network, Optimization, Teacher
 from models.registry import NETWORKS, hash_network
 
@@ -187,3 +188,8 @@ def read_config(values: Mapping[str, Any]) -> RunConfig:
     if unknown := sorted(values.keys() - SETTINGS.keys()):
         raise UsageError(f"has {unknown[0]}, which this version does not know")
     return RunConfig.read(values)
+
+
+def format_flags(flags: Mapping[str, Any]) -> str:
+    """Return the command that trains with these flags."""
+    return format_command("python", "train.py", *(f"--{name}={to_text(value)}" for name, value in flags.items()))

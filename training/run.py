@@ -5,7 +5,6 @@ result = train(optimizer="adam", epochs=3)
 
 import os
 import sys
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,8 +23,6 @@ from cifar10.config import Data
 from cifar_datamodule import CIFAR10DataModule
 from core.cores import cores
 from core.errors import UsageError
-from core.settings import to_text
-from core.shell import format_command
 from lenet_module import LeNetModule
 from models.checkpoint import LAST
 from models.config import Teacher
@@ -33,7 +30,7 @@ from models.distillation import load_teacher
 from training import callbacks as visible
 from training.best_model import show_run
 from training.checkpoints import RunCheckpoint, StopOnSignal, calibrate, relate_folders
-from training.config import SETTINGS, RunConfig, resolve_config
+from training.config import SETTINGS, RunConfig, format_flags, resolve_config
 from training.description import count_parameters, describe, describe_in_lines, describe_in_short, describe_versions
 from training.files import RunResult, lock_run, reserve_version, write_config, write_result
 from training.hardware import keep_freed_memory, return_freed_memory
@@ -219,11 +216,24 @@ def write(run: Run, trend: Trend | None = None, temperature: float | None = None
     if temperature and best:
         calibrate(Path(best), temperature)
     if run.logger and result.log_dir:
-        settings = {name: value for name, value in config.plain().items() if SETTINGS[name].metadata["identity"]}
+        values, defaults = (
+            config.plain(),
+            RunConfig(optimizer=config.optimizer).plain() | {"optimizer": RunConfig.optimizer},
+        )
+        settings = {name: value for name, value in values.items() if SETTINGS[name].metadata["identity"]}
         description = describe(config, run.parameters) | {"versions": describe_versions()}
         log_result(run.logger.experiment, description, settings, result.plain(), config.epochs)
         run.logger.finalize("success")
-        write_run_report(config, description, result, result.log_dir)
+        write_report(
+            result.log_dir,
+            title=f"{result.log_dir.parent.name}, {result.log_dir.name}",
+            command=format_flags({name: value for name, value in values.items() if value != defaults[name]}),
+            settings=description.items(),
+            result=result_rows(result.plain()),
+            images=SPLITS[config.select_on],
+            trend=markdown(trend) if trend else "",
+            pictures=config.pictures,
+        )
         write_result(result.log_dir, config, result)  # last: with it the run counts as finished
     return result
 
@@ -275,15 +285,3 @@ def make_folders(run: Run) -> None:
         run.lock.enter_context(lock_run(folder))
         Path(run.logger.log_dir).mkdir(parents=True, exist_ok=True)
         write_config(Path(run.logger.log_dir), config)
-
-
-def write_run_report(config: RunConfig, description: Mapping[str, str], result: RunResult, folder: Path) -> None:
-    """Write REPORT into the log folder of a finished run."""
-    defaults = RunConfig(optimizer=config.optimizer).plain() | {"optimizer": RunConfig.optimizer}
-    words = [f"--{name}={to_text(value)}" for name, value in config.plain().items() if value != defaults[name]]
-    command = format_command("python", "train.py", *words)
-    trend = markdown(result.trend) if result.trend else ""
-    title, images = f"{folder.parent.name}, {folder.name}", SPLITS[config.select_on]
-    write_report(
-        folder, title, command, description.items(), result_rows(result.plain()), images, trend, config.pictures
-    )
