@@ -35,8 +35,12 @@ ARROW = "\N{RIGHTWARDS ARROW}"
 
 def png(figure: Figure) -> bytes:
     """Return a figure as the content of a PNG file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from PIL import Image
+
+    canvas, buffer = FigureCanvasAgg(figure), io.BytesIO()
+    canvas.draw()  # once, where `savefig` draws a figure with a layout twice
+    Image.fromarray(np.asarray(canvas.buffer_rgba())).save(buffer, "png")
     return buffer.getvalue()
 
 
