@@ -20,7 +20,8 @@ def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
     a kill the next call for the same file does.
     """
     for left in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
-        if not psutil.pid_exists(int(left.name.split(".")[-2])):
+        number = left.name.split(".")[-2]
+        if number.isdecimal() and not psutil.pid_exists(int(number)):
             left.unlink(missing_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
