@@ -2,6 +2,7 @@
 
 import io
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -46,7 +47,8 @@ class RunCheckpoint(ModelCheckpoint):
     the highest so far.
 
     Without `monitor` it is written at the end of every epoch. (ModelCheckpoint's own `save_last` of Lightning 2.6 is
-    not: it writes only in epochs that are the best.)
+    not: it writes only in epochs that are the best.) Its state names files without their folder, so that a run can be
+    moved and then resumed.
     """
 
     def __init__(self, filename: str, config: RunConfig, monitor: str | None = None) -> None:
@@ -66,16 +68,19 @@ class RunCheckpoint(ModelCheckpoint):
     ) -> None:
         checkpoint |= {"format": FORMAT, FLAGS: self.config.plain(), FOLDERS: self.folders}
 
+    def state_dict(self) -> dict[str, Any]:
+        return rename_files(super().state_dict(), os.path.basename) | {"dirpath": ""}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Look for the files by their names in the folder of now, so that a run can be moved and then resumed."""
+        state = rename_files(state_dict, lambda name: os.path.join(str(self.dirpath), name) if name else "")
+        super().load_state_dict(state | {"dirpath": self.dirpath})
 
-        def find(path: str) -> str:
-            return os.path.join(str(self.dirpath), os.path.basename(path)) if path else ""
 
-        names = ("best_model_path", "kth_best_model_path", "last_model_path")
-        found: dict[str, Any] = {name: find(state_dict[name]) for name in names}
-        found["best_k_models"] = {find(path): score for path, score in state_dict["best_k_models"].items()}
-        super().load_state_dict(state_dict | found | {"dirpath": self.dirpath})
+def rename_files(state: dict[str, Any], rename: Callable[[str], str]) -> dict[str, Any]:
+    """Return the state of a ModelCheckpoint with other names of its files."""
+    names = ("best_model_path", "kth_best_model_path", "last_model_path")
+    best = {rename(path): score for path, score in state["best_k_models"].items()}
+    return state | {name: rename(state[name]) for name in names} | {"best_k_models": best}
 
 
 class StopOnSignal(StopSignals, Callback):
