@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import textwrap
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -237,24 +236,17 @@ def predict(module: pl.LightningModule, loader: Iterable[Any], keep: int) -> Pre
     The first `keep` images are kept, whole batches of them: as float32 all of them would weigh more than a run does.
     """
     features: list[Tensor] = []
+    handles = [
+        layer.register_forward_pre_hook(lambda layer, inputs: features.append(inputs[0].float().cpu()))
+        for layer in [layer for layer in module.modules() if isinstance(layer, nn.Linear)][-1:]
+    ]
     kept, count, batches = [], 0, []
-    last = [layer for layer in module.modules() if isinstance(layer, nn.Linear)][-1:]
-    with watch_layers(last, lambda layer, inputs, output: features.append(inputs[0].float().cpu())):
-        for images, labels in loader:
-            if count < keep:
-                kept.append(images)
-            count += len(images)
-            batches.append((labels, compute_logits(module, images).cpu()))
+    for images, labels in loader:
+        if count < keep:
+            kept.append(images)
+        count += len(images)
+        batches.append((labels, compute_logits(module, images).cpu()))
+    for handle in handles:
+        handle.remove()
     labels, logits = (torch.cat(parts) for parts in zip(*batches, strict=True))
     return Predictions(torch.cat(kept), labels, logits, torch.cat(features) if features else None)
-
-
-@contextmanager
-def watch_layers(layers: Iterable[nn.Module], watcher: Callable[..., None]) -> Iterator[None]:
-    """Call `watcher` with (layer, inputs, output) whenever one of these layers computes."""
-    handles = [layer.register_forward_hook(watcher) for layer in layers]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
