@@ -119,7 +119,7 @@ def build(config: RunConfig, resume: Path | None = None, started: float | None =
     trainer = make_trainer(
         config,
         max_epochs=config.epochs,
-        callbacks=[stop, *make_callbacks(config, clock), *filter(None, [best]), last],
+        callbacks=[stop, *make_callbacks(config, clock), *([] if config.fast_dev_run else filter(None, [best, last]))],
         limit_val_batches=None if monitor else 0,
         log_every_n_steps=LOG_EVERY,
         enable_checkpointing=not config.fast_dev_run,
