@@ -27,8 +27,8 @@ class Untrained:
         self.planned = self.sweep.expand_grid(grid) if grid else self.sweep.expand_search("lr=0.001..0.1", 8)
         self.seen: list[dict[str, str]] = []  # the flags of each run
 
-    def run(self, count: int = 8, workers: int = 1) -> dict[str, dict[str, str]]:
-        """The flags of each finished run, after a process that is stopped when it has finished `count` runs."""
+    def run(self, count: int = 8, workers: int = 1) -> dict[str, dict[str, Any]]:
+        """The attributes of each finished run, after a process that is stopped when it has finished `count` runs."""
         with open_study(self.sweep, self.planned, self.storage) as study:
             engine = Engine(study, self.sweep, workers)
 
