@@ -17,7 +17,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
 from cifar10 import download, filters, preprocessing, records
 from cifar10.augmentation import Draws, crop_and_flip, cutout, draw_epoch
@@ -119,7 +119,8 @@ class CIFAR10DataModule(pl.LightningDataModule):
         images, labels = self._train
         data, seed, end = (images, labels, self.mean, self.std), self.config.seed, self._augmented_epochs()
         dataset = AugmentedBatches(*data, self.config, seed, end, self._teacher_logits, self._corrupted)
-        sampler = ShuffledBatches(self.train_indices, self.config.batch_size, seed, rank, world_size)
+        one_order = bool(self.trainer and self.trainer.overfit_batches)  # type: ignore[attr-defined]
+        sampler = ShuffledBatches(self.train_indices, self.config.batch_size, seed, rank, world_size, one_order)
         return DataLoader(dataset, sampler=sampler, batch_size=None)
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
@@ -219,8 +220,8 @@ class CIFAR10DataModule(pl.LightningDataModule):
 
     def _evaluation_loader(self, indices: Tensor, images: Tensor, labels: Tensor) -> DataLoader:
         rank, world_size = self._process()
-        batches = indices[rank::world_size].split(EVAL_BATCH_SIZE)
-        return DataLoader(Batches(images, labels, self.mean, self.std), sampler=batches, batch_size=None)
+        sampler = FixedBatches(indices[rank::world_size].split(EVAL_BATCH_SIZE))
+        return DataLoader(Batches(images, labels, self.mean, self.std), sampler=sampler, batch_size=None)
 
 
 @dataclass(eq=False)
@@ -279,12 +280,22 @@ class AugmentedBatches(Batches):
         return draw_epoch(self.seed, epoch, len(self.labels), crop, c.flip, c.random_corruption, versions)
 
 
+class FixedBatches(SequentialSampler):
+    """Yields the indices of whole batches, int64 [B] each, in the same order each time.
+
+    It is a SequentialSampler because Lightning's `overfit_batches` puts one of its own in the place of any other.
+    """
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.data_source)  # type: ignore[call-overload]
+
+
 @dataclass(eq=False)
-class ShuffledBatches:
+class ShuffledBatches(SequentialSampler):
     """Yields (epoch, indices of one whole batch); the last, smaller batch of an epoch is dropped.
 
     The order is a function of (seed, epoch). Lightning calls `set_epoch` before each epoch, as it does for PyTorch's
-    DistributedSampler; in a loop of your own, call it yourself.
+    DistributedSampler; in a loop of your own, call it yourself. As for SequentialSampler, see `FixedBatches`.
     """
 
     indices: Tensor  # int64 [N], what to shuffle
@@ -292,11 +303,12 @@ class ShuffledBatches:
     seed: int  # at least 0
     rank: int = 0
     world_size: int = 1
+    one_order: bool = False  # whether each epoch is as the first
     epoch: int = field(default=0, init=False)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch, counted from 0, whose order comes next."""
-        self.epoch = epoch
+        self.epoch = 0 if self.one_order else epoch
 
     def __len__(self) -> int:
         return len(self.indices) // self.batch_size

@@ -137,10 +137,14 @@ class Recorder(pl.LightningModule):
         super().__init__()
         self.layer = torch.nn.Linear(1, 1)
         self.seen: list[Tensor] = []
+        self.validated: list[Tensor] = []
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         self.seen.append(batch[0].clone())
         return self.layer(batch[0].mean().view(1)).sum()
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.validated.append(batch[0].clone())
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.0)
@@ -155,6 +159,15 @@ def test_lightning_gives_every_epoch_its_own_order_and_augmentation(data_dir: Pa
     first, again = run(), run()
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not torch.equal(first[0], first[len(first) // 2])
+
+
+def test_overfit_batches_gives_the_same_batches_in_every_epoch(data_dir: Path) -> None:
+    module = Recorder()
+    quick_trainer(max_epochs=3, overfit_batches=2, num_sanity_val_steps=0).fit(module, datamodule=ready(data_dir))
+    expected = list(ready(data_dir).train_dataloader())[:2] * 3
+    assert all(torch.equal(seen, images) for seen, (images, _) in zip(module.seen, expected, strict=True))
+    ((validation, _),) = ready(data_dir).val_dataloader()
+    assert [torch.equal(images, validation) for images in module.validated] == [True] * 3
 
 
 def test_the_test_images_need_no_setup(data_dir: Path) -> None:
