@@ -81,7 +81,7 @@ def load_network(path: Path, network: str | None) -> Network:
 def serve(page: Any, port: int | None) -> None:
     from gradio.themes import Default
 
-    theme = Default(font=["system-ui"], font_mono=["monospace"])
+    theme = Default(primary_hue="blue", font=["system-ui"], font_mono=["monospace"])
     alone = {"share": False, "ssr_mode": False, "run_history": False, "enable_monitoring": False}
     look = {"quiet": True, "footer_links": ["settings"], "theme": theme, "css_paths": views.CSS}
     address = {"server_name": "127.0.0.1", "server_port": port, "max_file_size": MAX_FILE_SIZE}
@@ -110,10 +110,10 @@ def build_page(networks: Sequence[Network], data: Path | None) -> Any:
         picture = gr.State()  # a visitor's: uint8 [32, 32, 3], and its class, if that is known
         with gr.Tabs() as tabs:
             with gr.Tab("A picture", id="picture"), gr.Row():
-                with gr.Column(scale=2, min_width=300):
+                with gr.Column(scale=1, min_width=300):
                     build_choice(networks[0], data, picture, lambda sheet: sheet.pick(take, None, [picture, tabs]))
                     damage = build_damage()
-                with gr.Column(scale=3, min_width=300):
+                with gr.Column(scale=2, min_width=300):
                     gr.Markdown("## 3. See the answer, and how it comes about")
                     parts = [gr.HTML()]
                     for title, text in PARTS.items():
@@ -132,25 +132,26 @@ def build_page(networks: Sequence[Network], data: Path | None) -> Any:
 def build_choice(network: Network, data: Path | None, picture: Any, take: Any) -> None:
     import gradio as gr
 
-    def read(file: Any) -> tuple[Any, str]:
+    def read(file: Any) -> Any:
         path = file["composite"] if isinstance(file, dict) else file  # a drawing has layers, too
-        pixels = read_or_reason(Path(path), "crop") if path else ""
-        return (gr.skip(), escape(pixels)) if isinstance(pixels, str) else ((pixels, None), "")
+        pixels = read_or_reason(Path(path), "crop") if path else "nothing is drawn"
+        if isinstance(pixels, str):
+            raise gr.Error(escape(pixels), duration=None, title="No picture", print_exception=False)
+        return pixels, None
 
     gr.Markdown("## 1. Choose a picture")
-    problem = gr.HTML(elem_id="problem")
     with gr.Tabs():
         with gr.Tab("Test set"):
-            label = gr.Dropdown(list(CLASS_NAMES), label="Pictures of", type="index")
+            label = gr.Dropdown(list(CLASS_NAMES), value="cat", label="Pictures of", type="index")
             wrong = gr.Checkbox(label=f"Only those that {network.name} gets wrong")
             show = partial(views.show_class, network.classifier, data)
             take(gr.HTML(show, inputs=[label, wrong], js_on_load=views.PICK))
         with gr.Tab("Your picture"):
             file = gr.File(label=f"A picture of any size, up to {MAX_FILE_SIZE.upper()}; its middle square is used")
-            file.upload(read, file, [picture, problem])
+            file.upload(read, file, picture)
         with gr.Tab("Draw"):
-            pad = gr.Sketchpad(label="Draw", type="filepath", format="png", image_mode="RGB", canvas_size=(320, 320))
-            pad.change(read, pad, [picture, problem])
+            pad = gr.Sketchpad(type="filepath", format="png", image_mode="RGB", canvas_size=(320, 320), layers=False)
+            pad.change(read, pad, picture)
 
 
 def build_damage() -> list[Any]:
@@ -172,13 +173,12 @@ def build_run(network: Network, data: Path | None, take: Any) -> None:
     import gradio as gr
 
     gr.Markdown(views.read_trend(network.name, network.logs))
-    if network.logs is None:
+    if (logs := network.logs) is None:
         return
     with gr.Row():
         for what, title in views.CURVES.items():
-            curves = views.read_curves(network.logs, what)
-            gr.LinePlot(curves, "epoch", what, color="images", title=title, y_title=what, min_width=300)
-    rows = views.read_predictions(network.logs)
+            gr.LinePlot(views.read_curves(logs, what), "epoch", what, color="images", title=title, min_width=300)
+    rows = views.read_predictions(logs)
 
     def show_cell(event: gr.EventData) -> tuple[str, str]:
         chosen = [row for row in rows if row.pair == event.pick]
@@ -187,7 +187,7 @@ def build_run(network: Network, data: Path | None, take: Any) -> None:
     with gr.Row():
         with gr.Column(min_width=300):
             gr.Markdown("## Confusion matrix\nClick a number to see its pictures.")
-            table = gr.HTML(views.show_confusion(network.logs), js_on_load=views.PICK)
+            table = gr.HTML(views.show_confusion(logs), js_on_load=views.PICK)
         with gr.Column(min_width=300):
             heading = gr.Markdown("## Its most confident mistakes")
             mistakes = views.show_predicted(data, network.split, [row for row in rows if row.true != row.predicted])
