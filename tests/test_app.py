@@ -99,7 +99,9 @@ def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox"]
+        )
         yield browser
         browser.close()
 
@@ -250,18 +252,14 @@ def test_test_images_are_chosen_by_class_and_by_mistake(visit: Any) -> None:
 
 
 @in_a_browser
-def test_the_page_fits_a_phone(visit: Any) -> None:
+def test_networks_side_by_side_fit_a_phone(visit: Any) -> None:
     page = visit(390)
+    answers = page.locator(".answer")
+    assert answers.count() == 2 and answers.nth(0).inner_text() == answers.nth(1).inner_text()
     assert overflow(page) <= 0
     page.get_by_role("tab", name="Its training").click()
     page.locator(".confusion").first.wait_for()
     assert overflow(page) <= 0
-
-
-@in_a_browser
-def test_networks_are_shown_side_by_side(visit: Any) -> None:
-    answers = visit().locator(".answer")
-    assert answers.count() == 2 and answers.nth(0).inner_text() == answers.nth(1).inner_text()
 
 
 @in_a_browser
