@@ -97,7 +97,7 @@ def show_picture(pixels: np.ndarray, caption: str = "", about: str = "") -> str:
 def embed(pixels: np.ndarray, about: str, kind: str = "pixels") -> str:
     """Return an image as an `img` element of the class `kind`."""
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "png")
+    Image.fromarray(pixels).save(file, "png", compress_level=1)
     return (
         f'<img class="{kind}" alt="{escape(about)}" src="data:image/png;base64,{b64encode(file.getvalue()).decode()}">'
     )

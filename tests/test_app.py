@@ -40,6 +40,17 @@ in_a_browser = pytest.mark.skipif(
 PHOTO = Image.fromarray(np.random.default_rng(1).integers(0, 256, (6, 9, 3), dtype=np.uint8)).resize((90, 60))
 RUN = "adam-lr0.004-bs128-seed0/version_0"
 WAIT = 60_000  # milliseconds
+WATCH = """
+import os, sys
+
+def write(event, arguments):
+    if event == "socket.connect" and isinstance(arguments[1], tuple):
+        print(arguments[1][0], file=open(os.environ["ASKED"], "a"))
+    elif event == "socket.getaddrinfo":
+        print(arguments[0], file=open(os.environ["ASKED"], "a"))
+
+sys.addaudithook(write)
+"""  # the hosts that a program connects to, or asks the address of
 
 
 def write_run(folder: Path) -> Path:
@@ -82,9 +93,10 @@ def address(folder: Path) -> Iterator[str]:
         f"checkpoints/{RUN}",
         f"checkpoints/{RUN}/last.ckpt",
     ]
-    temporary = folder / "temporary"
+    temporary, asked = folder / "temporary", folder / "asked"
     temporary.mkdir()
-    environment = os.environ | {"TMPDIR": str(temporary)}
+    (folder / "sitecustomize.py").write_text(WATCH)  # which Python runs before the program
+    environment = os.environ | {"TMPDIR": str(temporary), "PYTHONPATH": str(folder), "ASKED": str(asked)}
     with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as program:
         assert program.stdout
         yield re.findall(r"http://127\.0\.0\.1:\d+/", program.stdout.readline())[0]
@@ -92,6 +104,7 @@ def address(folder: Path) -> Iterator[str]:
         program.send_signal(signal.SIGTERM)
         assert program.wait(30) == 128 + signal.SIGTERM
     assert list(temporary.iterdir()) == []
+    assert set(asked.read_text().split()) == {"127.0.0.1"}
 
 
 @pytest.fixture(scope="module")

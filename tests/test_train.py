@@ -18,7 +18,7 @@ from made_up import OWN_NETWORKS, own_network
 from models.checkpoint import load_checkpoint
 from training import run as run_again
 from training.evaluation import evaluate
-from training.files import find_checkpoints
+from training.files import find_checkpoints, find_logs
 
 
 def test_a_run_learns_and_says_where_everything_is(finished: SimpleNamespace) -> None:
@@ -231,6 +231,12 @@ def test_the_log_folder_of_a_run_stands_for_its_checkpoints(
     monkeypatch.chdir(tmp_path / "a")
     assert find_checkpoints(tmp_path / result.log_dir).resolve() == tmp_path / folder
     assert find_checkpoints(Path("logs", *result.log_dir.parts[-2:])).resolve() == tmp_path / folder
+    log_dir = find_logs(load_checkpoint(tmp_path / folder))
+    assert log_dir and log_dir.resolve() == tmp_path / result.log_dir
     (tmp_path / "b").rename(tmp_path / "c")
     with pytest.raises(UsageError, match="is a log folder, and the run's checkpoints are not in b"):
         find_checkpoints(tmp_path / result.log_dir)
+    moved = load_checkpoint(tmp_path / "c" / folder.relative_to("b"))
+    assert find_logs(moved) == tmp_path / result.log_dir
+    (tmp_path / "a" / "logs").rename(tmp_path / "a" / "elsewhere")
+    assert find_logs(moved) is None

@@ -467,3 +467,11 @@ def test_cached_results_lie_in_the_folder_that_is_named(run: Any, data_dir: Path
     assert not (data_dir / "preprocessed").exists()
     names = sorted(path.name[:-21] for path in (tmp_path / "cache").glob("*.bin"))
     assert names == ["corrupt-at-random-0-whiten", "denoise-median-3.0-whiten", "fit-zca-half", "whiten", "whiten"]
+
+
+def test_corruptions_follow_each_other_and_those_that_are_off_leave_the_image_as_it_is() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    off = [("gaussian", 0.0), ("blur", 0.0), ("jpeg", 100)]
+    assert filters.corrupt_in_turn(off, image) is image
+    blurred = filters.corrupt("blur", 1.0, filters.corrupt("gaussian", 0.1, image, 0), 0)
+    assert np.array_equal(filters.corrupt_in_turn([("gaussian", 0.1), *off, ("blur", 1.0)], image), blurred)
