@@ -100,7 +100,7 @@ def build_page(networks: Sequence[Network], data: Path | None) -> Any:
         standard = (kind, CORRUPT[kind][severity - 1] if severity else 0)
         levels = [standard, ("gaussian", noise), ("blur", blur), ("jpeg", jpeg)]
         classifiers = {network.name: network.classifier for network in networks}
-        return views.show_parts(classifiers, *picture, levels) if picture else ["", "", "", ""]
+        return views.show_parts(classifiers, picture[0], picture[1], levels) if picture else ["", "", "", ""]
 
     def take(event: gr.EventData) -> tuple[Any, Any]:
         return data and views.read_example(data, event.pick), gr.Tabs(selected="picture")
