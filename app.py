@@ -62,7 +62,7 @@ def main() -> None:
     if flags.data_dir and not data:
         raise UsageError(f"--data_dir {flags.data_dir}: has no {FOLDER}")
     networks = [load_network(path, flags.network) for path in flags.checkpoint]
-    with StopSignals(lambda: "the page is closed"), TemporaryDirectory() as folder:
+    with StopSignals(lambda: "the page is closed"), TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         os.environ.update(OFFLINE, GRADIO_TEMP_DIR=folder)  # before Gradio is imported
         serve(build_page(networks, data), flags.port)
 
@@ -148,7 +148,7 @@ def build_choice(network: Network, data: Path | None, picture: Any, take: Any) -
             take(gr.HTML(show, inputs=[label, wrong], js_on_load=views.PICK))
         with gr.Tab("Your picture"):
             file = gr.File(label=f"A picture of any size, up to {MAX_FILE_SIZE.upper()}; its middle square is used")
-            file.upload(read, file, picture)
+            file.upload(read, file, picture).then(lambda: None, None, file)  # ready for the next
         with gr.Tab("Draw"):
             pad = gr.Sketchpad(type="filepath", format="png", image_mode="RGB", canvas_size=(320, 320), layers=False)
             pad.change(read, pad, picture)
