@@ -289,7 +289,12 @@ def test_without_validation_the_last_epoch_is_tested_and_there_are_the_pictures_
 def test_what_is_chosen_on_the_test_set_says_so_everywhere(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Any] = []
     png = figures.png
-    monkeypatch.setattr(figures, "png", lambda figure: drawn.append(figure) or png(figure))
+
+    def draw(figure: Any) -> bytes:
+        drawn.append(figure)
+        return png(figure)
+
+    monkeypatch.setattr(figures, "png", draw)
     result = run(val_size=0, select_on="test", pictures=True)
     logged = curves(result.log_dir)
     for name in ("test/acc", "test_acc_by_class/cat"):

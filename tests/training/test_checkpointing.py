@@ -337,7 +337,7 @@ def test_files_that_are_no_checkpoint_get_one_line_that_names_them(tmp_path: Pat
 
 @pytest.mark.parametrize("flags", [{"width": 2}, {"depth": 9}], ids=["another network", "an unknown setting"])
 def test_a_checkpoint_that_contradicts_its_flags_is_refused(
-    tmp_path: Path, data_dir: Path, flags: dict[str, int]
+    tmp_path: Path, data_dir: Path, flags: dict[str, Any]
 ) -> None:
     with pytest.raises(UsageError, match=r"odd\.ckpt: "):
         evaluated(write_checkpoint(tmp_path / "odd.ckpt", **flags), data_dir)
