@@ -4,6 +4,7 @@ import errno
 import glob
 import hashlib
 import os
+import platform
 from pathlib import Path
 
 import psutil
@@ -16,14 +17,15 @@ def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
     the file into place.
 
     The file stays as it was before in case of an error, such as a full disk, or a kill. The partial file has the
-    process's number in its name, so that two processes never write to the same one. An error takes it away, and after
-    a kill the next call for the same file does.
+    machine's name and the process's number in its name, so that two processes, on a shared disk too, never write to the
+    same one. An error takes it away, and after a kill the next call for the same file on the same machine does.
     """
-    for left in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
-        number = left.name.split(".")[-2]
+    own = f"{path.name}.{platform.node()}-"
+    for left in path.parent.glob(f"{glob.escape(own)}*.part"):
+        number = left.name.removeprefix(own).removesuffix(".part")
         if number.isdecimal() and not psutil.pid_exists(int(number)):
             left.unlink(missing_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    partial = path.with_name(f"{own}{os.getpid()}.part")
     try:
         with partial.open("wb") as file:
             for part in parts:

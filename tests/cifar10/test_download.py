@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import platform
 import re
 import shutil
 import struct
@@ -503,7 +504,10 @@ def test_a_process_killed_while_it_writes_costs_no_good_file_and_its_leftovers_g
     with start_process(tmp_path, [server.url()], die) as process:
         assert process.wait(30) == 9
     folder = tmp_path / "cifar-10-batches-bin"
-    assert sorted(path.name for path in folder.iterdir()) == [*NAMES[:2], f"{NAMES[2]}.{process.pid}.part"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        *NAMES[:2],
+        f"{NAMES[2]}.{platform.node()}-{process.pid}.part",
+    ]
     use(monkeypatch, server)
     assert_complete(prepare(tmp_path))
 

@@ -1,6 +1,7 @@
 """Files that are there whole or not at all."""
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -23,11 +24,12 @@ def test_a_failed_write_leaves_the_file_before_and_no_partial_one(
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a.ckpt": b"before, in parts"}
 
 
-def test_what_a_killed_process_left_is_taken_away_and_a_living_ones_partial_file_is_not(tmp_path: Path) -> None:
+def test_what_a_killed_process_left_is_taken_away_and_what_may_be_in_use_is_not(tmp_path: Path) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    for name in (gone.pid, os.getppid(), "own"):
-        (tmp_path / f"[a].csv.{name}.part").touch()
+    here = platform.node()
+    in_use = [f"[a].csv.{here}-{os.getppid()}.part", f"[a].csv.another-{here}-{gone.pid}.part", "[a].csv.own.part"]
+    for name in (f"[a].csv.{here}-{gone.pid}.part", *in_use):
+        (tmp_path / name).touch()
     write_bytes(tmp_path / "[a].csv", b"1,2")
-    left = [f"[a].csv.{os.getppid()}.part", "[a].csv.own.part"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["[a].csv", *left]
+    assert {path.name for path in tmp_path.iterdir()} == {"[a].csv", *in_use}
