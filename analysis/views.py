@@ -6,7 +6,6 @@ button with an attribute `data-pick`, whose value the caller chooses.
 
 from __future__ import annotations
 
-import csv
 import io
 from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,8 +17,9 @@ import numpy as np
 from PIL import Image
 
 from analysis import figures
+from analysis.diagnosis import SPLITS
 from analysis.figures import ARROW
-from analysis.reports import COUNTS, HISTORY, PREDICTIONS, TREND
+from analysis.reports import COUNTS, HISTORY, PREDICTIONS, TREND, read_csv
 from cifar10.filters import corrupt_in_turn
 from cifar10.records import CLASS_NAMES, FOLDER, load_labels, load_some
 from models.prediction import find_mistakes
@@ -208,8 +208,7 @@ def show_confusion(folder: Path) -> str:
     """Show the confusion matrix in a run's folder, if it has one; a cell picks the `pair` of its predictions."""
     if not (folder / COUNTS).exists():
         return "The run has none: it had no validation images, or is not finished."
-    with (folder / COUNTS).open(encoding="utf-8", newline="") as file:
-        (_, *names), *rows = csv.reader(file)
+    (_, *names), *rows = read_csv(folder / COUNTS)
     head = "".join(f"<th><span>{escape(name)}</span></th>" for name in names)
     lines = []
     for true, *cells in rows:
@@ -243,10 +242,9 @@ def read_predictions(folder: Path) -> list[Predicted]:
     """Read PREDICTIONS in a run's folder, the most confident first; none of a run without pictures."""
     if not (folder / PREDICTIONS).exists():
         return []
-    with (folder / PREDICTIONS).open(encoding="utf-8", newline="") as file:
-        rows = list(csv.reader(file))[1:]
     found = [
-        Predicted(int(image), true, predicted, max(map(float, shares))) for image, true, predicted, *shares in rows
+        Predicted(int(image), true, predicted, max(map(float, shares)))
+        for image, true, predicted, *shares in read_csv(folder / PREDICTIONS)[1:]
     ]
     return sorted(found, key=lambda row: -row.confidence)
 
@@ -261,8 +259,7 @@ def read_curves(folder: Path, what: str) -> pd.DataFrame:
 
     history = pd.read_csv(folder / HISTORY)
     name, factor = ("acc", 100) if what == "accuracy" else (what, 1)
-    curves = history.rename(columns={f"train_{name}": "training", f"val_{name}": "validation"})
-    there = [name for name in ("training", "validation") if name in curves]
-    table = curves.melt("epoch", there, "images", what).dropna()
+    curves = history.rename(columns={f"{stage}_{name}": images for stage, images in SPLITS.items()})
+    table = curves.melt("epoch", [images for images in SPLITS.values() if images in curves], "images", what).dropna()
     table[what] *= factor
     return table

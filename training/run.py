@@ -216,10 +216,8 @@ def write(run: Run, trend: Trend | None = None, temperature: float | None = None
     if temperature and best:
         calibrate(Path(best), temperature)
     if run.logger and result.log_dir:
-        values, defaults = (
-            config.plain(),
-            RunConfig(optimizer=config.optimizer).plain() | {"optimizer": RunConfig.optimizer},
-        )
+        values = config.plain()
+        defaults = RunConfig(optimizer=config.optimizer).plain() | {"optimizer": RunConfig.optimizer}
         settings = {name: value for name, value in values.items() if SETTINGS[name].metadata["identity"]}
         description = describe(config, run.parameters) | {"versions": describe_versions()}
         log_result(run.logger.experiment, description, settings, result.plain(), config.epochs)

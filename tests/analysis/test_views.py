@@ -85,6 +85,11 @@ def test_curves_are_those_of_the_runs_table(tmp_path: Path) -> None:
     assert views.read_curves(tmp_path, "loss")["loss"].tolist() == [2, 1]
 
 
+def test_the_curve_of_a_run_that_was_judged_on_the_test_set_is_shown(tmp_path: Path) -> None:
+    reports.write_csv(tmp_path / reports.HISTORY, ["epoch", "train_acc", "test_acc"], [[1, 0.25, 0.5]])
+    assert views.read_curves(tmp_path, "accuracy").values.tolist() == [[1, "training", 25], [1, "test", 50]]
+
+
 def test_a_classs_mistakes_are_test_images_that_the_network_takes_for_another(tmp_path: Path) -> None:
     for seed, name in enumerate(records.FILES):
         (tmp_path / name).write_bytes(made_up_records(seed).tobytes())
