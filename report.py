@@ -1,8 +1,7 @@
 """Write tables, curves and comparisons of runs, from their log folders.
 
 python report.py logs/coursework
-python report.py logs/sgd_vs_adam --seeds 1,2,3,4,5,6,7,8 --compare optimizer=sgd optimizer=adam
-python report.py logs/optimizers --compare optimizer=sgd optimizer=adam optimizer=adamw
+python report.py logs/optimizers --compare optimizer=sgd optimizer=adam optimizer=muon
 python report.py logs/preprocessing --baseline "denoise=none segment=none normalize=dataset"
 
 Writes results/<name>/: README.md, its tables as CSV and LaTeX, runs.csv (a row a run), curves.csv (a row an epoch) and

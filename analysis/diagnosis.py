@@ -6,9 +6,9 @@ best epoch       The highest validation accuracy, the first of equals, as the ch
 gap              Training minus validation accuracy in the best epoch. The training accuracy is measured as that of
                  validation is, on whole images that are not augmented; where it was not measured so, that of the
                  epoch's batches stands in for it, which is lower.
-overfitting      Sets in after the epoch of the lowest validation loss, if at least two epochs follow it, their mean is
-                 more than 4% above that of the lowest and its neighbours, and the last training loss is below that
-                 epoch's. From one epoch to the next, validation losses jump by 1.5 to 4%.
+overfitting      Sets in after the epoch of the lowest validation loss, if at least three epochs follow it, the mean
+                 over their second half is more than 4% above that of the lowest and its neighbours, and the last training
+                 loss is below that epoch's. From one epoch to the next, validation losses jump by 1.5 to 4%.
 last epochs      A straight line through validation accuracy over the last quarter of the epochs, but at least five and
                  at most ten: it improves or gets worse if the line's change is more than a point, almost twice the
                  standard error of an accuracy on 5,000 images. A rate that falls to zero makes most runs improve, so
@@ -69,6 +69,8 @@ class Trend:
     train_acc: float  # in the best epoch
     clean: bool = False  # whether `train_acc` is of whole images, not augmented, as `best_acc` is
     images: str = "validation"  # on which the best epoch was chosen
+    lowest_loss_epoch: int = 0  # of validation
+    loss_rise: float = 0.0  # of the last validation loss above the lowest, as a share of it
     overfitting_onset: int | None = None  # first epoch of the rise of validation loss
     last_epochs: Ending | None = None  # None below MIN_EPOCHS
     last_change: float = 0.0  # of validation accuracy over the last `last_window` epochs
@@ -132,9 +134,12 @@ def analyse(
     if epochs < MIN_EPOCHS:
         return trend
     window = min(max(5, epochs // 4), 10, epochs)
+    lowest = int(np.argmin(val_loss))
     change = float(np.polyfit(np.arange(window), val_acc[-window:], 1)[0]) * (window - 1)
     trend = replace(
         trend,
+        lowest_loss_epoch=first_epoch + lowest,
+        loss_rise=float(val_loss[-1] / val_loss[lowest] - 1),
         overfitting_onset=overfitting_onset(train_loss, val_loss, first_epoch),
         last_epochs="level" if abs(change) <= POINT else "improve" if change > 0 else "worsen",
         last_change=change,
@@ -154,10 +159,10 @@ def overfitting_onset(train_loss: Curve, val_loss: Curve, first_epoch: int = 1) 
     """Return the epoch from which validation loss rises while training loss falls; None if there is none."""
     lowest = int(np.argmin(val_loss))
     after = val_loss[lowest + 1 :]
-    if len(after) < 2 or train_loss[-1] >= train_loss[lowest]:
+    if len(after) < 3 or train_loss[-1] >= train_loss[lowest]:
         return None
     level = np.mean(val_loss[max(lowest - 1, 0) : lowest + 2])  # the lowest of many noisy values is too low
-    return first_epoch + lowest + 1 if np.mean(after) > 1.04 * level else None
+    return first_epoch + lowest + 1 if np.mean(after[len(after) // 2 :]) > 1.04 * level else None
 
 
 def class_changes(by_class: Mapping[str, Curve]) -> list[tuple[str, float]]:
@@ -260,10 +265,13 @@ def sentences(trend: Trend) -> dict[str, str]:
     side = f"{abs(trend.gap) / POINT:.1f} points {'above' if trend.gap > 0 else 'below'} {images} accuracy"
     words["gap"] = f"training accuracy is {trend.train_acc:.2%}{measured}, {side}"
     words |= dict.fromkeys(("overfitting", "last epochs"), TOO_FEW)
+    lowest = f"{images} loss is lowest in epoch {trend.lowest_loss_epoch}"
     if trend.overfitting_onset is not None:
-        words["overfitting"] = f"from epoch {trend.overfitting_onset} on {images} loss rises while training loss falls"
+        words["overfitting"] = f"{lowest} and ends {trend.loss_rise:.1%} above that, while training loss falls"
+    elif enough and trend.lowest_loss_epoch < trend.epochs:
+        words["overfitting"] = f"none found: {lowest}, and ends {trend.loss_rise:.1%} above that"
     elif enough:
-        words["overfitting"] = f"none: {images} loss does not rise while training loss falls"
+        words["overfitting"] = f"none found: {lowest}, the last"
     if trend.last_epochs:
         verb = {"improve": "still improve", "level": "have levelled off", "worsen": "get worse"}[trend.last_epochs]
         because = ", as the learning rate fell to zero" if trend.rate_falls and trend.last_epochs != "worsen" else ""

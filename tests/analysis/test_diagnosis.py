@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from analysis.diagnosis import (
@@ -14,6 +15,8 @@ from analysis.diagnosis import (
     HIGHER_LR,
     LOWER_LR,
     MORE_EPOCHS,
+    PAYS_BELOW,
+    PAYS_NOT_ABOVE,
     PREPROCESS,
     REGULARISE,
     TOO_FEW,
@@ -25,6 +28,7 @@ from analysis.diagnosis import (
     markdown,
     sentences,
 )
+from conftest import ROOT
 
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 N = 20
@@ -122,7 +126,21 @@ def test_overfitting_sets_in_after_the_lowest_validation_loss() -> None:
     trend = trend_of(val_loss=val_loss)
     assert trend.overfitting_onset == 9
     assert trend.advice == REGULARISE
-    assert "from epoch 9 on" in sentences(trend)["overfitting"]
+    assert "lowest in epoch 8 and ends 60.0% above that" in sentences(trend)["overfitting"]
+
+
+def test_a_slow_rise_to_the_end_is_overfitting() -> None:
+    # width 1, adam, no augmentation, 14 epochs
+    train_loss = [1.827, 1.449, 1.306, 1.204, 1.103, 1.020, 0.940, 0.864, 0.797, 0.732, 0.671, 0.608, 0.549, 0.498]
+    val_loss = [1.554, 1.390, 1.339, 1.274, 1.148, 1.097, 1.084, 1.082, 1.089, 1.092, 1.089, 1.121, 1.142, 1.158]
+    accuracy = np.linspace(0.43, 0.65, 14)
+    assert analyse(train_loss, accuracy, val_loss, accuracy, NAMES).overfitting_onset == 9
+
+
+def test_where_no_overfitting_is_found_it_is_said_what_the_loss_did() -> None:
+    assert sentences(trend_of())["overfitting"] == f"none found: validation loss is lowest in epoch {N}, the last"
+    val_loss = [*falling(N - 1), 0.83]
+    assert "lowest in epoch 19, and ends" in sentences(trend_of(val_loss=val_loss))["overfitting"]
 
 
 def test_a_validation_loss_that_rises_with_the_training_loss_is_no_overfitting() -> None:
@@ -253,3 +271,22 @@ def test_of_a_run_whose_flags_are_not_known_the_advice_names_none() -> None:
 def test_how_training_curves_are_measured_is_said(config: dict[str, Any], of_loss: str) -> None:
     accuracy, loss = describe_measurement(config)
     assert loss == of_loss and accuracy == of_loss.replace(", soft targets", "").replace(", smoothed labels", "")
+
+
+def test_the_table_of_the_rules_in_the_documents_is_that_of_the_runs() -> None:
+    curves = pd.read_csv(ROOT / "results" / "coursework" / "curves.csv")
+    table = dict.fromkeys(("rises", "below 7", "7 to 10", "above 10"), (0, 0))
+    for _, run in curves.groupby("run"):
+        losses, accuracies = (
+            [run[f"{images}_{name}"].to_numpy() for images in ("train", "test")] for name in ("loss", "acc")
+        )
+        for cut in range(4, len(run) // 2 + 1):
+            trend = analyse(losses[0][:cut], accuracies[0][:cut], losses[1][:cut], accuracies[1][:cut], NAMES)
+            kind = "7 to 10" if trend.gap <= PAYS_NOT_ABOVE else "above 10"
+            kind = "below 7" if trend.gap < PAYS_BELOW else kind
+            kind = "rises" if trend.overfitting_onset else kind
+            cases, lower = table[kind]
+            table[kind] = cases + 1, lower + int(losses[1][: 2 * cut].min() < losses[1][:cut].min())
+    page = (ROOT / "docs" / "tensorboard.md").read_text(encoding="utf-8")
+    for kind, (cases, lower) in table.items():
+        assert re.search(rf"{kind}.* \| {cases} \| {lower} \|", page), (kind, cases, lower)

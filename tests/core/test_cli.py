@@ -115,7 +115,7 @@ def test_a_recipe_is_found_by_its_name_and_an_empty_one_is_no_flags(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert given("--config", "coursework") == given("--config", str(ROOT / "recipes" / "coursework.yaml"))
-    assert sweep.make_parser().parse_args(["--config", "sgd_vs_adam"]).name == "sgd_vs_adam"
+    assert sweep.make_parser().parse_args(["--config", "optimizers"]).name == "optimizers"
     (tmp_path / "sweep.yaml").write_text("grid: optimizer=sgd lr=0.05\n")
     assert sweep.make_parser().parse_args(["--config", str(tmp_path / "sweep.yaml")]).grid == ["optimizer=sgd lr=0.05"]
     (tmp_path / "best").mkdir()

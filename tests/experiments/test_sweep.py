@@ -300,4 +300,4 @@ def test_the_sweeps_in_the_repository_are_the_runs_in_results(tmp_path: Path) ->
         keys = {run.key for text in texts["grid"] for run in sweep.expand_grid(text)}
         assert keys <= sweep.read_finished().keys()
         sizes[path.stem] = len(keys)
-    assert sizes["coursework"] == 27 and sizes["sgd_vs_adam"] == 12 and sizes["recipes"] == 30
+    assert sizes["coursework"] == 27 and sizes["optimizers"] == 24 and sizes["recipes"] == 30
