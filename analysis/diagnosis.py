@@ -7,8 +7,8 @@ gap              Training minus validation accuracy in the best epoch. The train
                  validation is, on whole images that are not augmented; where it was not measured so, that of the
                  epoch's batches stands in for it, which is lower.
 overfitting      Sets in after the epoch of the lowest validation loss, if at least three epochs follow it, the mean
-                 over their second half is more than 4% above that of the lowest and its neighbours, and the last training
-                 loss is below that epoch's. From one epoch to the next, validation losses jump by 1.5 to 4%.
+                 over their second half is more than 4% above that of the lowest and its neighbours, and the last
+                 training loss is below that epoch's. From one epoch to the next, validation losses jump by 1.5 to 4%.
 last epochs      A straight line through validation accuracy over the last quarter of the epochs, but at least five and
                  at most ten: it improves or gets worse if the line's change is more than a point, almost twice the
                  standard error of an accuracy on 5,000 images. A rate that falls to zero makes most runs improve, so
