@@ -13,29 +13,12 @@ Its `best_epoch` and `accuracy` are the coursework report's, and the page says h
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from core.cli import Parser, run_program
 from core.errors import UsageError
-from core.settings import Settings, setting
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportSettings(Settings):
-    """Report: the runs, and what is compared."""
-
-    name: str | None = setting(None, "Name of the folder in results_dir; null takes the name of the first log folder.")
-    seeds: str | None = setting(
-        None, 'Seeds of the runs in the table and the comparison, such as "1,2,3"; null takes all.'
-    )
-    baseline: str | None = setting(
-        None,
-        'Baseline of the table, such as "denoise=none segment=none". Each setting shows its difference from the same '
-        "setting with these flags, paired by seed.",
-    )
-    results_dir: Path = setting(Path("results"), "Folder for results.")
+from experiments.config import ReportSettings
 
 
 def report(folders: Sequence[Path], compare: Sequence[str] = (), **flags: Any) -> Path:
@@ -53,7 +36,7 @@ def report(folders: Sequence[Path], compare: Sequence[str] = (), **flags: Any) -
     for path in folders:
         if not path.is_dir():
             raise UsageError(f"{path}: no such folder")
-    return write_page(folders, chosen.results_dir, chosen.name, chosen.seeds, compare, chosen.baseline)
+    return write_page(folders, compare, chosen)
 
 
 def make_parser() -> Parser:

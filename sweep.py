@@ -12,51 +12,17 @@ killed: finished runs are not repeated, and a running one goes on from its last 
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from cifar10.download import prepare
 from core.cli import RECIPES, Parser, run_program
 from core.errors import UsageError
-from core.settings import Settings, setting
 from core.shell import find_script, format_command
 from core.signals import StopSignals
+from experiments.config import SweepSettings
 from experiments.grid import PlannedRun, Sweep
 from experiments.study import Engine, count_workers, open_study
 from training.config import SETTINGS
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepSettings(Settings):
-    """Sweep: the runs, and where they are kept."""
-
-    recipe: str | None = setting(None, "YAML file of flags for all runs, or the name of a recipe in recipes/.")
-    base: str = setting("", 'More flags for all runs, such as "epochs=5 pictures=false".')
-    trials: int = setting(20, "Number of runs of each search.", at_least=1, at_most=100_000)
-    best_per: str | None = setting(
-        None, "Name of a flag. For each of its values, the run with the best validation accuracy is repeated."
-    )
-    repeat: str | None = setting(None, 'Grid of the repeats of --best_per, such as "seed=1,2,3".')
-    name: str | None = setting(None, "Name of the sweep and its folders; null takes the recipe's, else sweep.")
-    reuse: Path | None = setting(
-        None, "A runs.csv, such as those in results/. Runs with a result in it are not run again."
-    )
-    retry: bool = setting(False, "Run failed runs again.")
-    workers: int | None = setting(
-        None,
-        "Number of runs at a time, which share the cores; null takes as many as cores and memory allow.",
-        at_least=1,
-        at_most=4096,
-    )
-    storage: str | None = setting(
-        None,
-        "URL of a database, such as postgresql+psycopg://user@host/name; machines with the same command share its "
-        "runs. null keeps the study in the log folder.",
-    )
-    data_dir: Path = setting(Path("data"), "Folder of CIFAR-10.")
-    log_dir: Path = setting(Path("logs"), "Folder for logs; the sweep has a folder in it.")
-    checkpoint_dir: Path = setting(Path("checkpoints"), "Folder for checkpoints; the sweep has a folder in it.")
 
 
 def sweep(grid: Sequence[str] = (), search: Sequence[str] = (), **flags: Any) -> bool:
@@ -74,7 +40,7 @@ def sweep(grid: Sequence[str] = (), search: Sequence[str] = (), **flags: Any) ->
         Stopped: Ctrl-C or SIGTERM.
     """
     chosen = SweepSettings(**flags)
-    defined = make_sweep(chosen)
+    defined = Sweep(chosen)
     planned = [run for text in grid for run in defined.expand_grid(text)]
     planned += [run for text in search for run in defined.expand_search(text, chosen.trials)]
     if not planned:
@@ -90,11 +56,6 @@ def sweep(grid: Sequence[str] = (), search: Sequence[str] = (), **flags: Any) ->
             planned += [run for assigned in best for run in defined.expand_grid(chosen.repeat, assigned)]
             engine.run(planned, chosen.retry)
         return all("result" in trial.user_attrs for trial in engine.trials(planned).values())
-
-
-def make_sweep(chosen: SweepSettings) -> Sweep:
-    folders = (chosen.data_dir, chosen.log_dir, chosen.checkpoint_dir)
-    return Sweep(chosen.recipe, chosen.base, chosen.name, *folders, chosen.reuse)
 
 
 def check_repeat(chosen: SweepSettings, defined: Sweep, planned: Sequence[PlannedRun]) -> None:
@@ -124,7 +85,7 @@ def main() -> None:
     flags = vars(make_parser().parse_args())
     complete = sweep(**flags)
     chosen = SweepSettings(**{name: value for name, value in flags.items() if name not in ("grid", "search")})
-    print(f"next  {format_command('python', find_script('report.py'), make_sweep(chosen).log_dir)}")
+    print(f"next  {format_command('python', find_script('report.py'), Sweep(chosen).log_dir)}")
     if not complete:
         sys.exit("sweep.py: some runs failed; --retry runs them again")
 

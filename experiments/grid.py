@@ -5,14 +5,14 @@
 
 import itertools
 import json
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from core.cli import find_recipe, read_recipe, suggest
+from core.cli import read_recipe, suggest
 from core.errors import SettingError, UsageError
-from core.settings import drop_followers, get_alternatives, get_types, to_text
+from core.settings import drop_followers, to_text
+from experiments.config import SweepSettings
 from experiments.runs import read_row_result, read_runs
 from training.config import SETTINGS, RunConfig, resolve_config
 from training.hints import HINTS
@@ -36,27 +36,15 @@ class Sweep:
         UsageError: As all methods do: train.py would refuse these flags.
     """
 
-    def __init__(
-        self,
-        recipe: str | None,
-        base: str,
-        name: str | None,
-        data_dir: Path,
-        log_dir: Path,
-        checkpoint_dir: Path,
-        reuse: Path | None = None,
-    ) -> None:
-        self.recipe = recipe and str(find_recipe(recipe))
-        self.name = name or Path(recipe or "sweep").stem
-        if not re.fullmatch(r"\w[\w.-]*", self.name):
-            raise SettingError("name", self.name, "must be letters, digits and _ . - only")
-        self.log_dir, self.checkpoint_dir = log_dir / self.name, checkpoint_dir / self.name
-        self.data_dir = data_dir
-        self.reused = read_results(reuse) if reuse else {}
-        self.base = parse_flags(base)
-        self.recipe_flags = read_recipe(recipe) if recipe else {}
+    def __init__(self, chosen: SweepSettings) -> None:
+        self.name = chosen.name or Path(chosen.recipe or "sweep").stem
+        self.log_dir, self.checkpoint_dir = chosen.log_dir / self.name, chosen.checkpoint_dir / self.name
+        self.data_dir = chosen.data_dir
+        self.reused = read_results(chosen.reuse) if chosen.reuse else {}
+        self.base = parse_flags(chosen.base)
+        self.recipe_flags = read_recipe(chosen.recipe) if chosen.recipe else {}
         if unknown := sorted(self.recipe_flags.keys() - SETTINGS.keys()):
-            raise UsageError(f"{self.recipe}: {unknown[0]} is no flag")
+            raise UsageError(f"{chosen.recipe}: {unknown[0]} is no flag")
 
     def expand_grid(self, text: str, start: dict[str, str] | None = None) -> list[PlannedRun]:
         """Return a run for each combination of the values in `text`, on top of the flags `start`."""
@@ -68,13 +56,12 @@ class Sweep:
     def expand_search(self, text: str, trials: int) -> list[PlannedRun]:
         """Return `trials` runs in the space of `text`."""
         texts = parse_flags(text)
-        space = {flag: value for flag, value in texts.items() if "," in value or is_range(flag, value)}
+        space = {flag: value for flag, value in texts.items() if "," in value or parse_range(value)}
         if not space:
             raise SettingError("search", text, "has neither a range (0.001..0.1) nor choices (sgd,adam)")
         assigned = {flag: value for flag, value in texts.items() if flag not in space}
-        configs = [
-            self.make_config(assigned | {flag: end}) for flag, value in space.items() for end in list_ends(value)
-        ]
+        ends = {flag: value.split(".." if parse_range(value) else ",") for flag, value in space.items()}
+        configs = [self.make_config(assigned | {flag: end}) for flag, pair in ends.items() for end in pair]
         if not all(config.val_size for config in configs):
             raise SettingError("search", text, "chooses by validation, so it needs val_size above 0")
         key = json.dumps([assigned, space, self.make_config(assigned).identity()])
@@ -125,29 +112,18 @@ def parse_flags(text: str) -> dict[str, str]:
     pairs: dict[str, str] = {}
     for word in text.split():
         flag, _, value = word.partition("=")
-        if not all(value.split(",")):
-            raise UsageError(f"{word}: must be flag=value or flag=value,value")
         if flag not in SETTINGS or flag in FOLDERS:
-            raise UsageError(f"{word}: no flag of train.py that a sweep can set{suggest(flag, SETTINGS, HINTS)}")
-        if flag in pairs:
-            raise UsageError(f"{word}: {flag} is there twice; several values are {flag}={pairs[flag]},{value}")
+            raise UsageError(f"{word}: no setting of a run{suggest(flag, SETTINGS, HINTS)}")
+        if flag in pairs or not all(value.split(",")):
+            raise UsageError(f"{word}: each flag once, as flag=value or flag=value,value")
         pairs[flag] = value
     return pairs
 
 
-def is_range(flag: str, value: str) -> bool:
-    """Return whether a text is a range such as 0.001..0.1, and not, for example, a path."""
-    return ".." in value and not {str, Path}.intersection(get_alternatives(get_types(RunConfig)[flag]))
-
-
-def list_ends(text: str) -> list[str]:
-    """Return the two ends of a range "0.001..0.1", or the choices "sgd,adam"."""
-    low, dots, high = text.partition("..")
-    if not dots:
-        return text.split(",")
+def parse_range(text: str) -> tuple[float, float] | None:
+    """Return the ends of a range "0.001..0.1"; None of another text, such as a path."""
+    low, _, high = text.partition("..")
     try:
-        if float(low) < float(high):
-            return [low, high]
+        return (float(low), float(high)) if float(low) < float(high) else None
     except ValueError:
-        pass
-    raise UsageError(f"{text}: a range is two numbers, the smaller one first")
+        return None

@@ -1,6 +1,5 @@
 """The report of a set of runs: a page in Markdown with tables, pictures and what was found."""
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,7 +14,8 @@ from core.files import write_bytes
 from core.markdown import markdown_table
 from core.shell import format_command
 from experiments import drawings, tables
-from experiments.runs import COLUMNS, RESULTS, Run, list_texts
+from experiments.config import ReportSettings
+from experiments.runs import COLUMNS, RESULTS, list_texts
 from experiments.statistics import (
     ENOUGH,
     PLAIN,
@@ -29,9 +29,7 @@ from experiments.statistics import (
     write_mean,
 )
 from experiments.tables import CORRUPTED, CURVES, RUNS_CSV, Settings, name_value, shorten
-from models.checkpoint import LAST
 from training.config import RunConfig
-from training.files import CONFIG
 
 TITLES = tables.TITLES | {
     "best_val_acc": "best validation accuracy, %",
@@ -55,16 +53,11 @@ SEVERAL = "Accuracies are means over seeds ± standard deviation (95% interval, 
 SECONDS = "Seconds are median wall times, often beside other runs."
 
 
-def write_page(
-    folders: Sequence[Path],
-    results_dir: Path,
-    name: str | None,
-    seeds: str | None,
-    compare: Sequence[str],
-    baseline: str | None,
-) -> Path:
+def write_page(folders: Sequence[Path], compare: Sequence[str], chosen: ReportSettings) -> Path:
     """Write the report of the runs in some folders; `report.report` has the arguments and the errors."""
-    folder = choose_folder(folders, results_dir, name)
+    folder = chosen.results_dir / (chosen.name or folders[0].resolve().name)
+    if folder.resolve() in [path.resolve() for path in folders]:
+        raise SettingError("results_dir", chosen.results_dir, f"{folder} is a folder of runs; name another")
     runs = tables.find_runs(folders)
     table, curves = tables.collect(runs, folder)
     if table.empty:
@@ -72,9 +65,9 @@ def write_page(
     varying = tables.find_varying(table)
     table = tables.sort_runs(table, varying)
     single = tables.keep_newest(table)
-    settings = tables.group_runs(choose_seeds(single, seeds), varying)
+    settings = tables.group_runs(choose_seeds(single, chosen.seeds), varying)
     comparison = compare_groups(settings.table, compare) if compare else None
-    differences = subtract_from_each(settings, baseline) if baseline else {}
+    differences = subtract_from_each(settings, chosen.baseline) if chosen.baseline else {}
     own, known = (path / folder.name / "reference.csv" for path in (folder.parent, KNOWN_RESULTS))
     reference = tables.read_reference(own if own.exists() else known)
     corrupted = tables.read_csv(folder / CORRUPTED)
@@ -100,8 +93,10 @@ def write_page(
     for file, figure in drawn.items():
         if figure:
             save(folder / file, figure)
-    options = {"--name": [name], "--seeds": [seeds], "--compare": compare, "--baseline": [baseline]}
+    options = {"--name": [chosen.name], "--seeds": [chosen.seeds], "--compare": compare}
+    options |= {"--baseline": [chosen.baseline]}
     notes, dropped = folder / "notes.md", len(table) - len(single)
+    unfinished = sum(run.result is None for run in runs.values())
     parts = [
         f"# {folder.name}",
         describe_runs(settings),
@@ -109,7 +104,9 @@ def write_page(
         notes.read_text(encoding="utf-8").strip() if notes.exists() else "",
         list_commands(folders, options),
         write_table(folder / "table", make_table(settings, theirs, differences)),
-        f"Baseline: {baseline}; differences are paired by seed, their intervals are not corrected." if baseline else "",
+        f"Baseline: {chosen.baseline}; differences are paired by seed, their intervals are not corrected."
+        if differences
+        else "",
         f"{SEVERAL if any(len(part) > 1 for part in settings.parts.values()) else ''} {SECONDS}".strip(),
         f"Of several runs of one setting and seed the newest counts; {dropped} are left out." if dropped else "",
         describe_agreement(
@@ -119,27 +116,12 @@ def write_page(
         f"## Compared\n\n{write_table(folder / 'comparison', comparison.figures)}" if comparison else "",
         summarize_corruptions(folder / SEVERITIES, settings, corrupted) if len(corrupted) else "",
         *(f"![{text}]({name})" for name, text in PICTURES.items() if drawn[name]),
-        list_unfinished(runs),
+        f"Not finished: {unfinished} of {len(runs)} runs." if unfinished else "",
     ]
     page = folder / "README.md"
     write_bytes(page, ("\n\n".join(filter(None, parts)) + "\n").encode())
     write_html(page)
     return page
-
-
-def choose_folder(folders: Sequence[Path], results_dir: Path, name: str | None) -> Path:
-    """Return the folder of the report; SettingError if it would lie elsewhere than below `results_dir`, or among what
-    runs have written.
-    """
-    name = name or folders[0].resolve().name
-    if not re.fullmatch(r"\w[\w.-]*", name):
-        raise SettingError("name", name, "must be letters, digits and _ . - only")
-    folder = results_dir / name
-    if folder.resolve() in [path.resolve() for path in folders] or any(
-        (folder / own).exists() for own in (CONFIG, LAST)
-    ):
-        raise SettingError("results_dir", results_dir, f"{folder} is a folder of runs; name another")
-    return folder
 
 
 def choose_seeds(table: pd.DataFrame, seeds: str | None) -> pd.DataFrame:
@@ -281,14 +263,3 @@ def list_commands(folders: Sequence[Path], options: Mapping[str, Sequence[str | 
     if (sweep := Path("recipes", "sweeps", f"{folders[0].resolve().name}.yaml")).exists():
         lines.insert(0, f"    {format_command('python', 'sweep.py', '--config', sweep.as_posix())}")
     return "\n".join(lines)
-
-
-def list_unfinished(runs: Mapping[str, Run]) -> str:
-    """List the runs that have no result yet, and how far they are; not those that were begun anew since."""
-    ended = {(run.folder.parent, run.config.identity()) for run in runs.values() if run.result}
-    lines = []
-    for key, run in runs.items():
-        if not run.result and (run.folder.parent, run.config.identity()) not in ended:
-            done = max(run.curves().get("train/acc", {0: 0.0}))
-            lines.append(f"- `{key}`: {done} of {run.config.epochs} epochs")
-    return "\n".join(["Not finished:\n", *lines]) if lines else ""

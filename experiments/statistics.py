@@ -5,7 +5,6 @@ little more than that there are few.
 """
 
 import math
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ import pandas as pd
 from scipy import stats
 
 from core.errors import SettingError
+from experiments.grid import parse_flags
 from experiments.runs import COLUMNS, normalize_value
 
 ENOUGH = 3  # values or pairs, for an interval
@@ -225,18 +225,10 @@ def find_group(table: pd.DataFrame, text: str, option: str) -> Group:
 
     Its settings are in the order of the table, and their values as `runs.list_texts` writes them.
     """
-    try:
-        words = shlex.split(text)
-    except ValueError as error:  # of an open quote
-        raise SettingError(option, text, str(error)) from error
-    found: dict[str, str] = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not equals or name not in COLUMNS:
-            raise SettingError(option, text, f"{word} is no flag=value of these runs")
-        if name in found:
-            raise SettingError(option, text, f"{name} is there twice")
-        found[name] = normalize_value(name, value)
+    texts = parse_flags(text)
+    if unknown := sorted(texts.keys() - set(COLUMNS)):
+        raise SettingError(option, text, f"runs of a table do not differ in {unknown[0]}")
+    found = {name: normalize_value(name, value) for name, value in texts.items()}
     settings = {name: found[name] for name in COLUMNS if name in found}
     runs = table[(table[list(settings)] == pd.Series(settings, dtype=str)).all(axis=1)]
     if runs.empty:

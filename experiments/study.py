@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 import warnings
-import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
@@ -36,7 +35,7 @@ from core.extras import require_extra
 from core.files import write_bytes
 from core.locks import hold_lock
 from core.settings import get_alternatives, get_types
-from experiments.grid import PlannedRun, Sweep, list_ends
+from experiments.grid import PlannedRun, Sweep, parse_range
 from training.config import SETTINGS, RunConfig
 
 JOURNAL = "study.log"  # in the sweep's log folder
@@ -53,25 +52,6 @@ BY_SIGNAL = {128 + SIGINT, 128 + SIGTERM, -SIGINT, -SIGTERM}  # exit statuses
 
 class Failed(RuntimeError):
     """A run, or a sweep, ended without a result."""
-
-
-class SeededByTrial(optuna.samplers.BaseSampler):
-    """TPE whose draws are a function of the trial's number and the finished trials.
-
-    So a search that was stopped between two runs and goes on proposes what one that was not would. A run that was
-    stopped half-way is done last, so that those before it know less.
-    """
-
-    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, Any]:
-        return {}
-
-    def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, Any]) -> dict[str, Any]:
-        return {}
-
-    def sample_independent(self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: Any) -> Any:
-        seed = zlib.crc32(f"{trial.number} {param_name}".encode())
-        sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
-        return sampler.sample_independent(study, trial, param_name, param_distribution)
 
 
 class Engine:
@@ -150,6 +130,9 @@ class Engine:
             other.user_attrs.get("key") == attributes["key"] and other.state != TrialState.FAIL for other in earlier
         ):
             raise optuna.TrialPruned  # two machines enqueued it in the same moment
+        # Draws are a function of the trial's number and of what is finished: a search that was stopped and goes on
+        # proposes what one that was not would.
+        self.study.sampler = optuna.samplers.TPESampler(seed=trial.number, constant_liar=True)
         trial.set_user_attr("reason", None)  # of the trial that this one is again
         trial.set_user_attr(
             "chosen", {flag: suggest_value(trial, flag, text) for flag, text in attributes["space"].items()}
@@ -200,9 +183,9 @@ def assigned(trial: Trial | FrozenTrial) -> dict[str, str]:
 
 def suggest_value(trial: Trial, flag: str, text: str) -> str:
     """Suggest one of the choices "sgd,adam", or a number in a range "0.001..0.1", on a log scale if it is above 0."""
-    if ".." not in text:
+    if (ends := parse_range(text)) is None:
         return trial.suggest_categorical(flag, text.split(","))
-    low, high = map(float, list_ends(text))
+    low, high = ends
     if int in get_alternatives(get_types(RunConfig)[flag]):
         step = SETTINGS[flag].metadata["range"].multiple_of
         return str(trial.suggest_int(flag, int(low), int(high), step=step, log=low >= 1 and step == 1))
@@ -254,9 +237,7 @@ def open_study(sweep: Sweep, planned: Sequence[PlannedRun], storage: str | None)
     lock = hold_lock(sweep.log_dir / "sweep.lock", f"{sweep.log_dir}: another sweep.py is at it")
     with nullcontext() if storage else lock:
         opened = open_database(storage) if storage else open_journal(sweep.log_dir / JOURNAL)
-        study = optuna.create_study(
-            study_name=name, storage=opened, sampler=SeededByTrial(), direction="maximize", load_if_exists=True
-        )
+        study = optuna.create_study(study_name=name, storage=opened, direction="maximize", load_if_exists=True)
         if not storage:  # a journal has no heartbeat, but whoever ran these is gone
             for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
                 enqueue_again(study, study.tell(trial.number, state=TrialState.FAIL))
@@ -273,10 +254,7 @@ def open_journal(path: Path) -> optuna.storages.JournalStorage:
         # Between processes, the lock of the sweep guards its journal.
         return optuna.storages.JournalStorage(JournalFileBackend(str(path), threading.Lock()))  # type: ignore[arg-type]
     except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"{path}: damaged ({error}). Without this file the sweep starts its list of runs anew: finished runs are "
-            "found in their folders and not repeated, failed ones run again, and a search may try other values"
-        ) from error
+        raise UsageError(f"{path}: damaged ({error}); delete it: finished runs are not repeated") from error
 
 
 class Database(optuna.storages.RDBStorage):
@@ -310,23 +288,16 @@ def count_workers() -> int:
 
 
 def show_progress(engine: Engine, planned: list[PlannedRun], workers: list[Future[None]]) -> None:
-    """Print a line for each run that ends, and on a terminal how many have, until all workers end or one fails."""
+    """Print a line for each run that ends, until all workers end or one fails."""
     shown: set[str] = set()
-    total, best, working = len({run.key for run in planned}), 0.0, True
-    with tqdm(total=total, unit="run", leave=False, disable=None) as bar:
-        while working:
-            done, left = wait(workers, POLL, FIRST_EXCEPTION)
-            working = bool(left) and not any(worker.exception() for worker in done)
-            for key, trial in engine.trials(planned).items():
-                if key in shown or not has_ended(trial):
-                    continue
+    total, working = len({run.key for run in planned}), True
+    while working:
+        done, left = wait(workers, POLL, FIRST_EXCEPTION)
+        working = bool(left) and not any(worker.exception() for worker in done)
+        for key, trial in engine.trials(planned).items():
+            if key not in shown and has_ended(trial):
                 shown.add(key)
-                mark = "  best so far" if (trial.value or 0) > best else ""
-                best = max(best, trial.value or 0)
-                place = f"{len(shown):>{len(str(total))}}/{total}"
-                bar.write(f"{place}  {describe_trial(trial)}{mark}", file=sys.stdout)
-                bar.set_postfix_str(f"best {best:.2%}")
-                bar.update()
+                print(f"{len(shown):>{len(str(total))}}/{total}  {describe_trial(trial)}", flush=True)
 
 
 def has_ended(trial: FrozenTrial) -> bool:
@@ -347,10 +318,7 @@ def describe_trial(trial: FrozenTrial) -> str:
         return f"{run}  failed: {trial.user_attrs.get('reason')}"
     result = trial.user_attrs["result"]
     parts = [run, "" if result["best_epoch"] is None else f"best epoch {result['best_epoch']}"]
-    if result.get("select_on") == "test":
-        parts.append(f"test {result['test_acc']:.2%}, chosen on it")
-    else:
-        scores = {name: result[f"{name}_acc"] for name in ("val", "test")}
-        parts += [f"{name} {accuracy:.2%}" for name, accuracy in scores.items() if accuracy is not None]
+    scores = {result["select_on"]: result["val_acc"], "test": result["test_acc"]}
+    parts += [f"{name} {accuracy:.2%}" for name, accuracy in scores.items() if accuracy is not None]
     parts.append(f"from {result['reused']}" if "reused" in result else f"{result['seconds']:.0f} s")
     return "  ".join(filter(None, parts))

@@ -1,22 +1,30 @@
-"""Sweeps without their runs: what is planned, what a search proposes, what counts as done."""
+"""Sweeps whose runs are not trained: what is planned, what a search proposes, what counts as done."""
 
 import errno
 from pathlib import Path
 from typing import Any
 
 import optuna
+import pandas as pd
 import pytest
+from filelock import FileLock
 from optuna.trial import TrialState, create_trial
 
+import sweep as main_program
+from core.cli import run_program
 from core.errors import UsageError
+from experiments.config import SweepSettings
 from experiments.grid import Sweep
+from experiments.runs import RESULTS, list_texts
 from experiments.study import Engine, Failed, describe_trial, open_database, open_study, suggest_value
+from experiments.tables import write_table
+from training.config import RunConfig, resolve_config
 
-RESULT: dict[str, Any] = {"best_epoch": 2, "val_acc": 0.8, "test_acc": 0.78, "seconds": 9.5}
+RESULT: dict[str, Any] = {"select_on": "val", "best_epoch": 2, "val_acc": 0.8, "test_acc": 0.78, "seconds": 9.5}
 
 
 def plan(folder: Path) -> Sweep:
-    return Sweep(None, "", "tried", *[folder] * 3)
+    return Sweep(SweepSettings(name="tried", log_dir=folder, checkpoint_dir=folder))
 
 
 class Untrained:
@@ -45,9 +53,80 @@ class Untrained:
             return {key: trial.user_attrs for key, trial in trials if trial.state == TrialState.COMPLETE}
 
 
+@pytest.fixture
+def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
+    """The flags of each run that a sweep trains, below `tmp_path`: accuracies are made up, and lr=0.1 fails."""
+    flags: list[dict[str, str]] = []
+
+    def result(engine: Engine, number: int, values: dict[str, str]) -> dict[str, Any]:
+        flags.append(values)
+        if values["lr"] == "0.1":
+            raise Failed("the reason")
+        return RESULT | {"val_acc": 0.7 + float(values["lr"])}
+
+    monkeypatch.setattr(Engine, "_result", result)
+    monkeypatch.setattr(main_program, "prepare", lambda folder: None)
+    monkeypatch.chdir(tmp_path)
+    return flags
+
+
+def test_no_run_is_repeated_but_a_failed_one_on_request(trained: list[dict[str, str]], capsys: Any) -> None:
+    assert not main_program.sweep(grid=["lr=0.001,0.1", "lr=1e-3 seed=0"])
+    assert [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()] == ["1/2", "2/2"]
+    assert not main_program.sweep(grid=["lr=0.001,0.1"])
+    assert "lr=0.1  failed: the reason\n" in capsys.readouterr().out
+    assert sorted(flags["lr"] for flags in trained) == ["0.001", "0.1"]
+    assert not main_program.sweep(grid=["lr=0.001,0.1"], retry=True)
+    assert [flags["lr"] for flags in trained[2:]] == ["0.1"]
+
+
+def test_the_best_run_for_each_value_of_a_flag_is_repeated(trained: list[dict[str, str]]) -> None:
+    grid = ["optimizer=sgd lr=0.01,0.05", "optimizer=adam lr=0.002,0.001"]
+    assert main_program.sweep(grid=grid, best_per="optimizer", repeat="seed=1,2", workers=1)
+    best = [("adam", "0.002"), ("sgd", "0.05")]
+    expected = [(*cell, seed) for cell in best for seed in "12"]
+    assert sorted((flags["optimizer"], flags["lr"], flags["seed"]) for flags in trained[4:]) == expected
+
+
+def test_results_from_elsewhere_count_only_where_they_are_asked_for(
+    trained: list[dict[str, str]], tmp_path: Path, capsys: Any
+) -> None:
+    texts = list_texts(resolve_config(RunConfig(lr=0.001)))
+    results = {"best_epoch": 2, "best_val_acc": 81.0, "test_acc_at_best_val": 79.5, "seconds": 7.5}
+    row = {"run": "elsewhere/version_0"} | texts | results
+    write_table(tmp_path / "runs.csv", pd.DataFrame([row], columns=["run", *texts, *RESULTS]))
+    assert main_program.sweep(grid=["lr=0.001,0.002"], reuse="runs.csv")
+    assert [flags["lr"] for flags in trained] == ["0.002"]
+    assert "lr=0.001  best epoch 2  val 81.00%  test 79.50%  from runs.csv" in capsys.readouterr().out
+    assert main_program.sweep(grid=["lr=0.001,0.002"])
+    assert [flags["lr"] for flags in trained] == ["0.002", "0.001"]
+
+
+def test_a_search_stays_in_its_space(trained: list[dict[str, str]]) -> None:
+    main_program.sweep(search=["optimizer=sgd,adam lr=0.001..0.05 width=1..2 tag=a..b"], trials=8)
+    assert len({flags["lr"] for flags in trained}) == 8 and {flags["tag"] for flags in trained} == {"a..b"}
+    for flags in trained:
+        assert 0.001 <= float(flags["lr"]) <= 0.05 and flags["optimizer"] in ("sgd", "adam")
+        assert flags["width"] in ("1", "2")
+
+
+def test_a_sweep_that_is_busy_or_has_a_file_in_its_way_is_one_line(
+    trained: list[dict[str, str]], tmp_path: Path, capsys: Any
+) -> None:
+    (tmp_path / "logs" / "sweep").mkdir(parents=True)
+    (tmp_path / "file").touch()
+    with FileLock(tmp_path / "logs" / "sweep" / "sweep.lock"):
+        for folder, said in (("logs", "logs/sweep: another sweep.py is at it\n"), ("file", "file/sweep: ")):
+            assert run_program(lambda folder=folder: main_program.sweep(grid=["lr=0.01"], log_dir=folder)) == 2
+            error = capsys.readouterr().err
+            assert said in error and error.count("\n") == 1
+
+
 def test_a_search_that_was_stopped_proposes_what_one_that_was_not_does(tmp_path: Path, capsys: Any) -> None:
     stopped, again, whole = (Untrained(tmp_path / name) for name in ("stopped", "stopped", "whole"))
     assert len(stopped.run(count=3)) == 3 == len(capsys.readouterr().out.splitlines())
+    with (tmp_path / "stopped" / "tried" / "study.log").open("a") as file:
+        file.write('{"op_code":5,"trial')  # as after a kill
     found = again.run()
     lines = capsys.readouterr().out.splitlines()  # a run that was stopped is shown when it is finished
     assert len(lines) == 8 and all("best epoch" in line for line in lines)
@@ -70,21 +149,13 @@ def test_workers_and_sweeps_with_other_grids_share_a_database(tmp_path: Path) ->
         assert [trial.state.name for trial in study.get_trials()] == ["WAITING"]
 
 
-def test_half_a_line_at_the_end_of_the_journal_is_dropped(tmp_path: Path) -> None:
-    assert len(Untrained(tmp_path).run(count=3)) == 3
-    with (tmp_path / "tried" / "study.log").open("a") as file:
-        file.write('{"op_code":5,"trial')
-    assert len(Untrained(tmp_path).run()) == 8
-
-
 @pytest.mark.parametrize("new", ["", "\n\n"])
 def test_a_damaged_journal_is_a_line_and_its_advice_holds(tmp_path: Path, new: str) -> None:
     assert len(Untrained(tmp_path, "seed=0,1").run()) == 2
     journal = tmp_path / "tried" / "study.log"
     journal.write_text(journal.read_text().replace("\n", new, 1))
-    with pytest.raises(UsageError, match=r"study\.log: damaged .*finished runs are found in their folders") as raised:
+    with pytest.raises(UsageError, match=r"^[^\n]*study\.log: damaged .*; delete it: [^\n]*$"):
         Untrained(tmp_path, "seed=0,1").run()
-    assert "\n" not in str(raised.value)
     journal.unlink()
     assert len(Untrained(tmp_path, "seed=0,1").run()) == 2
 
@@ -111,21 +182,15 @@ def test_a_search_goes_on_after_values_that_contradict_each_other(tmp_path: Path
         Engine(study, sweep, workers=1)._result(0, run.assigned | {"network": "resnet", "width": "2"})
 
 
-def test_whole_numbers_are_drawn_where_a_flag_takes_them() -> None:
+def test_a_multiple_is_drawn_where_a_flag_takes_multiples() -> None:
     trial: Any = optuna.create_study().ask()
-    drawn = {flag: suggest_value(trial, flag, text) for flag, text in (("threads", "1..4"), ("val_size", "1000..5000"))}
-    assert drawn["threads"] in {"1", "2", "3", "4"} and int(drawn["val_size"]) % 10 == 0
-
-
-def test_a_path_with_two_dots_is_no_range(tmp_path: Path) -> None:
-    (run,) = plan(tmp_path).expand_search("tag=a..b lr=0.001..0.1", 1)
-    assert (run.assigned, run.space) == ({"tag": "a..b"}, {"lr": "0.001..0.1"})
+    assert int(suggest_value(trial, "val_size", "1000..5000")) % 10 == 0
 
 
 def test_what_was_chosen_on_the_test_set_is_not_called_validation() -> None:
-    attributes = {"assigned": {"lr": "0.1"}, "result": RESULT | {"select_on": "test"}}
-    line = describe_trial(create_trial(value=0.8, user_attrs=attributes))
-    assert line == "lr=0.1  best epoch 2  test 78.00%, chosen on it  10 s"
+    attributes = {"assigned": {"lr": "0.1"}, "result": RESULT | {"select_on": "test", "val_acc": 0.78}}
+    line = describe_trial(create_trial(value=0.78, user_attrs=attributes))
+    assert line == "lr=0.1  best epoch 2  test 78.00%  10 s"
 
 
 @pytest.mark.parametrize("url", ["postgresql+psycopg://nobody@127.0.0.1:1/none", "sqlite:////none/none.db", "no URL"])
