@@ -75,7 +75,7 @@ class Trend:
     last_epochs: Ending | None = None  # None below MIN_EPOCHS
     last_change: float = 0.0  # of validation accuracy over the last `last_window` epochs
     last_window: int = 0
-    rate_falls: bool = False  # whether the learning rate fell to zero
+    rate_falls: bool = False  # whether the learning rate fell
     changes: list[tuple[str, float]] = field(default_factory=list)  # see `class_changes`
     hardest: list[tuple[str, float]] = field(default_factory=list)  # see `hardest_classes`
     confused: list[tuple[str, str, int, int]] = field(default_factory=list)  # see `confused_pairs`
@@ -209,10 +209,14 @@ def advise(trend: Trend, gained: float, config: Mapping[str, Any]) -> tuple[str,
     if default and config.get("lr", math.inf) < default.lr / 2:
         return HIGHER_LR, f"it is below half of {default.lr:g}, which was best for {config['optimizer']} on LeNet-5"
     if flags_to_try(PREPROCESS, config):
-        return PREPROCESS, "without it accuracy is higher on clean images, for training and new ones alike"
+        return (
+            PREPROCESS,
+            "mean/std normalization alone was as accurate or more, on clean images (results/preprocessing)",
+        )
     if gap < 3 * POINT and trend.clean and flags_to_try(WIDER, config):
         return WIDER, f"{above} only, so it does not fit even the training images"
-    return MORE_EPOCHS, f"{above}: below {PAYS_BELOW / POINT:.0f} points, longer training lowers the {images} loss"
+    usual = f"below {PAYS_BELOW / POINT:.0f}, longer training has mostly lowered the loss (docs/tensorboard.md)"
+    return MORE_EPOCHS, f"{above}; {usual}"
 
 
 def flags_to_try(advice: str, config: Mapping[str, Any]) -> str:
@@ -274,7 +278,7 @@ def sentences(trend: Trend) -> dict[str, str]:
         words["overfitting"] = f"none found: {lowest}, the last"
     if trend.last_epochs:
         verb = {"improve": "still improve", "level": "have levelled off", "worsen": "get worse"}[trend.last_epochs]
-        because = ", as the learning rate fell to zero" if trend.rate_falls and trend.last_epochs != "worsen" else ""
+        because = ", as the learning rate fell" if trend.rate_falls and trend.last_epochs != "worsen" else ""
         change = f"{trend.last_change / POINT:+.1f} points over the last {trend.last_window}"
         words["last epochs"] = f"{verb}: {change}{because}"
     if trend.changes:

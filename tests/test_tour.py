@@ -10,7 +10,7 @@ from conftest import ROOT
 
 @pytest.mark.slow
 def test_the_tour_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TOUR_EPOCHS", "2")
+    monkeypatch.setenv("TOUR_EPOCHS", "1")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     weights = tmp_path / "checkpoints" / "lenet5-cifar10.ckpt"
     weights.parent.mkdir()
