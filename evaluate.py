@@ -93,8 +93,6 @@ def main() -> None:
     print(
         describe_in_lines(config, count_parameters(config), "Trained") if config else f"Trained by a script: {network}"
     )
-    for line in found.folders:
-        print(line)
     lines = {"images": found.images} | in_percent(found.figures)
     lines |= {"report": flags["out"] / HTML} if flags["out"] else {}
     if target:

@@ -19,6 +19,8 @@ from core.errors import UsageError
 from core.extras import require_extra
 from models.prediction import RELEASED, Prediction, predict_files
 
+NO_IMAGES = "no image files given; in folders, hidden files and those that are no image are skipped"
+
 
 def make_parser() -> Parser:
     parser = Parser(__doc__, usage="%(prog)s files [flags]")
@@ -47,8 +49,8 @@ def main() -> None:
         require_extra("--export", "onnx", "onnxscript")
     named = expand_names(flags.files)
     files, skipped = find_images(named)
-    if not files and not (flags.export and not named):
-        raise no_images(skipped) if named else UsageError("no image files given")
+    if not files and (named or not flags.export):
+        raise UsageError(NO_IMAGES)
 
     # These take more than a second to import: bad flags are refused before.
     from models.checkpoint import refuse_overwriting
@@ -69,36 +71,31 @@ def main() -> None:
         skipped.append(file)
         del failed[file]
     if not predictions and not failed:
-        raise no_images(skipped)
+        raise UsageError(NO_IMAGES)
     sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
     show = print_json if flags.json else print_csv if flags.csv else print_table
     show(predictions)
     sys.stdout.flush()
     for file, reason in failed.items():
-        print(f"predict.py: {escape(file)}: {escape(reason)}", file=sys.stderr)
+        print(f"predict.py: {file}: {reason}", file=sys.stderr)
     if skipped:
-        print(f"predict.py: {describe_skipped(skipped)}", file=sys.stderr)
+        print(f"predict.py: files skipped in folders, hidden or not an image: {len(skipped):,}", file=sys.stderr)
     if failed:
         raise UsageError(f"{len(failed)} of {len(predictions) + len(failed)} files could not be read")
 
 
 def expand_names(names: Sequence[str]) -> list[Path]:
-    """Return the paths that names stand for; a pattern such as *.png, which Windows does not expand, for its matches.
-
-    UsageError if a name is a URL.
-    """
-    if urls := [name for name in names if "://" in name and not Path(name).exists()]:
-        raise UsageError(f"{escape(urls[0])}: is a URL; download the picture and name its file")
+    """Return the paths that names stand for: of a pattern such as *.png, which Windows does not expand, its matches."""
     found = [[name] if Path(name).exists() else sorted(glob(name)) or [name] for name in names]
     return [Path(name) for name in chain(*found)]
 
 
 def print_table(predictions: Sequence[Prediction]) -> None:
-    names = [escape(prediction.file) for prediction in predictions]
-    width = max(map(len, names), default=0)
-    for name, prediction in zip(names, predictions, strict=True):
+    width = max((len(str(prediction.file)) for prediction in predictions), default=0)
+    for prediction in predictions:
         (best, confidence), *others = prediction.ranking
-        print(f"{name:<{width}}  {best:<10}  {confidence:6.1%}  {', '.join(f'{n} {p:.1%}' for n, p in others)}")
+        next_two = ", ".join(f"{name} {share:.1%}" for name, share in others)
+        print(f"{prediction.file!s:<{width}}  {best:<10}  {confidence:6.1%}  {next_two}")
 
 
 def print_json(predictions: Sequence[Prediction]) -> None:
@@ -111,20 +108,6 @@ def print_csv(predictions: Sequence[Prediction]) -> None:
     table = csv.writer(sys.stdout, lineterminator="\n")
     table.writerow(["file", "class", "confidence", "second", "second_confidence", "third", "third_confidence"])
     table.writerows([prediction.file, *chain(*prediction.ranking)] for prediction in predictions)
-
-
-def escape(text: object) -> str:
-    """Return a path or reason with line breaks and other characters that act on a terminal escaped."""
-    return str(text) if str(text).isprintable() else ascii(str(text))
-
-
-def describe_skipped(skipped: Sequence[Path]) -> str:
-    files = "1 file" if len(skipped) == 1 else f"{len(skipped):,} files"
-    return f"skipped {files} in folders, hidden or not an image that can be read, such as {escape(min(skipped))}"
-
-
-def no_images(skipped: Sequence[Path]) -> UsageError:
-    return UsageError("no image files in the folders given" + (f"; {describe_skipped(skipped)}" if skipped else ""))
 
 
 if __name__ == "__main__":

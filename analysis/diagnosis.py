@@ -4,8 +4,7 @@ All accuracies are fractions; a point is 0.01. The measurements behind the rules
 
 best epoch       The highest validation accuracy, the first of equals, as the checkpoint is chosen.
 gap              Training minus validation accuracy in the best epoch. The training accuracy is measured as that of
-                 validation is, on whole images that are not augmented; where it was not measured so, that of the
-                 epoch's batches stands in for it, which is lower.
+                 validation is, on whole images that are not augmented.
 overfitting      Sets in after the epoch of the lowest validation loss, if at least three epochs follow it, the mean
                  over their second half is more than 4% above that of the lowest and its neighbours, and the last
                  training loss is below that epoch's. From one epoch to the next, validation losses jump by 1.5 to 4%.
@@ -24,16 +23,13 @@ With fewer than four epochs nothing of this is said. The advice is that of the f
 6. more than 10 points since the middle of the run   lower learning rate: little was learned while it was high
 7. rate below half of the optimizer's default        higher learning rate
 8. images with less in them than they could have     other preprocessing
-9. gap below 3 points, measured on whole images      wider network, if it can be
+9. gap below 3 points                                wider network, if it can be
 10. none of these                                    more epochs
-
-The rules know of a run what its flags say; rules whose flags are not known do not hold.
 """
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, Self, TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -67,7 +63,7 @@ class Trend:
     best_epoch: int
     best_acc: float
     train_acc: float  # in the best epoch
-    clean: bool = False  # whether `train_acc` is of whole images, not augmented, as `best_acc` is
+    clean: bool = True  # `train_acc` is of whole images, not augmented, as `best_acc` is
     images: str = "validation"  # on which the best epoch was chosen
     lowest_loss_epoch: int = 0  # of validation
     loss_rise: float = 0.0  # of the last validation loss above the lowest, as a share of it
@@ -87,49 +83,36 @@ class Trend:
     def gap(self) -> float:
         return self.train_acc - self.best_acc
 
-    @classmethod
-    def read(cls, values: Mapping[str, Any]) -> Self | None:
-        """Make a trend of plain values, such as `asdict` gives; None if they are of a version with other fields."""
-        return cls(**values) if values.keys() == {each.name for each in fields(cls)} else None
-
 
 def analyse(
     train_loss: Curve,
     train_acc: Curve,
     val_loss: Curve,
     val_acc: Curve,
-    class_names: Sequence[str],
-    confusion: np.ndarray | None = None,
-    first_epoch: int = 1,
-    config: Mapping[str, Any] | None = None,
-    clean_acc: float | None = None,
-    by_class: Mapping[str, Curve] | None = None,
+    clean_acc: float,
+    by_class: Mapping[str, Curve],
+    confusion: np.ndarray,
+    config: Mapping[str, Any],
     images: str = "validation",
 ) -> Trend:
-    """Read the trend off the curves of a run; ValueError if they have no epoch, or not the same number.
+    """Read the trend off the curves of a run.
 
     Args:
-        class_names: Of all C classes.
-        confusion: int [C, C], rows true, of the best epoch.
-        first_epoch: The number of the curves' first.
-        config: The flags of the run, plain values by name.
         clean_acc: Training accuracy of the best epoch on images that are not augmented.
-        by_class: Validation accuracy of each class.
+        by_class: Validation accuracy of each of the C classes, by their names.
+        confusion: int [C, C], rows true, of the best epoch.
+        config: The flags of the run, plain values by name.
         images: What the images are called on which the best epoch was chosen.
     """
-    epochs = len(val_acc)
-    if not epochs or any(len(curve) != epochs for curve in (train_loss, train_acc, val_loss)):
-        raise ValueError("the four curves need the same number of epochs, at least one")
-    best, config = int(np.argmax(val_acc)), config or {}
+    epochs, best, class_names = len(val_acc), int(np.argmax(val_acc)), list(by_class)
     trend = Trend(
-        epochs=first_epoch + epochs - 1,
-        best_epoch=first_epoch + best,
+        epochs=epochs,
+        best_epoch=best + 1,
         best_acc=float(val_acc[best]),
-        train_acc=float(train_acc[best]) if clean_acc is None else clean_acc,
-        clean=clean_acc is not None,
+        train_acc=clean_acc,
         images=images,
-        hardest=[] if confusion is None else hardest_classes(confusion, class_names),
-        confused=[] if confusion is None else confused_pairs(confusion, class_names),
+        hardest=hardest_classes(confusion, class_names),
+        confused=confused_pairs(confusion, class_names),
     )
     if epochs < MIN_EPOCHS:
         return trend
@@ -138,14 +121,14 @@ def analyse(
     change = float(np.polyfit(np.arange(window), val_acc[-window:], 1)[0]) * (window - 1)
     trend = replace(
         trend,
-        lowest_loss_epoch=first_epoch + lowest,
+        lowest_loss_epoch=lowest + 1,
         loss_rise=float(val_loss[-1] / val_loss[lowest] - 1),
-        overfitting_onset=overfitting_onset(train_loss, val_loss, first_epoch),
+        overfitting_onset=overfitting_onset(train_loss, val_loss),
         last_epochs="level" if abs(change) <= POINT else "improve" if change > 0 else "worsen",
         last_change=change,
         last_window=window,
-        rate_falls=config.get("schedule", "constant") != "constant",
-        changes=class_changes(by_class or {}),
+        rate_falls=config["schedule"] != "constant",
+        changes=class_changes(by_class),
     )
     if train_acc[-1] < 2 / len(class_names):
         advice, reason = LOWER_LR, "the network has hardly learned more than chance"
@@ -155,14 +138,14 @@ def analyse(
     return replace(trend, advice=advice, reason=reason, flags=flags_to_try(advice, config))
 
 
-def overfitting_onset(train_loss: Curve, val_loss: Curve, first_epoch: int = 1) -> int | None:
+def overfitting_onset(train_loss: Curve, val_loss: Curve) -> int | None:
     """Return the epoch from which validation loss rises while training loss falls; None if there is none."""
     lowest = int(np.argmin(val_loss))
     after = val_loss[lowest + 1 :]
     if len(after) < 3 or train_loss[-1] >= train_loss[lowest]:
         return None
     level = np.mean(val_loss[max(lowest - 1, 0) : lowest + 2])  # the lowest of many noisy values is too low
-    return first_epoch + lowest + 1 if np.mean(after[len(after) // 2 :]) > 1.04 * level else None
+    return lowest + 2 if np.mean(after[len(after) // 2 :]) > 1.04 * level else None
 
 
 def class_changes(by_class: Mapping[str, Curve]) -> list[tuple[str, float]]:
@@ -192,7 +175,7 @@ def advise(trend: Trend, gained: float, config: Mapping[str, Any]) -> tuple[str,
     holds. `gained` is what accuracy gained since the middle of the run.
     """
     gap, images = trend.gap, trend.images
-    default = OPTIMIZERS.get(config.get("optimizer", ""))
+    default = OPTIMIZERS[config["optimizer"]].lr
     if trend.overfitting_onset is not None:
         return REGULARISE, f"from epoch {trend.overfitting_onset} on it overfits the training images"
     if trend.last_epochs == "worsen":
@@ -201,63 +184,59 @@ def advise(trend: Trend, gained: float, config: Mapping[str, Any]) -> tuple[str,
     if gap >= PAYS_BELOW:
         unclear = "; whether more epochs pay as well, one run cannot tell" if gap < PAYS_NOT_ABOVE else ""
         return REGULARISE, above + unclear
-    if config.get("schedule") == "constant":
+    if config["schedule"] == "constant":
         return FALLING_LR, "steps as large as at the start keep the weights from settling"
     if gained > 10 * POINT:
         half = f"{gained / POINT:.0f} points of accuracy came in the second half"
         return LOWER_LR, f"{half}, when the rate fell: little was learned while it was high"
-    if default and config.get("lr", math.inf) < default.lr / 2:
-        return HIGHER_LR, f"it is below half of {default.lr:g}, which was best for {config['optimizer']} on LeNet-5"
+    if config["lr"] < default / 2:
+        return HIGHER_LR, f"it is below half of {default:g}, which was best for {config['optimizer']} on LeNet-5"
     if flags_to_try(PREPROCESS, config):
         return (
             PREPROCESS,
             "mean/std normalization alone was as accurate or more, on clean images (results/preprocessing)",
         )
-    if gap < 3 * POINT and trend.clean and flags_to_try(WIDER, config):
+    if gap < 3 * POINT and flags_to_try(WIDER, config):
         return WIDER, f"{above} only, so it does not fit even the training images"
     usual = f"below {PAYS_BELOW / POINT:.0f}, longer training has mostly lowered the loss (docs/tensorboard.md)"
     return MORE_EPOCHS, f"{above}; {usual}"
 
 
 def flags_to_try(advice: str, config: Mapping[str, Any]) -> str:
-    """Return the flags of `train` that follow an advice and that a run of this `config` does not have yet, in words; of
-    those that are missing in it nothing is said.
-    """
-    plain = config.get("plain_epochs", 0)  # they have no crop and no cutout
-    augmented = plain < config.get("epochs", math.inf)
-    known = NETWORKS.get(config.get("network", ""))
-    lr = config.get("lr") or 0
+    """Return the flags of `train` that follow an advice and that a run of this `config` does not have yet, in words."""
+    plain, lr, known = config["plain_epochs"], config["lr"], NETWORKS.get(config["network"])
+    augmented = plain < config["epochs"]  # plain epochs have no crop and no cutout
     options = {
-        MORE_EPOCHS: (("epochs" in config, f"--epochs {2 * config.get('epochs', 0)}"),),
+        MORE_EPOCHS: ((True, f"--epochs {2 * config['epochs']}"),),
         LOWER_LR: (
-            ("lr" in config, f"--lr {lr / 3:.2g} (--find_lr tests the range)"),
-            (config.get("schedule") == "constant", "--schedule onecycle"),
+            (True, f"--lr {lr / 3:.2g} (--find_lr tests the range)"),
+            (config["schedule"] == "constant", "--schedule onecycle"),
         ),
-        HIGHER_LR: (("lr" in config, f"--lr {lr * 3:.2g}"),),
+        HIGHER_LR: ((True, f"--lr {lr * 3:.2g}"),),
         FALLING_LR: ((True, "--schedule onecycle"),),
         REGULARISE: (
-            (augmented and config.get("crop", math.inf) < 4, "--crop 4"),
-            (augmented and config.get("cutout", math.inf) < 8, "--cutout 8"),
-            (not config.get("flip", True), "--flip true"),
+            (augmented and config["crop"] < 4, "--crop 4"),
+            (augmented and config["cutout"] < 8, "--cutout 8"),
+            (not config["flip"], "--flip true"),
             (plain > 0, "fewer --plain_epochs"),
-            ("weight_decay" in config, "a higher --weight_decay"),
+            (True, "a higher --weight_decay"),
         ),
         PREPROCESS: (
-            (config.get("segment", "none") != "none", "--segment none"),
-            (config.get("denoise", "none") != "none" and config.get("corrupt", "none") == "none", "--denoise none"),
-            (config.get("normalize") == "none", "--normalize dataset"),
+            (config["segment"] != "none", "--segment none"),
+            (config["denoise"] != "none" and config["corrupt"] == "none", "--denoise none"),
+            (config["normalize"] == "none", "--normalize dataset"),
         ),
-        WIDER: ((known is not None and known.has_width, f"--width {max(4, config.get('width', 0) + 1)}"),),
+        WIDER: ((known is not None and known.has_width, f"--width {max(4, config['width'] + 1)}"),),
     }
     return " or ".join(words for holds, words in options[advice] if holds)
 
 
 def describe_measurement(config: Mapping[str, Any]) -> tuple[str, str]:
     """Return how the training accuracy and the training loss of a run with these flags are measured, in brackets."""
-    augmented = any(config.get(flag) for flag in ("crop", "flip", "cutout", "random_corruption"))
+    augmented = any(config[flag] for flag in ("crop", "flip", "cutout", "random_corruption"))
     parts = ["mean over the epoch", *["augmented"] * augmented]
-    targets = ["soft targets"] * bool(config.get("teacher") and config.get("teacher_weight", 1))
-    targets += ["smoothed labels"] * bool(config.get("label_smoothing"))
+    targets = ["soft targets"] * bool(config["teacher"] and config["teacher_weight"])
+    targets += ["smoothed labels"] * bool(config["label_smoothing"])
     return f"({', '.join(parts)})", f"({', '.join(parts + targets)})"
 
 
@@ -265,9 +244,8 @@ def sentences(trend: Trend) -> dict[str, str]:
     """Return the trend in words, by what each is about."""
     images, enough = trend.images, trend.last_epochs is not None
     words = {"best epoch": f"{trend.best_epoch} of {trend.epochs}: highest {images} accuracy, {trend.best_acc:.2%}"}
-    measured = "" if trend.clean else " (of augmented batches, while the epoch ran)"
     side = f"{abs(trend.gap) / POINT:.1f} points {'above' if trend.gap > 0 else 'below'} {images} accuracy"
-    words["gap"] = f"training accuracy is {trend.train_acc:.2%}{measured}, {side}"
+    words["gap"] = f"training accuracy is {trend.train_acc:.2%}, {side}"
     words |= dict.fromkeys(("overfitting", "last epochs"), TOO_FEW)
     lowest = f"{images} loss is lowest in epoch {trend.lowest_loss_epoch}"
     if trend.overfitting_onset is not None:

@@ -75,15 +75,20 @@ def read_csv(path: Path) -> list[list[str]]:
         return list(csv.reader(file))
 
 
+def confusion_matrix(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return int64 [C, C], rows true, columns predicted, of logits, float [N, C], and labels, int64 [N]."""
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+    return multiclass_confusion_matrix(logits, labels, logits.shape[1])
+
+
 def write_tables(folder: Path, logits: Tensor, labels: Tensor, class_names: Sequence[str]) -> None:
     """Write COUNTS, the confusion matrix, rows true, columns predicted; and CLASSES: of each class precision, recall
     and F1, as fractions (0 where there is nothing to divide by), and the number of its images.
 
     `logits` are float [N, C], `labels` int64 [N].
     """
-    from torchmetrics.functional.classification import multiclass_confusion_matrix
-
-    counts = multiclass_confusion_matrix(logits, labels, len(class_names)).numpy()
+    counts = confusion_matrix(logits, labels).numpy()
     rows = ([name, *row] for name, row in zip(class_names, counts.tolist(), strict=True))
     write_csv(folder / COUNTS, ["true class", *class_names], rows)
     right, predicted, true = counts.diagonal(), counts.sum(0), counts.sum(1)
@@ -118,11 +123,9 @@ def draw(
         about: A line for the titles: what was trained, and what the images are.
         temperature: Of `fit_temperature`; by it the logits are divided.
     """
-    from torchmetrics.functional.classification import multiclass_confusion_matrix
-
     probabilities = (logits / temperature).softmax(1)
     confidence, predicted = probabilities.max(1)
-    matrix = multiclass_confusion_matrix(predicted, labels, len(class_names))
+    matrix = confusion_matrix(logits, labels)
     error = f"{figures.calibration_error(probabilities, labels):.1%}"
     if temperature != 1:
         error += f", {figures.calibration_error(logits.softmax(1), labels):.1%} before temperature scaling"

@@ -15,7 +15,6 @@ from core.settings import drop_followers, to_text
 from experiments.config import SweepSettings
 from experiments.runs import read_row_result, read_runs
 from training.config import SETTINGS, RunConfig, resolve_config
-from training.hints import HINTS
 
 FOLDERS = ("data_dir", "log_dir", "checkpoint_dir")  # which the sweep sets
 
@@ -113,7 +112,7 @@ def parse_flags(text: str) -> dict[str, str]:
     for word in text.split():
         flag, _, value = word.partition("=")
         if flag not in SETTINGS or flag in FOLDERS:
-            raise UsageError(f"{word}: no setting of a run{suggest(flag, SETTINGS, HINTS)}")
+            raise UsageError(f"{word}: no setting of a run{suggest(flag, SETTINGS)}")
         if flag in pairs or not all(value.split(",")):
             raise UsageError(f"{word}: each flag once, as flag=value or flag=value,value")
         pairs[flag] = value

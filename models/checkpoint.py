@@ -8,7 +8,7 @@ Nothing in a file can run code, and a file that only a checkpoint names is never
 
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -31,7 +31,6 @@ BEST = "best-*=*.ckpt"  # and the best one, whose name ends with its accuracy
 # Entries of a file. Lightning chose the first three; the third is the name of the data module's class.
 STATE_DICT, EPOCH, DATA_STATE = "state_dict", "epoch", "CIFAR10DataModule"
 FLAGS, NAMES = "flags", "class_names"
-OPTIMIZER_STATES = "optimizer_states"  # of a run, which can be resumed from there; not in released weights
 TEMPERATURE = "temperature"  # of `fit_temperature`; 1 if it is missing
 MODEL = "model."  # prefix of the network's weights, since the network is an attribute of `LeNetModule`
 
@@ -119,15 +118,9 @@ def load_checkpoint(path: str | Path, network: str | None = None, last: bool = F
 
 
 def refuse_overwriting(option: str, path: Path) -> None:
-    """Raise SettingError, which names the option, if the file `path` is a checkpoint of a run, or would lie among
-    them: to resume the run, each has to stay as it is.
-    """
-    of_run = (path.parent / LAST).exists() or any(path.parent.glob(BEST))
-    if not of_run and path.is_file():
-        with suppress(Exception):  # a file of another kind
-            of_run = OPTIMIZER_STATES in torch.load(path, map_location="cpu", weights_only=True)
-    if of_run:
-        raise SettingError(option, path, "a run has its checkpoints there; name another file")
+    """Raise SettingError, which names the option, if the file `path` would lie among the checkpoints of a run."""
+    if (path.parent / LAST).exists():
+        raise SettingError(option, path, "a run has its checkpoints there; name another folder")
 
 
 def read_flags(entries: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -34,6 +34,11 @@ def compute_logits(network: nn.Module, images: Tensor) -> Tensor:
         network.train(training)
 
 
+def measure_accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Return the share of `logits`, float [N, C], whose highest is that of the label, int64 [N]."""
+    return (logits.argmax(1) == labels).float().mean().item()
+
+
 class Classifier(nn.Module):
     """A checkpoint's network between its mean/std normalization and its temperature and softmax.
 

@@ -7,10 +7,10 @@ its name is "file.py:Class". PyTorch is imported only when a network is made: th
 from __future__ import annotations
 
 import inspect
+import runpy
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 from cifar10.records import CLASS_NAMES
@@ -60,7 +60,7 @@ def make_network(name: str, width: int = 3, sha256: str | None = None) -> nn.Mod
     if sha256 not in (None, found):
         raise UsageError(f"{path}: is not the file that the run used: its SHA-256 is {found}, not {sha256}")
     try:
-        network_class = find_class(path, source, name.rpartition(":")[2])
+        network_class = find_class(path, name.rpartition(":")[2])
         arguments = (len(CLASS_NAMES),) if inspect.signature(network_class).parameters else ()
         network = network_class(*arguments)
         check_network(network)
@@ -101,26 +101,14 @@ def read_source(name: str) -> tuple[Path, bytes]:
         raise UsageError(f"{path}: {error.strerror}") from error
 
 
-def find_class(path: Path, source: bytes, class_name: str) -> type[nn.Module]:
-    """Return a class of a Python file, which is run if it is not running; `source` is its content."""
+def find_class(path: Path, class_name: str) -> type[nn.Module]:
+    """Return a class of a Python file, which is run if it is not the program that runs already."""
     from torch import nn
 
-    name = f"network_{files.sha256(source)[:16]}"  # hides no other module
     main = sys.modules["__main__"]
-    if Path(getattr(main, "__file__", None) or "").resolve() == path.resolve():
-        module = main
-    elif name in sys.modules:  # the file itself may make its network while it runs
-        module = sys.modules[name]
-    else:
-        module = sys.modules[name] = ModuleType(name)  # dataclasses and pickle look classes up there
-        module.__file__ = str(path)
-        try:
-            # An import would use Python's cached bytecode, which misses an edit within the same second.
-            exec(compile(source, str(path), "exec", dont_inherit=True), vars(module))
-        except BaseException:
-            del sys.modules[name]
-            raise
-    found = getattr(module, class_name, None)
+    is_running = Path(getattr(main, "__file__", None) or "").resolve() == path.resolve()
+    # An import would use Python's cached bytecode, which misses an edit within the same second.
+    found = (vars(main) if is_running else runpy.run_path(str(path), run_name="network")).get(class_name)
     if not (inspect.isclass(found) and issubclass(found, nn.Module)):
         raise UsageError(f"has no torch.nn.Module called {class_name}")
     return found

@@ -8,7 +8,6 @@ What is logged once an epoch is logged over the number of epochs done, before th
 and resumed run has whole curves.
 """
 
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,6 @@ from analysis.reports import HISTORY, write_csv
 from analysis.tensorboard import writer_of
 from cifar10.records import CLASS_NAMES
 from core.streams import Stream
-
-BUSY = 0.8  # share of the processor time that all threads asked for, below which they wait for each other
 
 
 class RunClock(Callback):
@@ -87,6 +84,9 @@ class RunClock(Callback):
         self.epoch_images += len(batch[1]) * trainer.world_size
         self.images += len(batch[1]) * trainer.world_size
 
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
+        log_epoch(trainer, {"train/images_per_second": self.epoch_images / self.epoch_seconds})
+
     def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
         self.seconds += self.epoch_seconds
         self._epoch_start = None
@@ -112,7 +112,7 @@ class ProgressBar(Callback):
             leave=False,
             smoothing=0,
             dynamic_ncols=True,
-            disable=not (trainer.is_global_zero and on_terminal()),
+            disable=None if trainer.is_global_zero else True,  # None draws on a terminal alone
         )
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
@@ -157,7 +157,8 @@ class EpochLine(Callback):
         if best_checkpoint(trainer) != self._best:
             self._best = best_checkpoint(trainer)
             parts.append("best so far")
-        print_line("  ".join(parts))
+        with tqdm.external_write_mode():  # above the progress bar
+            print("  ".join(parts), flush=True)
 
 
 class EpochHistory(Callback):
@@ -191,42 +192,36 @@ class EpochHistory(Callback):
 class CustomCharts(Callback):
     """Lay out TensorBoard's Custom Scalars tab: training and validation in one chart, and a chart for each class.
 
+    Both are written as two runs of TensorBoard, too, which gives each a colour of its own. That is done with each
+    checkpoint, when the metrics are complete, so that a resumed run has whole curves.
+
     Args:
         stage: What the metrics of the validation are called.
-        loss_measured: How the training loss is measured, if that differs from the validation loss.
-        split: Whether both are also written as two runs of TensorBoard, which gives each a colour of its own. That is
-            done with each checkpoint, when the metrics are complete, so that a resumed run has whole curves.
+        loss_measured: How the training loss is measured.
     """
 
-    def __init__(self, clock: RunClock, stage: str, loss_measured: str, split: bool) -> None:
-        self.clock, self.stage, self.loss_measured, self.split = clock, stage, loss_measured, split
+    def __init__(self, clock: RunClock, stage: str, loss_measured: str) -> None:
+        self.clock, self.stage, self.loss_measured = clock, stage, loss_measured
         self._writers: dict[str, Any] = {}  # by stage
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         if not (writer := writer_of(trainer)):
             return
-        # TensorBoard reads the names as regular expressions that match from their start.
-        parts = ("",) if self.split else ("train/", f"{self.stage}/")
-        names = ("loss", "accuracy") if self.split else ("loss", "acc")
-        losses, accuracies = (["Multiline", [f"{part}{name}$" for part in parts]] for name in names)
         images = SPLITS[self.stage]
-        writer.add_custom_scalars(
-            {
-                f"Training and {images}, over epochs": {
-                    f"loss; training {self.loss_measured}" if self.loss_measured else "loss": losses,
-                    "accuracy": accuracies,
-                },
-                f"{images.capitalize()} accuracy of each class, over epochs": {
-                    name: ["Multiline", [f"{self.stage}_acc_by_class/{name}$"]] for name in CLASS_NAMES
-                },
-            }
-        )
+        # TensorBoard reads the names as regular expressions that match from their start.
+        both = {
+            f"loss; training {self.loss_measured}": ["Multiline", ["loss$"]],
+            "accuracy": ["Multiline", ["accuracy$"]],
+        }
+        by_class = {name: ["Multiline", [f"{self.stage}_acc_by_class/{name}$"]] for name in CLASS_NAMES}
+        title = f"{images.capitalize()} accuracy of each class, over epochs"
+        writer.add_custom_scalars({f"Training and {images}, over epochs": both, title: by_class})
 
     def on_save_checkpoint(self, trainer: pl.Trainer, module: Any, checkpoint: Any) -> None:
         from torch.utils.tensorboard import SummaryWriter  # takes long to import
 
         writer = writer_of(trainer)
-        if not (writer and self.split and self.clock.epoch_seconds):
+        if not (writer and self.clock.epoch_seconds):
             return
         values = self.clock.epoch_values(trainer)
         for stage in ("train", self.stage):
@@ -234,8 +229,8 @@ class CustomCharts(Callback):
                 continue
             if stage not in self._writers:
                 self._writers[stage] = SummaryWriter(Path(writer.log_dir) / SPLITS[stage])
-            for tag, name in (("accuracy", "acc"), ("loss", "loss")):
-                self._writers[stage].add_scalar(tag, values[f"{stage}_{name}"], trainer.current_epoch + 1)
+            self._writers[stage].add_scalar("accuracy", values[f"{stage}_acc"], trainer.current_epoch + 1)
+            self._writers[stage].add_scalar("loss", values[f"{stage}_loss"], trainer.current_epoch + 1)
             self._writers[stage].flush()
 
 
@@ -282,32 +277,6 @@ class GradientNorm(Callback):
                 logger.log_metrics({"train/grad_norm": norm}, step=trainer.global_step)
 
 
-class TrainingSpeed(Callback):
-    """`train/images_per_second` once an epoch: of the training batches alone, of all processes together.
-
-    A line, unless `quiet`, says once when the threads waited for other programs: threads that wait for each other lose
-    twice then. In the Trainer's list it stands after its clock.
-    """
-
-    def __init__(self, clock: RunClock, quiet: bool) -> None:
-        self.clock, self.quiet = clock, quiet
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
-        self._cpu_start = time.process_time()
-
-    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
-        if index + 1 == trainer.num_training_batches:  # before validation, and once, since the system adds up threads
-            self._seconds, self._cpu_seconds = self.clock.epoch_seconds, time.process_time() - self._cpu_start
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
-        log_epoch(trainer, {"train/images_per_second": self.clock.epoch_images / self._seconds})
-        threads = torch.get_num_threads() if module.device.type == "cpu" else 1
-        share = self._cpu_seconds / (self._seconds * threads)
-        if threads > 1 and share < BUSY and trainer.is_global_zero and not self.quiet:
-            self.quiet = True
-            print_line(f"other programs left {share:.0%} of the processor: --threads 1 may be faster")
-
-
 class FilterPictures(Callback):
     """Show the filters of the first convolution before training and after each epoch, if there is a convolution."""
 
@@ -330,18 +299,6 @@ def log_epoch(trainer: pl.Trainer, values: dict[str, float]) -> None:
     """Log values of the epoch that is ending over the number of epochs done."""
     for logger in trainer.loggers:
         logger.log_metrics(values, step=trainer.current_epoch + 1)
-
-
-def print_line(line: str) -> None:
-    """Print a line above the progress bar, if there is one."""
-    with tqdm.external_write_mode():
-        print(line, flush=True)
-
-
-def on_terminal() -> bool:
-    """Return whether standard error says that it is a terminal; what a notebook puts in its place may say nothing."""
-    isatty = getattr(sys.stderr, "isatty", None)
-    return isatty is not None and isatty()
 
 
 def best_checkpoint(trainer: pl.Trainer) -> str:

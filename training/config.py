@@ -109,17 +109,17 @@ class RunConfig(DataConfig, ModelConfig, Length, Hardware, Output):
         super().check()
         if self.plain_epochs > self.epochs:
             raise SettingError("plain_epochs", self.plain_epochs, f"more than the run's {self.epochs} epochs")
-        known = NETWORKS.get(self.network)
         if isinstance(self.devices, int) and self.devices > 0:
-            self.check_batch(self.devices * self.num_nodes, known is not None and known.folds_to is not None)
+            self.check_batch(self.devices * self.num_nodes)
 
-    def check_batch(self, processes: int, normalized: bool) -> None:
+    def check_batch(self, processes: int) -> None:
         """Raise SettingError if the processes cannot share a batch, or each has one image to normalize over."""
         if self.batch_size % processes:
             raise SettingError(
                 "batch_size", self.batch_size, f"does not divide by the {processes} processes (devices times num_nodes)"
             )
-        if normalized and self.batch_size == processes:
+        known = NETWORKS.get(self.network)
+        if known and known.folds_to and self.batch_size == processes:
             raise SettingError("batch_size", self.batch_size, "batch normalization needs two images in each process")
 
     @property

@@ -7,7 +7,6 @@ All images are preprocessed as in the run, and classified in float32.
 """
 
 import sys
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +30,7 @@ from core.errors import SettingError, UsageError
 from core.markdown import markdown_table
 from core.shell import format_command
 from models.checkpoint import Checkpoint
-from models.classifier import Classifier, make_classifier
+from models.classifier import Classifier, make_classifier, measure_accuracy
 from training.checkpoints import read_checkpoint_config
 from training.description import count_parameters, describe, describe_in_short
 
@@ -52,12 +51,10 @@ class Evaluation:
     Attributes:
         images: Their number and what they are, such as "10,000 test images".
         figures: Fractions by name, and the loss.
-        folders: Of pictures: where how many of which class were found, a line each.
     """
 
     images: str
     figures: dict[str, float]
-    folders: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,6 @@ class Labelled:
     pixels: np.ndarray  # uint8 [N, 32, 32, 3]
     labels: Tensor  # int64 [N]
     indices: np.ndarray  # int64 [N], by which a corruption draws its noise
-    folders: tuple[str, ...] = ()
     files: tuple[str, ...] = ()  # of pictures, their paths
 
     @property
@@ -125,7 +121,7 @@ def evaluate(
     labelled = load_split(checkpoint, data, on) if on in SPLITS else _load_pictures(Path(on), checkpoint.class_names)
     if every:
         found = evaluate_corruptions(classifier, labelled, settings)
-        return _summarize(checkpoint, labelled.images, found, out, labelled.folders)
+        return _summarize(checkpoint, labelled.images, found, out)
     if on in SPLITS:  # by way of the cache
         corrupted = settings.corrupt != "none" and (corrupted or on == "test" or settings.corrupt_on == "both")
         datamodule = CIFAR10DataModule(**data.plain())
@@ -143,12 +139,7 @@ def evaluate(
     if out:
         _write_report(out, checkpoint, labelled, logits, result)
     severity = f", {settings.corrupt} of severity {settings.severity or DEFAULT_SEVERITY}" if corrupted else ""
-    return Evaluation(labelled.images + severity, result, labelled.folders)
-
-
-def measure_accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Return the share of `logits`, float [N, C], whose highest is that of the label, int64 [N]."""
-    return (logits.argmax(1) == labels).float().mean().item()
+    return Evaluation(labelled.images + severity, result)
 
 
 def evaluate_corruptions(classifier: Classifier, images: Labelled, settings: Preprocessing) -> Accuracies:
@@ -174,20 +165,14 @@ def evaluate_archive(classifier: Classifier, folder: Path, settings: Preprocessi
     arrays = {path: _read(path) for path in sorted(folder.glob("*.npy"))}
     labels = arrays.pop(folder / LABELS)
     count, classes = len(labels) // SEVERITIES, range(len(classifier.class_names))
-    if labels.dtype.kind not in "ui" or not count or not set(np.unique(labels)) <= set(classes):
-        raise UsageError(f"{folder / LABELS}: no labels of {SEVERITIES} severities")
-    if not np.array_equal(labels, np.tile(labels[:count], SEVERITIES)):
-        raise UsageError(
-            f"{folder / LABELS}: must hold the labels of the same images {SEVERITIES} times, once for each severity; "
-            f"its {len(labels):,} labels do not repeat, so they are of one severity or of another data set"
-        )
-    if not arrays:
-        raise UsageError(f"{folder}: has no <corruption>.npy beside {LABELS}")
+    targets = torch.from_numpy(labels[:count].astype(np.int64))
+    repeated = np.array_equal(labels, np.tile(targets, SEVERITIES))
+    if not arrays or not count or not repeated or not set(targets.tolist()) <= set(classes):
+        raise UsageError(f"{folder}: needs <corruption>.npy, and {LABELS} with the same labels {SEVERITIES} times")
     for file, images in arrays.items():
         if images.dtype != np.uint8 or images.shape != (len(labels), 32, 32, 3):
             raise UsageError(f"{file}: is {images.dtype} {list(images.shape)}, not uint8 {[len(labels), 32, 32, 3]}")
     found: Accuracies = {}
-    targets = torch.from_numpy(labels[:count].astype(np.int64))
     for file, images in arrays.items():
         for severity in range(SEVERITIES):
             pixels = np.array(images[severity * count : (severity + 1) * count])
@@ -212,24 +197,16 @@ def _load_pictures(folder: Path, class_names: Sequence[str]) -> Labelled:
     if not files:
         raise UsageError(f"{folder}: neither val, test nor a folder of images")
     names = [name.lower() for name in class_names]
-    pixels, labels, counts = [], [], dict[Path, Counter[str]]()
+    pixels, labels = [], []
     for file in files:
         if label(file).lower() not in names:
             raise UsageError(f"{file}: its folder is not named by a class, which are {', '.join(class_names)}")
         labels.append(names.index(label(file).lower()))
-        counts.setdefault(file.parent.parent, Counter())[class_names[labels[-1]]] += 1
         if isinstance(found := read_or_reason(file, "crop"), str):
             raise UsageError(f"{file}: {found}")
         pixels.append(found)
-    folders = []
-    for root, of_class in counts.items():
-        numbers = ", ".join(f"{name} {count:,}" for name, count in of_class.items())
-        folders.append(f"{root}: {of_class.total():,} images ({numbers})")
-    if len(folders) > 1:
-        folders.append("these folders are evaluated together; name one of them to evaluate it alone")
     paths = tuple(file.as_posix() for file in files)
-    name, indices = f'"{folder.resolve().name}"', np.arange(len(files))
-    return Labelled(name, np.stack(pixels), torch.tensor(labels), indices, tuple(folders), paths)
+    return Labelled(f'"{folder.resolve().name}"', np.stack(pixels), torch.tensor(labels), np.arange(len(files)), paths)
 
 
 def _read(path: Path) -> np.ndarray:
@@ -262,16 +239,14 @@ def _write_report(
     findings.write_report(out, title, format_command("python", *sys.argv), trained.items(), rows, images.name)
 
 
-def _summarize(
-    checkpoint: Checkpoint, images: str, found: Accuracies, out: Path | None, folders: tuple[str, ...] = ()
-) -> Evaluation:
+def _summarize(checkpoint: Checkpoint, images: str, found: Accuracies, out: Path | None) -> Evaluation:
     """Return the accuracy of each corruption and severity, and their mean; with `out`, also CORRUPTIONS, a row each,
     CORRUPTED, the same as a picture, and a report.
     """
     by_severity = {kind: value for kind, value in found.items() if kind[1]}
     mean = float(np.mean(list(by_severity.values())))
     named = {f"{method} {severity or ''}".strip(): value for (method, severity), value in found.items()}
-    evaluation = Evaluation(images, named | {"mean of corruptions": mean}, folders)
+    evaluation = Evaluation(images, named | {"mean of corruptions": mean})
     if not out:
         return evaluation
     out.mkdir(parents=True, exist_ok=True)

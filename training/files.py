@@ -52,7 +52,7 @@ class RunResult:
     def read(cls, values: dict[str, Any]) -> "RunResult":
         """Make a result from what `plain` returned; TypeError if the names are not those of the fields."""
         paths = {name: values[name] and Path(values[name]) for name in ("log_dir", "checkpoint")}
-        return cls(**values | paths | {"trend": values["trend"] and Trend.read(values["trend"])})
+        return cls(**values | paths | {"trend": values["trend"] and Trend(**values["trend"])})
 
 
 def reserve_version(log_dir: Path, checkpoint_dir: Path) -> str:
@@ -112,25 +112,32 @@ def find_checkpoints(path: Path) -> Path:
     """
     if not (path / CONFIG).exists():
         return path
-    config, logs = read_run_config(path), path.resolve()
-    start = Path(os.path.normpath(logs.parent.parent / os.path.relpath(".", config.log_dir)))
-    folder = config.checkpoint_dir / logs.parent.name / logs.name
-    for found in (folder, start / folder):
-        if found.exists():
-            return found
-    raise UsageError(f"{path}: is a log folder, and the run's checkpoints are not in {folder}; name their folder")
+    config = read_run_config(path)
+    if found := find_other(path.resolve(), config.log_dir, config.checkpoint_dir):
+        return found
+    raise UsageError(f"{path}: is a log folder, and {config.checkpoint_dir} has not its checkpoints; name their folder")
+
+
+def find_other(folder: Path, own: Path, other: Path) -> Path | None:
+    """Return the other of the two folders of a run, where the run was started or below the working directory.
+
+    Args:
+        folder: The one that is known.
+        own, other: The settings `log_dir` and `checkpoint_dir`, in the order of these folders.
+    """
+    start = Path(os.path.normpath(folder.parent.parent / os.path.relpath(".", own)))
+    found = other / folder.parent.name / folder.name
+    return next((path for path in (found, start / found) if path.exists()), None)
 
 
 def find_logs(checkpoint: "Checkpoint") -> Path | None:
     """Return the log folder of the run that a checkpoint belongs to; None if it is neither where the run was started,
     nor below the working directory, or the checkpoint is of no run, as released weights are.
     """
-    folder, flags = checkpoint.path.resolve().parent, checkpoint.flags
+    flags = checkpoint.flags
     if not {"log_dir", "checkpoint_dir"} <= flags.keys():
         return None
-    start = Path(os.path.normpath(folder.parent.parent / os.path.relpath(".", flags["checkpoint_dir"])))
-    logs = Path(flags["log_dir"]) / folder.parent.name / folder.name
-    return next((found for found in (logs, start / logs) if (found / CONFIG).exists()), None)
+    return find_other(checkpoint.path.resolve().parent, Path(flags["checkpoint_dir"]), Path(flags["log_dir"]))
 
 
 def write_result(folder: Path, config: RunConfig, result: RunResult) -> None:

@@ -24,7 +24,7 @@ from lenet_module import LeNetModule
 from training.callbacks import ProgressBar
 from training.config import RunConfig
 from training.run import complete, make_modules, prepare_process
-from training.trainer import make_trainer, refuse_hardware, refuse_second_run
+from training.trainer import make_trainer, refuse_hardware
 
 STEPS = 300
 LOWEST, HIGHEST = 1e-3, 30.0  # rates at the start and the end, in units of the module's own
@@ -93,7 +93,7 @@ def find_lr(config: RunConfig) -> tuple[float, Path]:
         FloatingPointError: The loss was not finite after the first few steps.
         UsageError, DataError, Stopped: As of `run.train`.
     """
-    with refuse_second_run(), StopSignals(lambda: "no learning rate was found yet"):
+    with StopSignals(lambda: "no learning rate was found yet"):
         refuse_hardware(config)
         config = complete(config)
         prepare_process(config)

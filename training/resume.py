@@ -39,8 +39,6 @@ def read_run_to_resume(path: Path, given: dict[str, Any]) -> tuple[RunConfig, Pa
     entries = torch.load(path, map_location="cpu", weights_only=True)
     if "optimizer_states" not in entries:
         raise UsageError(f"{path}: released weights, without the state of the optimizer that a run needs to go on")
-    if given.get("precision") == "auto":  # it is decided once, on the machine on which the run started
-        given = given | {"precision": config.precision}
     changed = replace(config, **given)
     for name in given:
         before, after = getattr(config, name), getattr(changed, name)
@@ -50,7 +48,7 @@ def read_run_to_resume(path: Path, given: dict[str, Any]) -> tuple[RunConfig, Pa
         free = SETTINGS[name].metadata["resumable"] or (endless and after > before) or same
         if before != after and not free:
             raise SettingError(name, after, f"the run to resume has {before}, which must stay")
-    return replace(changed, **find_folders(config, path.parent, entries.get(FOLDERS, {}), given)), path
+    return replace(changed, **find_folders(config, path.parent, entries[FOLDERS], given)), path
 
 
 def find_folders(config: RunConfig, folder: Path, stored: dict[str, str], given: Collection[str]) -> dict[str, Any]:
@@ -59,7 +57,7 @@ def find_folders(config: RunConfig, folder: Path, stored: dict[str, str], given:
     Args:
         config: Of the run, as it was written.
         folder: Of its checkpoints, absolute.
-        stored: Its other folders, seen from there; of an early run nothing, whose paths are those of its configuration.
+        stored: Its other folders, seen from there; without those on another drive of Windows.
         given: Settings that are not looked for.
 
     Raises:

@@ -13,7 +13,6 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import LearningRateMonitor
-from torch import nn
 from torch.distributed import DistNetworkError, DistStoreError
 
 from analysis.diagnosis import SPLITS, Trend, describe_measurement, markdown
@@ -41,7 +40,6 @@ from training.trainer import (
     end_with_starter,
     make_trainer,
     refuse_hardware,
-    refuse_second_run,
 )
 
 LOG_EVERY = 20  # steps between two points of a curve over steps, if an epoch has as many
@@ -62,29 +60,29 @@ def train(
         The result. Of several processes the first alone returns, and the others end.
 
     Raises:
-        UsageError: The settings contradict each other, or another run goes on in this process.
+        UsageError: The settings contradict each other.
         DataError: No source gives the data set.
         FloatingPointError: The training loss is no longer finite.
         Stopped: Ctrl-C or SIGTERM.
     """
-    with refuse_second_run():
-        run = build((config or RunConfig()).changed(flags), resume, started)
-        with run.lock, run.stop:
-            try:
-                fit(run)
-                found = load_best(run)
-                if writer := writer_of(run.trainer):
-                    about = describe_in_short(run.config, run.parameters)
-                    shown = show_run(writer, run.module, run.datamodule, run.config, about)
-                    found["trend"], found["temperature"] = shown
-                found |= test(run)
-                if not run.trainer.is_global_zero:
-                    os._exit(0)  # at once: PyTorch's clean-up aborts where another process has ended before
-                return write(run, **found)
-            except BaseException as error:
-                end_started(run.trainer)
-                add_advice(error, run)
-                raise
+    run = build((config or RunConfig()).changed(flags), resume, started)
+    with run.lock, run.stop:
+        try:
+            fit(run)
+            found = load_best(run)
+            if writer := writer_of(run.trainer):
+                about = describe_in_short(run.config, run.parameters)
+                shown = show_run(writer, run.module, run.datamodule, run.config, about)
+                found["trend"], found["temperature"] = shown
+            found |= test(run)
+            if not run.trainer.is_global_zero:
+                os._exit(0)  # at once: PyTorch's clean-up aborts where another process has ended before
+            return write(run, **found)
+        except BaseException as error:
+            end_started(run.trainer)
+            if isinstance(error, OSError | RuntimeError):  # such as a full disk, or another process that is gone
+                error.add_note(run.stop.advise())
+            raise
 
 
 @dataclass
@@ -125,8 +123,7 @@ def build(config: RunConfig, resume: Path | None = None, started: float | None =
         enable_checkpointing=not config.fast_dev_run,
         fast_dev_run=config.fast_dev_run,
     )
-    normalized = any(isinstance(layer, nn.BatchNorm1d) for layer in module.modules())  # one of the user's own, too
-    config.check_batch(trainer.world_size, normalized)
+    config.check_batch(trainer.world_size)
     parameters = count_parameters(config) or sum(each.numel() for each in module.parameters())
     if trainer.is_global_zero and not config.quiet:
         print(describe_in_lines(config, parameters), flush=True)
@@ -146,12 +143,11 @@ def make_callbacks(config: RunConfig, clock: visible.RunClock) -> list[pl.Callba
         parts = [visible.EpochLine(clock), *parts, visible.ProgressBar()]
     if config.fast_dev_run:
         return parts
-    measured, loss_measured = describe_measurement(config.plain())
-    differs = loss_measured if loss_measured != measured else ""
-    parts += [LearningRateMonitor("step"), visible.GradientNorm(), visible.TrainingSpeed(clock, config.quiet)]
-    parts += [visible.CustomCharts(clock, config.select_on, differs, config.pictures)]
-    parts += [visible.ClassAccuracy(config.select_on)]
-    return [*parts, visible.FilterPictures()] if config.pictures else parts
+    loss_measured = describe_measurement(config.plain())[1]
+    parts += [LearningRateMonitor("step"), visible.GradientNorm(), visible.ClassAccuracy(config.select_on)]
+    if config.pictures:
+        parts += [visible.CustomCharts(clock, config.select_on, loss_measured), visible.FilterPictures()]
+    return parts
 
 
 def fit(run: Run) -> None:
@@ -234,15 +230,6 @@ def write(run: Run, trend: Trend | None = None, temperature: float | None = None
         )
         write_result(result.log_dir, config, result)  # last: with it the run counts as finished
     return result
-
-
-def add_advice(error: BaseException, run: Run) -> None:
-    """Add to an error, such as a full disk or another process that is gone, how the run goes on."""
-    advice = run.stop.advise()
-    if run.logger and not Path(run.logger.log_dir).exists():
-        advice = f"{run.logger.log_dir} was removed while the run trained: make it again, then {advice}"
-    if isinstance(error, OSError | RuntimeError):
-        error.add_note(advice)
 
 
 def complete(config: RunConfig) -> RunConfig:

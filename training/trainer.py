@@ -5,8 +5,7 @@ import os
 import socket
 import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 import psutil
@@ -119,17 +118,16 @@ def check_processes(trainer: pl.Trainer) -> None:
             f"{started} processes were started, but --devices {trainer.num_devices} and --num_nodes "
             f"{trainer.num_nodes} take {needed}"
         )
-    address, port, rank = (os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK"))
-    if port and not (port.isdecimal() and 0 < int(port) < 2**16):
-        raise UsageError(f"MASTER_PORT {port}: must be a number from 1 to {2**16 - 1}")
+    rank = os.environ.get("NODE_RANK", "")
     by_hand = trainer.num_nodes > 1 and isinstance(environment, LightningEnvironment)  # no launcher was found
-    if by_hand and not (address and port and rank.isdecimal() and int(rank) < trainer.num_nodes):
+    placed = {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+    if by_hand and not (placed and rank.isdecimal() and int(rank) < trainer.num_nodes):
         needs = f"needs MASTER_ADDR, MASTER_PORT and NODE_RANK, 0 to {trainer.num_nodes - 1}"
         raise SettingError("num_nodes", trainer.num_nodes, f"{needs}, in the environment of each machine")
     try:
         socket.getaddrinfo(environment.main_address, environment.main_port)
-    except (OSError, UnicodeError) as error:
-        raise UsageError(f"MASTER_ADDR {environment.main_address}: there is no such machine") from error
+    except (OSError, ValueError) as error:  # ValueError: the port is no number, or the name has forbidden letters
+        raise UsageError(f"MASTER_ADDR and MASTER_PORT name no place to meet: {error}") from error
 
 
 def on_cpu(hardware: Hardware) -> bool:
@@ -153,20 +151,6 @@ def refuse_hardware(config: Hardware) -> None:
         raise SettingError("accelerator", config.accelerator, f"must be one of {', '.join(there)} on this machine")
     if on_cpu(config):
         config.check_cpu()
-
-
-_running = threading.Lock()
-
-
-@contextmanager
-def refuse_second_run() -> Iterator[None]:
-    """Raise UsageError if a run goes on in this process already: both would draw from the same random generators."""
-    if not _running.acquire(blocking=False):
-        raise UsageError("another run goes on in this process; start each run in a process of its own")
-    try:
-        yield
-    finally:
-        _running.release()
 
 
 def end_with_starter() -> None:

@@ -140,7 +140,7 @@ def test_a_table_that_report_did_not_write_is_named(tmp_path: Path, content: str
         ({"grid": ["lr"]}, "lr: each flag once, as flag=value"),
         ({"grid": ["lr=0.1,"]}, "lr=0.1,: each flag once"),
         ({"grid": ["lr=0.1 lr=0.2"]}, "lr=0.2: each flag once, as flag=value or flag=value,value"),
-        ({"grid": ["learning_rate=0.1"]}, "no setting of a run; did you mean lr?"),
+        ({"grid": ["batchsize=64"]}, "no setting of a run; did you mean batch_size?"),
         ({"grid": ["log_dir=/tmp"]}, "log_dir=/tmp: no setting of a run"),
         ({"grid": ["lr=-1"]}, "lr -1.0: must be above 0"),
         ({"grid": ["seed=0"], "repeat": "seed=1"}, "--best_per FLAG --repeat GRID"),
