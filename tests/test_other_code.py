@@ -24,10 +24,8 @@ from cifar_datamodule import CIFAR10DataModule
 from conftest import ROOT, curves, evaluated, weights
 from core.errors import SettingError, UsageError
 from lenet_module import LeNetModule
-from made_up import own_network
 from models.checkpoint import load_checkpoint
 from models.classifier import load_classifier
-from training.callbacks import on_terminal
 from training.checkpoints import release
 
 RELEASED = ROOT / "checkpoints" / "lenet5-cifar10.ckpt"
@@ -200,17 +198,6 @@ def test_a_network_that_flattens_by_view_takes_every_batch(data_dir: Path) -> No
     any_trainer.test(Flattening(), datamodule=datamodule, verbose=False)
 
 
-def test_someones_own_network_is_trained_and_classifies_as_it_was_tested(
-    run: Any, data_dir: Path, tmp_path: Path
-) -> None:
-    name = own_network(tmp_path, "Dropping")
-    result = run(network=name, width=3)
-    module = LeNetModule.load_from_checkpoint(result.checkpoint, network=name)
-    datamodule = CIFAR10DataModule.load_from_checkpoint(result.checkpoint, data_dir=data_dir)
-    (tested,) = trainer().test(module, datamodule, verbose=False)
-    assert tested["test/acc"] == result.test_acc
-
-
 SCRIPT = """
 import pytorch_lightning as pl
 import torch
@@ -295,12 +282,6 @@ def test_in_a_notebook_train_takes_texts_as_paths_and_prints_a_line_an_epoch(
     assert first.log_dir.parent == second.log_dir.parent == Path("x/sgd-lr0.05-bs50-epochs2-width1-val-size100-seed0")
     assert (first.test_loss, first.val_acc) == (second.test_loss, second.val_acc)
     assert load_classifier(first.checkpoint).class_names  # a text, too
-
-
-@pytest.mark.parametrize("stream", [None, Cell()], ids=["none", "cell"])
-def test_progress_is_not_drawn_where_nothing_says_that_there_is_a_terminal(stream: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr(sys, "stderr", stream)
-    assert not on_terminal()
 
 
 @pytest.mark.parametrize("make", [LeNetModule, main_program.train])

@@ -14,7 +14,8 @@ from cifar10 import download
 from conftest import curves, evaluated, resume, weights
 from core.cli import read_recipe
 from core.errors import DataError, SettingError, UsageError
-from made_up import OWN_NETWORKS, own_network
+from lenet_module import LeNetModule
+from made_up import own_network, write_checkpoint
 from models.checkpoint import load_checkpoint
 from training import run as run_again
 from training.evaluation import evaluate
@@ -41,43 +42,32 @@ def test_the_same_seed_gives_the_same_weights_bit_for_bit_and_another_seed_other
     assert [result.checkpoint.parent.name for result in results[:2]] == ["version_0", "version_1"]
 
 
-def test_a_teacher_is_a_run_of_its_own_and_changes_what_is_learned(run: Any) -> None:
-    teacher = run(network="resnet", width=3, tag="teacher").checkpoint.parent
-    alone, taught, again = run(), run(teacher=teacher), run(teacher=teacher / "last.ckpt")
+def test_a_teacher_changes_what_is_learned_and_nothing_else(run: Any, tmp_path: Path) -> None:
+    alone, taught = run(epochs=1), run(epochs=1, teacher=write_checkpoint(tmp_path / "teacher.ckpt"))
     assert not torch.equal(weights(alone.checkpoint)["model.fc3.bias"], weights(taught.checkpoint)["model.fc3.bias"])
     assert weights(taught.checkpoint).keys() == weights(alone.checkpoint).keys()
-    assert all(
-        torch.equal(value, weights(again.checkpoint)[name]) for name, value in weights(taught.checkpoint).items()
-    )
 
 
-@pytest.mark.parametrize("split", [{"val_size": 200}, {"split_seed": 1}])
-def test_a_teacher_that_has_seen_validation_images_is_refused(run: Any, split: dict[str, int]) -> None:
-    teacher = run().checkpoint
-    with pytest.raises(UsageError, match="has seen validation images"):
-        run(teacher=teacher, **split)
-    run(teacher=teacher, val_size=0)  # there are none
-    run(teacher=teacher, val_size=50)  # they are among those that the teacher did not see
-
-
-@pytest.mark.parametrize("name", OWN_NETWORKS)
+@pytest.mark.parametrize("name", ["AllConvolutional", "Perceptron"])
 def test_a_network_in_a_file_of_ones_own_is_trained_evaluated_and_resumed(
     run: Any, data_dir: Path, tmp_path: Path, name: str
 ) -> None:
     network = own_network(tmp_path / "mine", name)
-    result = run(network=network, width=3, epochs=2, pictures=True)
+    result = run(network=network, width=3, epochs=1, pictures=True)
     checkpoint = result.checkpoint
-    assert (result.log_dir / "filters.png").exists() == (name in ("AllConvolutional", "Net"))  # have convolutions
-    assert (result.log_dir / "00002" / "features").exists() == (name != "AllConvolutional")  # has no linear layer
+    assert (result.log_dir / "filters.png").exists() == (name == "AllConvolutional")  # has convolutions
+    assert (result.log_dir / "00001" / "features").exists() == (name == "Perceptron")  # has linear layers
     again = evaluate(load_checkpoint(checkpoint, network), data_dir)
     assert again.figures["loss"] == pytest.approx(result.test_loss)
+    module = LeNetModule.load_from_checkpoint(checkpoint, network=network)
+    assert all(torch.equal(value, weights(checkpoint)[name]) for name, value in module.state_dict().items())
     with pytest.raises(UsageError, match="a checkpoint holds no code"):
         load_checkpoint(checkpoint)
     assert resume(checkpoint.parent, network=network).test_loss == result.test_loss
 
 
 def test_the_configuration_that_a_run_writes_makes_the_same_run_again_bit_for_bit(run: Any) -> None:
-    result = run(optimizer="adam", crop=3, denoise="median", plain_epochs=1)
+    result = run(optimizer="adam", crop=3, denoise="median", epochs=1, plain_epochs=1)
     flags = read_recipe(str(result.log_dir / "config.yaml"))
     again: Any = run_again.train(**flags)
     assert again.log_dir.name == "version_1" and again.test_loss == result.test_loss
@@ -85,7 +75,7 @@ def test_the_configuration_that_a_run_writes_makes_the_same_run_again_bit_for_bi
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
 def test_all_figures_are_in_float32_whatever_the_training_was(run: Any, data_dir: Path, precision: str) -> None:
     result = run(precision=precision)
     tested = evaluated(result.checkpoint, data_dir)
@@ -140,8 +130,8 @@ PLACE = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", "NODE_RANK": "0"}
             PLACE | {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"},
             "does not match the world size",
         ),
-        ({"devices": 2}, {"MASTER_PORT": "abc"}, "^MASTER_PORT abc: must be a number from 1 to 65535"),
-        ({"num_nodes": 2}, PLACE | {"MASTER_ADDR": "no machine"}, "^MASTER_ADDR no machine: there is no such machine"),
+        ({"devices": 2}, {"MASTER_PORT": "abc"}, "^MASTER_ADDR and MASTER_PORT name no place to meet"),
+        ({"num_nodes": 2}, PLACE | {"MASTER_ADDR": "no machine"}, "^MASTER_ADDR and MASTER_PORT name no place to meet"),
     ],
 )
 def test_processes_that_cannot_meet_are_one_line_before_anything_is_started_or_written(
@@ -164,15 +154,12 @@ def test_processes_that_cannot_meet_are_one_line_before_anything_is_started_or_w
 def test_a_checkpoint_that_lightning_would_load_on_slurm_is_not_looked_at(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = run()
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "hpc_ckpt_1.ckpt").write_text("of another job")
     monkeypatch.chdir(tmp_path / "here")
     for name, value in (TASKS | {"SLURM_NTASKS": "1"}).items():
         monkeypatch.setenv(name, value)
-    found = run()
-    assert (found.test_loss, found.checkpoint.name) == (expected.test_loss, expected.checkpoint.name)
-    assert run(precision="bf16-true", epochs=1).test_acc > 0
+    assert run(precision="bf16-true", epochs=1).test_acc > 0  # a Trainer for the training and one for the test
     assert [path.name for path in Path().iterdir()] == ["hpc_ckpt_1.ckpt"]
 
 
@@ -190,13 +177,7 @@ def test_missing_data_leave_no_folders_behind(
 
 def test_a_diverging_run_says_where_and_what_to_try(run: Any) -> None:
     with pytest.raises(FloatingPointError, match=r"loss is (nan|inf) in epoch \d+, step \d+, at learning rate"):
-        run(optimizer="sgd", lr=1e20, schedule="constant", epochs=3)
-
-
-def test_batch_normalization_of_one_image_is_refused_before_anything_is_written(run: Any, tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match="batch_size 1: batch normalization needs two images in each process"):
-        run(network="lenet5-bn", batch_size=1)
-    assert not (tmp_path / "logs").exists() and not (tmp_path / "checkpoints").exists()
+        run(optimizer="sgd", lr=1e20, schedule="constant")
 
 
 def test_two_processes_train_lenet5_as_one_does_and_evaluate_exactly(
@@ -234,7 +215,7 @@ def test_the_log_folder_of_a_run_stands_for_its_checkpoints(
     log_dir = find_logs(load_checkpoint(tmp_path / folder))
     assert log_dir and log_dir.resolve() == tmp_path / result.log_dir
     (tmp_path / "b").rename(tmp_path / "c")
-    with pytest.raises(UsageError, match="is a log folder, and the run's checkpoints are not in b"):
+    with pytest.raises(UsageError, match="is a log folder, and its checkpoints are not in b"):
         find_checkpoints(tmp_path / result.log_dir)
     moved = load_checkpoint(tmp_path / "c" / folder.relative_to("b"))
     assert find_logs(moved) == tmp_path / result.log_dir

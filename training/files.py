@@ -115,7 +115,9 @@ def find_checkpoints(path: Path) -> Path:
     config = read_run_config(path)
     if found := find_other(path.resolve(), config.log_dir, config.checkpoint_dir):
         return found
-    raise UsageError(f"{path}: is a log folder, and {config.checkpoint_dir} has not its checkpoints; name their folder")
+    raise UsageError(
+        f"{path}: is a log folder, and its checkpoints are not in {config.checkpoint_dir}; name their folder"
+    )
 
 
 def find_other(folder: Path, own: Path, other: Path) -> Path | None:
