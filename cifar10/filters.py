@@ -16,8 +16,6 @@ DENOISE = {  # default and largest strength
     "bilateral": (30.0, 255.0),  # difference of colour, in grey levels, that counts as an edge
     "nlmeans": (10.0, 255.0),  # h, about the noise's standard deviation in grey levels
 }
-SEGMENT = ("none", "otsu", "grabcut", "superpixels")
-NORMALIZE = ("dataset", "image", "contrast", "zca", "zca-half", "none")
 # Severities 1 to 5 of CIFAR-10-C (Hendrycks and Dietterich 2019; make_cifar_c.py in github.com/hendrycks/robustness).
 CORRUPT = {
     "none": (),

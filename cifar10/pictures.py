@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from importlib import import_module
-from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +16,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 SIZE = (32, 32)
 BACKGROUND = "white"  # behind transparent pixels, as a browser shows them, and around padded images
 DRAFT = (256, 256)  # the least a JPEG is decoded to: eight times SIZE, so that the filter still decides the pixels
-PIXELS = 89_478_485  # the most of a file; above, Pillow warns of a decompression bomb
-JPEG_PIXELS = 250_000_000  # the most of a JPEG, which is decoded reduced: more than a phone's 200 megapixels
-Image.MAX_IMAGE_PIXELS = JPEG_PIXELS  # `read_image` checks the others, and Pillow what is beyond twice as many
+Image.MAX_IMAGE_PIXELS = 125_000_000  # Pillow refuses a file of more than twice as many: a decompression bomb
 FITS = {  # to SIZE; Pillow's bicubic filter widens with the reduction, so it antialiases
     "crop": lambda image: ImageOps.fit(image, SIZE, Image.Resampling.BICUBIC),
     "pad": lambda image: ImageOps.pad(image, SIZE, Image.Resampling.BICUBIC, BACKGROUND),
     "stretch": lambda image: image.resize(SIZE, Image.Resampling.BICUBIC),
 }
-NOT_DECODED = {"BUFR", "GRIB", "HDF5", "MPEG"}  # Pillow tells these by name, and has no decoder for them
 HEIC = {".heic", ".heics", ".heif", ".heifs", ".hif"}
 UNKNOWN = "no image that Pillow knows, or damaged"
 
@@ -38,34 +34,19 @@ def label(file: Path) -> str:
 def find_images(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     """Return the files in `paths`, with the images in its folders at any depth, and the files that are skipped there.
 
-    Both lists are sorted and have each file once. Skipped are files without the suffix of an image, and hidden images,
-    whose names begin with a dot. Links to folders are followed; hidden folders are not searched. A folder that cannot
-    be listed is among the files, and reading it tells why.
+    Both lists are sorted and have each file once. Skipped are files without the suffix of an image, and files whose
+    names, or whose folders' names, begin with a dot.
     """
     suffixes = Image.registered_extensions()  # loads what fills OPEN
-    decoded = Image.OPEN.keys() - NOT_DECODED
-    known = {suffix for suffix, name in suffixes.items() if name in decoded} | {".mpo"} | HEIC
-    files, skipped, searched = set[Path](), set[Path](), set[str]()
+    known = {suffix for suffix, name in suffixes.items() if name in Image.OPEN} | {".mpo"} | HEIC
+    files, skipped = set[Path](), set[Path]()
     for path in paths:
         if not path.is_dir():
             files.add(path)
             continue
-        for folder, inner, names in os.walk(
-            path, onerror=lambda error: files.add(Path(error.filename)), followlinks=True
-        ):
-            real = os.path.realpath(folder)
-            if real in searched:
-                inner.clear()
-                continue
-            searched.add(real)
-            inner[:] = [name for name in inner if not name.startswith(".")]
-            inner.sort(
-                key=lambda name: os.path.islink(os.path.join(folder, name))
-            )  # links last: folders keep their names
-            for file in [Path(folder, name) for name in names]:
-                is_hidden, is_image = file.name.startswith("."), file.suffix.lower() in known
-                if file.is_file() and (is_image or not is_hidden):
-                    (files if is_image and not is_hidden else skipped).add(file)
+        for file in filter(Path.is_file, path.rglob("*")):
+            hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
+            (skipped if hidden or file.suffix.lower() not in known else files).add(file)
     return sorted(files), sorted(skipped - files)
 
 
@@ -74,13 +55,10 @@ def read_image(path: Path, fit: str = "crop") -> np.ndarray:
 
     It is turned upright, put on white where it is transparent, and made square by the entry `fit` of FITS. An image of
     32 x 32 pixels stays as it is. Colour profiles are ignored. Raises whatever Pillow raises for a damaged file, and
-    ValueError for one of too many pixels or with a program in it.
+    ValueError for one with a program in it.
     """
     register_heif()
     with Image.open(path) as file:
-        reduced = file.format in ("JPEG", "MPO") and "progressive" not in file.info  # which libjpeg holds whole
-        if prod(file.size) > (JPEG_PIXELS if reduced else PIXELS):
-            raise ValueError(f"{prod(file.size) / 1e6:,.0f} megapixels, which could be a decompression bomb")
         if file.format == "EPS":  # Pillow would have Ghostscript run it
             raise ValueError("EPS is a program, and none is run")
         file.draft(None, DRAFT)

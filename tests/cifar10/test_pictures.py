@@ -3,7 +3,6 @@
 import struct
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -120,50 +119,19 @@ def test_a_large_jpeg_decoded_small_gives_the_same_picture(tmp_path: Path) -> No
         assert np.array_equal(pictures.read_image(small), np.asarray(whole.resize((32, 32), Image.Resampling.BICUBIC)))
 
 
-def test_a_jpeg_of_more_pixels_than_other_files_may_have_gives_the_same_bits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    for name, options in (("a.jpg", {"exif": exif}), ("a.mpo", {"save_all": True, "append_images": [OTHER]})):
-        path = saved(tmp_path / name, PICTURE.resize((2048, 1024)), **options)
-        below = pictures.read_image(path)
-        with monkeypatch.context() as patch:
-            patch.setattr(pictures, "PIXELS", 10)
-            assert np.array_equal(pictures.read_image(path), below)
-
-
-def test_a_phones_jpeg_of_108_megapixels_is_read(tmp_path: Path) -> None:
-    image = Image.new("L", (12000, 9000), 200)
-    image.paste(20, (0, 0, 6000, 9000))
-    pixels = pictures.read_image(saved(tmp_path / "a.jpg", image)).astype(int)
-    assert np.abs(pixels[:, :15] - 20).max() <= 3 and np.abs(pixels[:, 17:] - 200).max() <= 3
-
-
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_decompression_bombs_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "bomb.gif").write_bytes(b"GIF89a" + b"\xff\xff\xff\xff" + b"\0\0\0,\0\0\0\0\xff\xff\xff\xff\0\x02\0;")
-    for name, marker, sides in (("a.jpg", b"\xff\xc0", (16000, 60000)), ("progressive.jpg", b"\xff\xc2", (10000,))):
-        content = bytearray(saved(tmp_path / name, progressive=name != "a.jpg").read_bytes())
-        height = content.index(marker) + 5  # of ITU-T T.81's frame header
-        for side in sides:  # 256 megapixels, beyond our limit, 3,600, beyond Pillow's, and 100
-            content[height : height + 4] = struct.pack(">2H", side, side)
-            (tmp_path / f"bomb{side}.jpg").write_bytes(content)
-    png = bytearray(saved(tmp_path / "a.png").read_bytes())
-    png[16:24] = struct.pack(">2I", 10000, 10000)
-    png[29:33] = struct.pack(">I", zlib.crc32(png[12:29]))
-    (tmp_path / "bomb.png").write_bytes(png)
-    bombs = sorted(tmp_path.glob("bomb*"))
-    assert len(bombs) == 5
-    for path in bombs:
-        assert "decompression bomb" in read_or_reason(path, "crop"), path.name
+def test_a_phones_200_megapixels_are_read_and_a_decompression_bomb_is_refused(tmp_path: Path) -> None:
+    content = bytearray(saved(tmp_path / "a.jpg").read_bytes())
+    height = content.index(b"\xff\xc0") + 5  # of ITU-T T.81's frame header
+    for side in (14_142, 16_000):  # 200 megapixels, and more than our limit of 250
+        content[height : height + 4] = struct.pack(">2H", side, side)
+        (tmp_path / f"{side}.jpg").write_bytes(content)
+    assert pictures.read_image(tmp_path / "14142.jpg").shape == (32, 32, 3)
+    assert "decompression bomb" in read_or_reason(tmp_path / "16000.jpg", "crop")
 
 
-@pytest.mark.parametrize("exif", [b"Exif\0\0no TIFF header", b"Exif\0\0MM\0*\xff\xff\xff\xff"])
-@pytest.mark.parametrize("suffix", [".png", ".webp"])
-@pytest.mark.filterwarnings("ignore:.*EXIF.*")
-def test_an_image_with_damaged_exif_is_taken_as_it_is_stored(tmp_path: Path, exif: bytes, suffix: str) -> None:
-    path = saved(tmp_path / f"a{suffix}", exif=exif, lossless=True)
+def test_an_image_with_damaged_exif_is_taken_as_it_is_stored(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.png", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
     assert np.array_equal(pictures.read_image(path), PIXELS)
 
 
@@ -193,20 +161,6 @@ def test_heic_is_read_where_pillow_heif_is_installed_and_elsewhere_a_line_names_
     assert np.array_equal(pictures.read_image(tmp_path / "a.HEIC"), PIXELS)
 
 
-@pytest.mark.parametrize(
-    "error", [SyntaxError("broken"), struct.error("4 bytes"), KeyError(0), MemoryError(), OSError()], ids=repr
-)
-def test_whatever_a_decoder_raises_is_a_reason(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
-    def decode(path: Path) -> Image.Image:
-        raise error
-
-    monkeypatch.setattr(Image, "open", decode)
-    reason = str(read_or_reason(tmp_path / "damaged.png", "crop"))
-    assert reason == f"not decoded: {str(error) or type(error).__name__}"
-
-
 @pytest.mark.parametrize("name", ["a.png", "a.gif", "a.bmp", "a.jpg", "a.tiff", "a.webp", "a.ppm", "a.ico", "a.tga"])
 @pytest.mark.filterwarnings("ignore")
 def test_any_damage_to_a_file_gives_an_image_or_a_reason(tmp_path: Path, name: str) -> None:
@@ -228,40 +182,17 @@ def test_any_damage_to_a_file_gives_an_image_or_a_reason(tmp_path: Path, name: s
     assert reasons and "" not in reasons
 
 
-# Which files are found
-
-
-def linked(link: Path, target: Path) -> None:
-    try:
-        link.symlink_to(target, target_is_directory=True)
-    except OSError:
-        pytest.skip("this user may not make links")
-
-
-def test_each_kind_of_file_that_is_read_when_named_is_found_in_a_folder(tmp_path: Path) -> None:
-    saved(tmp_path / "stereo.MPO", save_all=True, append_images=[OTHER])
+def test_images_are_found_in_folders_at_any_depth(tmp_path: Path) -> None:
+    saved(tmp_path / "deep" / "er" / "stereo.MPO", save_all=True, append_images=[OTHER])
     for name in ("a.jfif", "a.jpe", "a.jp2", "a.avif", "a.tga", "a.pbm", "a.heic", "a.HIF"):
         (tmp_path / name).touch()
-    expected = sorted(tmp_path.iterdir())
-    others = ["drawing.svg", "film.mpg", "page.pdf", "photo", "photo.jxl", "photo.nef", "weather.grib", "weights.h5"]
-    for name in others:  # Pillow knows some of these names, and reads none
-        (tmp_path / name).touch()
-    assert pictures.find_images([tmp_path]) == (expected, [tmp_path / name for name in others])
+    expected = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    others = [".hidden.png", "deep/.cache/a.png", "drawing.svg", "page.pdf", "photo", "photo.jxl", "photo.nef"]
+    for name in others:
+        saved(tmp_path / name, format="PNG")
+    assert pictures.find_images([tmp_path, tmp_path / "a.tga"]) == (expected, [tmp_path / name for name in others])
+    assert pictures.find_images([tmp_path / ".hidden.png"]) == ([tmp_path / ".hidden.png"], [])
     alone = "import sys; from cifar10.pictures import *; print(len(find_images([Path(sys.argv[1])])[0]))"
     done = subprocess.run([sys.executable, "-c", alone, tmp_path], cwd=ROOT, capture_output=True, text=True)
     assert int(done.stdout) == len(expected)  # also where nothing has loaded Pillow's formats
-    assert np.abs(pictures.read_image(tmp_path / "stereo.MPO").astype(int) - PIXELS).mean() < 20
-
-
-def test_folders_behind_links_are_searched_once_and_without_end(tmp_path: Path) -> None:
-    inside, outside = saved(tmp_path / "in" / "sub" / "a.png"), saved(tmp_path / "out" / "b.png")
-    for name, target in (("again", "sub"), ("back", "."), ("out", "../out"), ("gone", "nowhere"), ("self", "self")):
-        linked(tmp_path / "in" / name, Path(target))
-    linked(tmp_path / "out" / "in", tmp_path / "in")
-    found = [tmp_path / "in" / "out" / "b.png", inside]
-    assert pictures.find_images([tmp_path / "in"]) == (found, [])
-    assert pictures.find_images([tmp_path / "in" / "back"])[0][-1] == tmp_path / "in" / "back" / "sub" / "a.png"
-    assert pictures.find_images([tmp_path / "out", tmp_path / "in"])[0] == [
-        outside,
-        tmp_path / "out" / "in" / "sub" / "a.png",
-    ]
+    assert np.abs(pictures.read_image(expected[-1]).astype(int) - PIXELS).mean() < 20
