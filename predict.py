@@ -85,7 +85,12 @@ def main() -> None:
 
 
 def expand_names(names: Sequence[str]) -> list[Path]:
-    """Return the paths that names stand for: of a pattern such as *.png, which Windows does not expand, its matches."""
+    """Return the paths that names stand for: of a pattern such as *.png, which Windows does not expand, its matches.
+
+    UsageError if a name is a URL.
+    """
+    if urls := [name for name in names if "://" in name]:
+        raise UsageError(f"{urls[0]}: is a URL; download the picture and name its file")
     found = [[name] if Path(name).exists() else sorted(glob(name)) or [name] for name in names]
     return [Path(name) for name in chain(*found)]
 

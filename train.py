@@ -19,6 +19,7 @@ from core.errors import UsageError
 from core.shell import find_script, format_command
 from training.config import GROUPS, RunConfig, check_files
 from training.files import RunResult, find_checkpoints
+from training.hints import HINTS
 
 
 def train(config: RunConfig | None = None, **flags: Any) -> RunResult:
@@ -42,7 +43,7 @@ def format_summary(result: RunResult) -> str:
 
 
 def make_parser() -> Parser:
-    parser = Parser(__doc__, usage="%(prog)s [flags]")
+    parser = Parser(__doc__, HINTS, usage="%(prog)s [flags]")
     parser.add_config(
         RunConfig, "YAML file of flags: a run's config.yaml, or a recipe, such as best for recipes/best.yaml."
     )

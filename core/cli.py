@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import Field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -45,9 +45,10 @@ class Parser(argparse.ArgumentParser):
 
     Args:
         program: The program's docstring: what it does, then examples, which end the help.
+        hints: What names of other tools are here, as for `suggest`.
     """
 
-    def __init__(self, program: str | None, **options: Any) -> None:
+    def __init__(self, program: str | None, hints: Mapping[str, str] | None = None, **options: Any) -> None:
         description, _, examples = (program or "").partition("\n\n")
         super().__init__(
             description=description,
@@ -56,6 +57,7 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
             **options,
         )
+        self.hints = hints or {}
         self._settings: type[Settings] | None = None  # that a file of flags may hold, as well as `nargs="+"` flags
         shtab.add_argument_to(self, "--print_completion", help="Print a script that completes the flags in this shell.")
 
@@ -112,7 +114,7 @@ class Parser(argparse.ArgumentParser):
                 except SettingError as error:
                     raise UsageError(f"{name}: {error}") from error
             else:
-                raise UsageError(f"{name}: {flag} is no setting{suggest(flag, fields)}")
+                raise UsageError(f"{name}: {flag} is no setting{suggest(flag, fields, self.hints)}")
         return values
 
     def _check_flag(self, word: str) -> str:
@@ -123,20 +125,24 @@ class Parser(argparse.ArgumentParser):
         name = flag[2:].replace("-", "_")
         known = [option[2:] for action in self._actions for option in action.option_strings if option.startswith("--")]
         if name not in known:
-            self.error(f"--{name}: no such flag{suggest(name, known, '--')}")
+            self.error(f"--{name}: no such flag{suggest(name, known, self.hints, '--')}")
         return f"--{name}{equals}{value}"
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {' '.join(message.split())}; see --help\n")
 
 
-def suggest(name: str, known: Iterable[str], prefix: str = "") -> str:
-    """Return the end of a line that refuses an unknown name: which known one was probably meant.
+def suggest(name: str, known: Iterable[str], hints: Mapping[str, str], prefix: str = "") -> str:
+    """Return the end of a line that refuses an unknown name: which known one was meant, or why there is none.
 
-    `prefix` is what precedes names in the line, such as "--".
+    Args:
+        hints: By names of other tools, the known one, or a sentence on why there is none.
+        prefix: What precedes names in the line, such as "--".
     """
-    known = list(known)
-    nearest = [each for each in known if each.startswith(name)]
+    known, hint = list(known), hints.get(name.lower())
+    if hint and hint not in known:
+        return f": {hint}"
+    nearest = [hint] if hint else [each for each in known if each.startswith(name)]
     nearest = nearest or difflib.get_close_matches(name, known, n=1, cutoff=0.8)
     return f"; did you mean {prefix}{nearest[0]}?" if nearest else ""
 

@@ -15,6 +15,7 @@ from core.settings import drop_followers, to_text
 from experiments.config import SweepSettings
 from experiments.runs import read_row_result, read_runs
 from training.config import SETTINGS, RunConfig, resolve_config
+from training.hints import HINTS
 
 FOLDERS = ("data_dir", "log_dir", "checkpoint_dir")  # which the sweep sets
 
@@ -112,7 +113,7 @@ def parse_flags(text: str) -> dict[str, str]:
     for word in text.split():
         flag, _, value = word.partition("=")
         if flag not in SETTINGS or flag in FOLDERS:
-            raise UsageError(f"{word}: no setting of a run{suggest(flag, SETTINGS)}")
+            raise UsageError(f"{word}: no setting of a run{suggest(flag, SETTINGS, HINTS)}")
         if flag in pairs or not all(value.split(",")):
             raise UsageError(f"{word}: each flag once, as flag=value or flag=value,value")
         pairs[flag] = value

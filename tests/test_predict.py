@@ -209,6 +209,7 @@ def test_nothing_to_do_and_bad_flags_are_one_line(call: Any, tmp_path: Path) -> 
         ([picture, "--checkpoint", tmp_path / "none.ckpt"], "No such file"),
         ([picture, "--checkpoint", picture], "refused"),
         ([picture, "--export", tmp_path / "none" / "m.onnx"], "No such file"),
+        (["https://example.org/a.jpg", picture], "https://example.org/a.jpg: is a URL"),
         ([picture, "--export", tmp_path / "run" / "m.onnx"], "a run has its checkpoints there"),
     ):
         status, out, err = call(*arguments)

@@ -206,7 +206,9 @@ def _load_pictures(folder: Path, class_names: Sequence[str]) -> Labelled:
             raise UsageError(f"{file}: {found}")
         pixels.append(found)
     paths = tuple(file.as_posix() for file in files)
-    return Labelled(f'"{folder.resolve().name}"', np.stack(pixels), torch.tensor(labels), np.arange(len(files)), paths)
+    pooled = sorted({file.parent.parent.name for file in files})  # such as train and test
+    name = f'"{folder.resolve().name}"' + (f" ({', '.join(pooled)})" if len(pooled) > 1 else "")
+    return Labelled(name, np.stack(pixels), torch.tensor(labels), np.arange(len(files)), paths)
 
 
 def _read(path: Path) -> np.ndarray:

@@ -5,7 +5,9 @@ result = train(optimizer="adam", epochs=3)
 
 import os
 import sys
-from contextlib import ExitStack
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -60,29 +62,43 @@ def train(
         The result. Of several processes the first alone returns, and the others end.
 
     Raises:
-        UsageError: The settings contradict each other.
+        UsageError: The settings contradict each other, or another run goes on in this process.
         DataError: No source gives the data set.
         FloatingPointError: The training loss is no longer finite.
         Stopped: Ctrl-C or SIGTERM.
     """
-    run = build((config or RunConfig()).changed(flags), resume, started)
-    with run.lock, run.stop:
-        try:
-            fit(run)
-            found = load_best(run)
-            if writer := writer_of(run.trainer):
-                about = describe_in_short(run.config, run.parameters)
-                shown = show_run(writer, run.module, run.datamodule, run.config, about)
-                found["trend"], found["temperature"] = shown
-            found |= test(run)
-            if not run.trainer.is_global_zero:
-                os._exit(0)  # at once: PyTorch's clean-up aborts where another process has ended before
-            return write(run, **found)
-        except BaseException as error:
-            end_started(run.trainer)
-            if isinstance(error, OSError | RuntimeError):  # such as a full disk, or another process that is gone
-                error.add_note(run.stop.advise())
-            raise
+    with refuse_second_run():
+        run = build((config or RunConfig()).changed(flags), resume, started)
+        with run.lock, run.stop:
+            try:
+                fit(run)
+                found = load_best(run)
+                if writer := writer_of(run.trainer):
+                    about = describe_in_short(run.config, run.parameters)
+                    shown = show_run(writer, run.module, run.datamodule, run.config, about)
+                    found["trend"], found["temperature"] = shown
+                found |= test(run)
+                if not run.trainer.is_global_zero:
+                    os._exit(0)  # at once: PyTorch's clean-up aborts where another process has ended before
+                return write(run, **found)
+            except BaseException as error:
+                end_started(run.trainer)
+                add_advice(error, run)
+                raise
+
+
+_running = threading.Lock()
+
+
+@contextmanager
+def refuse_second_run() -> Iterator[None]:
+    """Raise UsageError if a run goes on in this process already: both would draw from the same random generators."""
+    if not _running.acquire(blocking=False):
+        raise UsageError("another run goes on in this process; start each run in a process of its own")
+    try:
+        yield
+    finally:
+        _running.release()
 
 
 @dataclass
@@ -230,6 +246,15 @@ def write(run: Run, trend: Trend | None = None, temperature: float | None = None
         )
         write_result(result.log_dir, config, result)  # last: with it the run counts as finished
     return result
+
+
+def add_advice(error: BaseException, run: Run) -> None:
+    """Add to an error, such as a full disk or another process that is gone, how the run goes on."""
+    advice = run.stop.advise()
+    if run.logger and not Path(run.logger.log_dir).exists():
+        advice = f"{run.logger.log_dir} was removed while the run trained: make it again, then {advice}"
+    if isinstance(error, OSError | RuntimeError):
+        error.add_note(advice)
 
 
 def complete(config: RunConfig) -> RunConfig:

@@ -14,6 +14,7 @@ from conftest import ROOT
 from core.cli import run_program
 from training.config import SETTINGS, RunConfig
 from training.files import write_config
+from training.hints import HINTS
 
 
 def typed(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -26,6 +27,10 @@ def typed(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
     [
         (["--optimizer", "foo"], "--optimizer foo: must be one of 'sgd', 'adam'"),
         (["--epochs", "3", "--plain_epochs", "4"], "--plain_epochs 4: more than the run's 3 epochs"),
+        (["--learning_rate", "1"], "--learning_rate: no such flag; did you mean --lr?"),
+        (["--ckpt-path", "x"], "--ckpt_path: no such flag; did you mean --resume?"),
+        (["--num_workers", "4"], "--num_workers: no such flag: there are no workers: whole batches are made in memory"),
+        (["--patience=3"], "--patience: no such flag: there is no early stopping"),
         (["--sparkle"], "--sparkle: no such flag; see --help"),
         (["--epoch", "3"], "--epoch: no such flag; did you mean --epochs?"),
         (["--batch-sizes=3"], "--batch_sizes: no such flag; did you mean --batch_size?"),
@@ -191,6 +196,11 @@ def test_a_bad_flag_is_refused_without_pytorch(line: str, said: str) -> None:
     code += "; sys.exit('torch' in sys.modules or 'pytorch_lightning' in sys.modules or status != 2)"
     done = subprocess.run([sys.executable, "-c", code, *line.split()], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr.count("\n") == 1 and said in done.stderr, done.stderr
+
+
+def test_a_hint_names_a_flag_or_says_why_there_is_none_and_is_no_flag_itself() -> None:
+    known = {option[2:] for action in main_program.make_parser()._actions for option in action.option_strings}
+    assert all(hint in known or " " in hint for hint in HINTS.values()) and not known & HINTS.keys()
 
 
 def test_a_path_that_cannot_be_used_gets_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ import pickle
 import shutil
 import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,36 @@ def test_a_full_disk_before_the_first_checkpoint_says_that_there_is_none(
     monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", fail)
     assert run_to_status(run) == 1
     assert capsys.readouterr().err.endswith(": No space left on device; no epoch was complete yet\n")
+
+
+def test_a_log_folder_that_is_removed_while_the_run_trains_costs_no_epoch(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    step_of = LeNetModule.training_step
+
+    def training_step(module: LeNetModule, batch: Any, batch_idx: int) -> Any:
+        if module.global_step == STEPS + 3:
+            shutil.rmtree(tmp_path / "logs")
+        return step_of(module, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LeNetModule, "training_step", training_step)
+        assert run_to_status(run) == 2
+    message = capsys.readouterr().err
+    assert "was removed while the run trained: make it again, then go on with: python " in message
+    assert message.count("\n") == 1
+    logs = Path(message.partition(" was removed")[0].split()[-1])
+    logs.mkdir(parents=True)
+    resume(tmp_path / "checkpoints" / logs.parent.name / logs.name)
+    assert len(history(logs)) == 2
+
+
+def test_a_run_beside_another_in_the_same_process_is_refused(run: Any) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        done = [pool.submit(run, epochs=1, seed=seed) for seed in (0, 1)]
+        errors = [each.exception() for each in done]
+    assert sorted(map(type, errors), key=str) == [type(None), UsageError]
+    assert "another run goes on in this process" in str(next(filter(None, errors)))
 
 
 class Touch:

@@ -88,7 +88,11 @@ def test_a_folder_of_pictures_is_evaluated_as_the_same_images_of_the_data_set(
     (tmp_path / "mine" / "cat").rename(tmp_path / "mine" / "Cat")
     # The files are read in another order, in which sums round differently.
     assert evaluated(checkpoint, on=str(tmp_path / "mine")) == pytest.approx(mine, abs=1e-5)
-    (tmp_path / "mine" / "Cat").rename(tmp_path / "mine" / "cats")
+    (tmp_path / "mine" / "other").mkdir()
+    (tmp_path / "mine" / "Cat").rename(tmp_path / "mine" / "other" / "cat")
+    pooled = evaluate(load_checkpoint(checkpoint), None, on=str(tmp_path / "mine"))
+    assert pooled.images == f'{RECORDS} "mine" (mine, other) images'
+    (tmp_path / "mine" / "other" / "cat").rename(tmp_path / "mine" / "cats")
     with pytest.raises(UsageError, match=r"its folder is not named by a class"):
         evaluated(checkpoint, on=str(tmp_path / "mine"))
 
