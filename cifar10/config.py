@@ -38,7 +38,6 @@ class Data(Settings):
     val_size: int = setting(
         5000,
         "Images of the validation split, a multiple of 10; with 0 there is none, and the last epoch is tested.",
-        multiple_of=10,
         at_least=0,
         at_most=49_990,
     )
@@ -57,6 +56,8 @@ class Data(Settings):
 
     def check(self) -> None:
         super().check()
+        if self.val_size % 10:
+            raise SettingError("val_size", self.val_size, "must be a multiple of 10")
         if self.batch_size > 50_000 - self.val_size:
             raise SettingError("batch_size", self.batch_size, "more than the training images")
         if self.select_on == "test" and self.val_size:

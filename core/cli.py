@@ -12,7 +12,6 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import Field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -67,7 +66,9 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--config", metavar="FILE", help=help)
 
     def add_settings(self, kind: type[Settings], names: Iterable[str] | None = None) -> None:
-        """Add a flag for each setting of a group, or for some; `parse_args` returns those that are given."""
+        """Add a flag for each setting of a group, or for some; `parse_args` returns those that are given, as texts,
+        which the group checks when it is made.
+        """
         title, _, what = (kind.__doc__ or "").splitlines()[0].partition(": ")
         group = self.add_argument_group(title, what)
         for name in get_fields(kind) if names is None else names:
@@ -77,7 +78,6 @@ class Parser(argparse.ArgumentParser):
             listed += ["true", "false"] if hint is bool else []
             group.add_argument(
                 f"--{name}",
-                type=make_converter(each, hint),
                 metavar=f"{{{','.join(listed)}}}" if listed else "|".join(filter(None, map(METAVARS.get, parts))),
                 nargs="?" if hint is bool else None,
                 const=True if hint is bool else None,
@@ -114,7 +114,7 @@ class Parser(argparse.ArgumentParser):
                 except SettingError as error:
                     raise UsageError(f"{name}: {error}") from error
             else:
-                raise UsageError(f"{name}: {flag} is no setting{suggest(flag, fields, self.hints)}")
+                raise UsageError(f"{name}: {flag} is no setting{suggest(str(flag), fields, self.hints)}")
         return values
 
     def _check_flag(self, word: str) -> str:
@@ -148,49 +148,25 @@ def suggest(name: str, known: Iterable[str], hints: Mapping[str, str], prefix: s
 
 
 def read_recipe(name: str, folder: Path = RECIPES) -> dict[str, Any]:
-    """Read a YAML file of flags: a recipe, or the configuration that a run wrote.
-
-    YAML aliases are refused, since a few lines of them can stand for terabytes.
+    """Read a YAML file of flags: the name of a recipe in `folder`, or a path, such as of the configuration of a run.
 
     Raises:
         UsageError: The file cannot be read, or is not of lines `flag: value`.
     """
-    path = find_recipe(name, folder)
+    path = Path(os.path.expanduser(name))
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, yaml.SafeLoader)):
-            raise UsageError(f"{path}: YAML aliases are refused")
-        values = yaml.safe_load(text) or {}
+        if not path.is_file() and (folder / f"{name}.yaml").exists():
+            path = folder / f"{name}.yaml"
+        values = yaml.safe_load(path.read_text(encoding="utf-8-sig")) or {}
+        if not isinstance(values, dict):
+            raise UsageError("must have lines of the form flag: value")
+        if "format" in values:  # as in the configuration of a run
+            check_format(values)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from error
-    except (UnicodeDecodeError, yaml.YAMLError, ValueError) as error:
-        raise UsageError(f"{path}: no YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise UsageError(f"{path}: must have lines of the form flag: value")
-    if "format" in values:  # as in the configuration of a run
-        try:
-            check_format(values)
-        except UsageError as error:
-            raise UsageError(f"{path}: {error}") from error
+    except (ValueError, yaml.YAMLError, UsageError) as error:
+        raise UsageError(f"{path}: {' '.join(str(error).split())}") from error
     return {name: value for name, value in values.items() if name != "format"}
-
-
-def find_recipe(name: str, folder: Path = RECIPES) -> Path:
-    """Return the file that a path, or the name of a recipe in this folder, stands for."""
-    path, known = Path(os.path.expanduser(name)), folder / f"{name}.yaml"
-    return known if not path.is_file() and known.exists() else path
-
-
-def make_converter(each: Field, hint: Any) -> Callable[[Any], Any]:
-    """Return a function that converts the text of a flag; it raises UsageError, which argparse passes on."""
-
-    def convert(value: Any) -> Any:
-        try:
-            return check_value(each, hint, value)
-        except SettingError as error:
-            raise UsageError(f"--{error}") from error
-
-    return convert
 
 
 def run_program(program: Callable[[], None]) -> int:
@@ -221,8 +197,6 @@ def run_to_status(program: Callable[[], None]) -> int:
         status, reason = 2, f"--{error}"
     except (UsageError, DataError) as error:
         status, reason = 2, str(error)
-    except UnicodeEncodeError as error:
-        status, reason = 2, f"{error.object!a} is no name in this system's encoding; with PYTHONUTF8=1 it is"
     except FloatingPointError as error:
         status, reason = 1, str(error)
     except BrokenPipeError:  # the reader went away, such as `head`; what is still buffered would raise again at exit

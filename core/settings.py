@@ -133,28 +133,20 @@ def check_format(entries: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
-    """The numbers that a setting may have; an end that is infinite is open."""
+    """The numbers that a setting may have."""
 
     at_least: float = -math.inf
     above: float = -math.inf
     at_most: float = math.inf
     below: float = math.inf
-    multiple_of: int = 1
 
     def __contains__(self, value: float) -> bool:
-        whole = self.multiple_of == 1 or value % self.multiple_of == 0
-        return self.at_least <= value <= self.at_most and self.above < value < self.below and whole
+        return self.at_least <= value <= self.at_most and self.above < value < self.below
 
     def __str__(self) -> str:
-        """Return a text such as "from 0 to 31", "above 0" or "a multiple of 10 from 0 to 49990"."""
-        words = [] if self.multiple_of == 1 else [f"a multiple of {self.multiple_of}"]
-        closed = self.at_least > -math.inf
-        if min(self.at_most, self.below) == math.inf:
-            words += [f"{self.at_least} or above" if closed else f"above {self.above}"]
-        else:
-            words += [f"from {self.at_least}" if closed else f"above {self.above} and"]
-            words += [f"to {self.at_most}" if self.at_most < math.inf else f"to below {self.below}"]
-        return " ".join(words)
+        """Return a text such as "at least 0 and at most 31"."""
+        ends = {"at least": self.at_least, "above": self.above, "at most": self.at_most, "below": self.below}
+        return " and ".join(f"{word} {end}" for word, end in ends.items() if math.isfinite(end))
 
 
 @cache

@@ -19,14 +19,9 @@ def format_command(*words: object) -> str:
 
 
 def quote(word: str) -> str:
-    windows = os.name == "nt"
-    if re.fullmatch(r"[\w+=:./\\-]+" if windows else r"[\w+=:./,-]+", word):
+    if re.fullmatch(r"[\w+=:./-]+" if os.name == "nt" else r"[\w+=:./,-]+", word):
         return word
-    if windows:
-        from subprocess import list2cmdline  # not needed elsewhere
-
-        return '"' + list2cmdline([f" {word}"])[2:]  # it quotes only for white space
-    return shlex.quote(word) if set(word) & set('"$`\\!') else f'"{word}"'
+    return f'"{word}"' if os.name == "nt" or not set(word) & set('"$`\\!') else shlex.quote(word)
 
 
 def find_script(name: str) -> str:

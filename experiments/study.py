@@ -36,7 +36,7 @@ from core.files import write_bytes
 from core.locks import hold_lock
 from core.settings import get_alternatives, get_types
 from experiments.grid import PlannedRun, Sweep, parse_range
-from training.config import SETTINGS, RunConfig
+from training.config import RunConfig
 
 JOURNAL = "study.log"  # in the sweep's log folder
 TRAIN = Path(__file__).parent.parent / "train.py"
@@ -187,8 +187,7 @@ def suggest_value(trial: Trial, flag: str, text: str) -> str:
         return trial.suggest_categorical(flag, text.split(","))
     low, high = ends
     if int in get_alternatives(get_types(RunConfig)[flag]):
-        step = SETTINGS[flag].metadata["range"].multiple_of
-        return str(trial.suggest_int(flag, int(low), int(high), step=step, log=low >= 1 and step == 1))
+        return str(trial.suggest_int(flag, int(low), int(high), log=low >= 1))
     return f"{trial.suggest_float(flag, low, high, log=low > 0):.3g}"
 
 

@@ -7,7 +7,6 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,9 @@ import pytest
 from conftest import ROOT
 from core.cli import Parser
 from core.errors import UsageError
+from core.settings import Settings, get_fields
+from experiments.config import ReportSettings, SweepSettings
+from training.config import RunConfig
 
 PROGRAMS = {"train", "evaluate", "sweep", "report", "predict", "app"}
 LIGHTNING = {"lenet_module", "cifar_datamodule"}
@@ -34,6 +36,7 @@ PACKAGES = LAYER.keys() - PROGRAMS - LIGHTNING
 FUNCTION_LINES, TOP_FILES, README_LINES = 50, 8, 120
 README_WORDS, README_WIDTH = 900, 100
 PIPS = {"__index_url"}
+SETTINGS = {"train.py": RunConfig, "sweep.py": SweepSettings, "report.py": ReportSettings}
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 
 
@@ -226,7 +229,6 @@ def dead_links(page: Path) -> Iterator[str]:
                 yield name
 
 
-@cache
 def read_parser(name: str) -> tuple[Parser, set[str]]:
     """Return the parser of a program, and its flags, with underscores."""
     parser = importlib.import_module(name).make_parser()
@@ -247,7 +249,9 @@ def refused_commands(page: Path) -> Iterator[str]:
             parser, known = read_parser(words[1].removesuffix(".py"))
             try:
                 if flags <= known and not any(re.fullmatch("[A-Z]+|--help|.*config.yaml", word) for word in words):
-                    parser.parse_args(words[2:])
+                    given = vars(parser.parse_args(words[2:]))
+                    kind = SETTINGS.get(words[1], Settings)
+                    kind(**{name: given[name] for name in given.keys() & get_fields(kind).keys()})
             except (SystemExit, UsageError):
                 yield code
             if not flags <= known:

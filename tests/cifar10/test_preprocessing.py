@@ -384,7 +384,7 @@ def test_before_and_after_shows_each_stage_once(images: np.ndarray) -> None:
         ({"denoise": "median", "denoise_strength": 33}, "denoise_strength 33: must be above 0 and at most 31"),
         ({"denoise": "gaussian", "denoise_strength": 0}, "denoise_strength 0.0: must be above 0"),
         ({"severity": 2}, "severity 2: needs corrupt"),
-        ({"corrupt": "jpeg", "severity": 6}, "severity 6: must be from 1 to 5"),
+        ({"corrupt": "jpeg", "severity": 6}, "severity 6: must be at least 1 and at most 5"),
         ({"corrupt_on": "both"}, "corrupt_on both: needs corrupt"),
     ],
 )

@@ -4,7 +4,6 @@ import errno
 from pathlib import Path
 from typing import Any
 
-import optuna
 import pandas as pd
 import pytest
 from filelock import FileLock
@@ -16,7 +15,7 @@ from core.errors import UsageError
 from experiments.config import SweepSettings
 from experiments.grid import Sweep
 from experiments.runs import RESULTS, list_texts
-from experiments.study import Engine, Failed, describe_trial, open_database, open_study, suggest_value
+from experiments.study import Engine, Failed, describe_trial, open_database, open_study
 from experiments.tables import write_table
 from training.config import RunConfig, resolve_config
 
@@ -180,11 +179,6 @@ def test_a_search_goes_on_after_values_that_contradict_each_other(tmp_path: Path
     contradicted = pytest.raises(Failed, match="width 2: only lenet5 or lenet5-bn has one")
     with open_study(sweep, [run], None) as study, contradicted:
         Engine(study, sweep, workers=1)._result(0, run.assigned | {"network": "resnet", "width": "2"})
-
-
-def test_a_multiple_is_drawn_where_a_flag_takes_multiples() -> None:
-    trial: Any = optuna.create_study().ask()
-    assert int(suggest_value(trial, "val_size", "1000..5000")) % 10 == 0
 
 
 def test_what_was_chosen_on_the_test_set_is_not_called_validation() -> None:

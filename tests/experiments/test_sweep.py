@@ -145,7 +145,7 @@ def test_a_table_that_report_did_not_write_is_named(tmp_path: Path, content: str
         ({"grid": ["lr=-1"]}, "lr -1.0: must be above 0"),
         ({"grid": ["seed=0"], "repeat": "seed=1"}, "--best_per FLAG --repeat GRID"),
         ({"grid": ["seed=0"], "name": "../x"}, "name ../x: must be letters"),
-        ({"grid": ["seed=0"], "workers": 0}, "workers 0: must be from 1 to"),
+        ({"grid": ["seed=0"], "workers": 0}, "workers 0: must be at least 1"),
         (
             {"recipe": "coursework", "grid": ["lr=0.1,0.2"], "best_per": "lr", "repeat": "seed=1"},
             "--best_per: chooses by validation",
