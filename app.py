@@ -178,21 +178,25 @@ def build_run(network: Network, data: Path | None, take: Any) -> None:
     with gr.Row():
         for what, title in views.CURVES.items():
             gr.LinePlot(views.read_curves(logs, what), "epoch", what, color="images", title=title, min_width=300)
-    rows = views.read_predictions(logs)
+    confusion, rows = views.read_confusion(logs), views.read_predictions(logs)
+    if confusion is None or rows is None:
+        gr.Markdown(views.NO_PREDICTIONS)
+        return
 
-    def show_cell(event: gr.EventData) -> tuple[str, str]:
-        chosen = [row for row in rows if row.pair == event.pick]
-        return f"## {event.pick}", views.show_predicted(data, network.split, chosen)
+    def show_cell(event: gr.SelectData) -> tuple[str, str]:
+        true, predicted = event.row_value[0], confusion.columns[event.index[1]]
+        chosen = rows[(rows["true class"] == true) & (rows["predicted class"] == predicted)]
+        return f"## {true} as {predicted}", views.show_predicted(data, network.split, chosen)
 
     with gr.Row():
         with gr.Column(min_width=300):
-            gr.Markdown("## Confusion matrix\nClick a number to see its pictures.")
-            table = gr.HTML(views.show_confusion(logs), js_on_load=views.PICK)
+            gr.Markdown("## Confusion matrix\nRows: what it is. Columns: what the network says. Click a number.")
+            table = gr.Dataframe(confusion, interactive=False, wrap=True)
         with gr.Column(min_width=300):
             heading = gr.Markdown("## Its most confident mistakes")
-            mistakes = views.show_predicted(data, network.split, [row for row in rows if row.true != row.predicted])
-            sheet = gr.HTML(mistakes, js_on_load=views.PICK)
-    table.pick(show_cell, None, [heading, sheet])
+            mistakes = rows[rows["true class"] != rows["predicted class"]]
+            sheet = gr.HTML(views.show_predicted(data, network.split, mistakes), js_on_load=views.PICK)
+    table.select(show_cell, None, [heading, sheet])
     take(sheet)
 
 

@@ -11,7 +11,7 @@ from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -19,13 +19,14 @@ from PIL import Image
 from analysis import figures
 from analysis.diagnosis import SPLITS
 from analysis.figures import ARROW
-from analysis.reports import COUNTS, HISTORY, PREDICTIONS, TREND, read_csv
+from analysis.reports import COUNTS, HISTORY, PREDICTIONS, TREND
 from cifar10.filters import corrupt_in_turn
 from cifar10.records import CLASS_NAMES, FOLDER, load_labels, load_some
 from models.prediction import find_mistakes
 
 if TYPE_CHECKING:
     import pandas as pd
+    from pandas.io.formats.style import Styler
     from torch import Tensor
 
     from models.classifier import Classifier
@@ -34,24 +35,11 @@ CSS = Path(__file__).with_name("views.css")
 CURVES = {"loss": "Loss: lower is better", "accuracy": "Accuracy in percent: higher is better"}
 SHOWN = 24  # images in a sheet
 NO_DATA = f"CIFAR-10 is not here: python train.py downloads it, or --data_dir names the folder that has {FOLDER}."
-NO_PREDICTIONS = "The run has no list of its predictions: it was made with --pictures false, or is not finished."
+NO_PREDICTIONS = "The run has no list of its predictions: made with --pictures false or --val_size 0, or not finished."
 PICK = """element.addEventListener("click", event => {
   const button = event.target.closest("[data-pick]");
   if (button) trigger("pick", {pick: button.dataset.pick});
 });"""  # of Gradio's HTML component: triggers the event "pick"
-
-
-class Predicted(NamedTuple):
-    """A row of PREDICTIONS."""
-
-    image: int  # its index in the data set
-    true: str
-    predicted: str
-    confidence: float
-
-    @property
-    def pair(self) -> str:
-        return f"{self.true} {ARROW} {self.predicted}"
 
 
 def show_parts(
@@ -187,14 +175,14 @@ def show_images(data: Path, train: bool, indices: Iterable[int], captions: Seque
     return show_sheet(load_some(data, train, np.array(list(indices), int)), captions, picks)
 
 
-def show_predicted(data: Path | None, split: str, rows: Sequence[Predicted]) -> str:
-    """Show the images of some predictions, the first SHOWN."""
-    if data is None or not rows:
-        return NO_PREDICTIONS if data else NO_DATA
-    rows = rows[:SHOWN]
-    return show_images(
-        data, split != "test", [row.image for row in rows], [f"{row.pair} {row.confidence:.0%}" for row in rows]
-    )
+def show_predicted(data: Path | None, split: str, rows: pd.DataFrame) -> str:
+    """Show the images of some rows of `read_predictions`, the first SHOWN."""
+    if data is None:
+        return NO_DATA
+    rows = rows.head(SHOWN)
+    pairs = zip(rows["true class"], rows["predicted class"], rows["confidence"], strict=True)
+    captions = [f"{true} {ARROW} {predicted} {confidence:.0%}" for true, predicted, confidence in pairs]
+    return show_images(data, split != "test", rows["image"], captions)
 
 
 def read_example(data: Path, pick: str) -> tuple[np.ndarray, str]:
@@ -204,29 +192,13 @@ def read_example(data: Path, pick: str) -> tuple[np.ndarray, str]:
     return load_some(data, train, np.array([int(index)]))[0], CLASS_NAMES[load_labels(data, train)[int(index)]]
 
 
-def show_confusion(folder: Path) -> str:
-    """Show the confusion matrix in a run's folder, if it has one; a cell picks the `pair` of its predictions."""
+def read_confusion(folder: Path) -> Styler | None:
+    """Read the confusion matrix in a run's folder: rows true, columns predicted, the darker the more images."""
+    import pandas as pd
+
     if not (folder / COUNTS).exists():
-        return "The run has none: it had no validation images, or is not finished."
-    (_, *names), *rows = read_csv(folder / COUNTS)
-    head = "".join(f"<th><span>{escape(name)}</span></th>" for name in names)
-    lines = []
-    for true, *cells in rows:
-        counts = [int(cell) for cell in cells]
-        line = ""
-        for predicted, count in zip(names, counts, strict=True):
-            share = count / max(sum(counts), 1)
-            kind, pick = "right" if predicted == true else "wrong", escape(f"{true} {ARROW} {predicted}")
-            about = f"{count} images of {true} that the network takes for {predicted}"
-            line += (
-                f'<td><button data-pick="{pick}" class="{kind}" style="--share:{share:.3f}" title="{escape(about)}">'
-                f"{count}</button></td>"
-            )
-        lines.append(f"<tr><th>{escape(true)}</th>{line}</tr>")
-    return (
-        '<table class="confusion"><caption>Rows: what it is. Columns: what the network says.</caption>'
-        f"<tr><th></th>{head}</tr>{''.join(lines)}</table>"
-    )
+        return None
+    return pd.read_csv(folder / COUNTS).style.background_gradient("Blues", axis=None)
 
 
 def read_trend(name: str, folder: Path | None) -> str:
@@ -238,15 +210,15 @@ def read_trend(name: str, folder: Path | None) -> str:
     return f"## {folder.parent.name}/{folder.name}\n\n{words}"
 
 
-def read_predictions(folder: Path) -> list[Predicted]:
-    """Read PREDICTIONS in a run's folder, the most confident first; none of a run without pictures."""
+def read_predictions(folder: Path) -> pd.DataFrame | None:
+    """Read PREDICTIONS in a run's folder, the most confident first, with their `confidence`; None of a run without."""
+    import pandas as pd
+
     if not (folder / PREDICTIONS).exists():
-        return []
-    found = [
-        Predicted(int(image), true, predicted, max(map(float, shares)))
-        for image, true, predicted, *shares in read_csv(folder / PREDICTIONS)[1:]
-    ]
-    return sorted(found, key=lambda row: -row.confidence)
+        return None
+    rows = pd.read_csv(folder / PREDICTIONS)
+    rows["confidence"] = rows.iloc[:, 3:].max(axis=1)
+    return rows.sort_values("confidence", ascending=False)
 
 
 def read_curves(folder: Path, what: str) -> pd.DataFrame:

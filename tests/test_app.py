@@ -234,10 +234,9 @@ def test_a_click_in_the_confusion_matrix_shows_its_images_and_one_on_an_image_br
     before = read_shares(page)
     page.get_by_role("tab", name="Its training").click()
     page.get_by_text("more epochs").first.wait_for()
-    page.locator("[data-pick='dog \N{RIGHTWARDS ARROW} dog']").first.click()
-    page.get_by_role("heading", name="dog \N{RIGHTWARDS ARROW} dog").wait_for()
-    page.locator("[data-pick='cat \N{RIGHTWARDS ARROW} dog']").first.click()
-    page.get_by_role("heading", name="cat \N{RIGHTWARDS ARROW} dog").wait_for()
+    for row, name in ((5, "dog"), (3, "cat")):
+        page.locator(f"[data-testid='cell-{row}-6']").first.click()
+        page.get_by_role("heading", name=f"{name} as dog").wait_for()
     pictures = page.locator(".sheet:visible").first.locator("[data-pick]")  # of the first network
     assert [each.get_attribute("data-pick") for each in pictures.all()] == ["train/3"]
     pictures.first.click()
@@ -269,7 +268,7 @@ def test_networks_side_by_side_fit_a_phone(visit: Any) -> None:
     assert answers.count() == 2 and answers.nth(0).inner_text() == answers.nth(1).inner_text()
     assert overflow(page) <= 0
     page.get_by_role("tab", name="Its training").click()
-    page.locator(".confusion").first.wait_for()
+    page.locator("[data-testid='cell-0-0']").first.wait_for()
     assert overflow(page) <= 0
 
 
