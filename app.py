@@ -69,13 +69,13 @@ def main() -> None:
 
 def load_network(path: Path, network: str | None) -> Network:
     from models.checkpoint import load_checkpoint
-    from models.classifier import make_classifier
+    from models.classifier import Classifier
     from training.files import find_checkpoints, find_logs
 
     checkpoint = load_checkpoint(find_checkpoints(path), network)
     name = path.stem if path.is_file() else "/".join(path.resolve().parts[-2:])
     split = checkpoint.flags.get("select_on", "val")
-    return Network(name, make_classifier(checkpoint), find_logs(checkpoint), split)
+    return Network(name, Classifier(checkpoint), find_logs(checkpoint), split)
 
 
 def serve(page: Any, port: int | None) -> None:
@@ -188,14 +188,11 @@ def build_run(network: Network, data: Path | None, take: Any) -> None:
         chosen = rows[(rows["true class"] == true) & (rows["predicted class"] == predicted)]
         return f"## {true} as {predicted}", views.show_predicted(data, network.split, chosen)
 
-    with gr.Row():
-        with gr.Column(min_width=300):
-            gr.Markdown("## Confusion matrix\nRows: what it is. Columns: what the network says. Click a number.")
-            table = gr.Dataframe(confusion, interactive=False, wrap=True)
-        with gr.Column(min_width=300):
-            heading = gr.Markdown("## Its most confident mistakes")
-            mistakes = rows[rows["true class"] != rows["predicted class"]]
-            sheet = gr.HTML(views.show_predicted(data, network.split, mistakes), js_on_load=views.PICK)
+    gr.Markdown("## Confusion matrix\nRows: what it is. Columns: what the network says. Click a number.")
+    table = gr.Dataframe(confusion, interactive=False)
+    heading = gr.Markdown("## Its most confident mistakes")
+    mistakes = rows[rows["true class"] != rows["predicted class"]]
+    sheet = gr.HTML(views.show_predicted(data, network.split, mistakes), js_on_load=views.PICK)
     table.select(show_cell, None, [heading, sheet])
     take(sheet)
 

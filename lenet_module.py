@@ -9,7 +9,6 @@ any loader that gives (float images [B, 3, 32, 32], int64 labels [B]):
 """
 
 import math
-from dataclasses import replace
 from typing import Any, Self
 
 import pytorch_lightning as pl
@@ -23,9 +22,9 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from core.errors import UsageError
 from core.settings import FORMAT, check_format
-from models.checkpoint import TEMPERATURE, read_flags
+from models.checkpoint import TEMPERATURE
 from models.classifier import compute_logits
-from models.config import ModelConfig, Network
+from models.config import ModelConfig
 from models.distillation import compute_distillation_loss
 from models.networks import LeNet5
 from models.optimizers import make_optimizer, make_schedule
@@ -43,8 +42,7 @@ class LeNetModule(pl.LightningModule):
     distillation change the training loss only, so that the other losses compare across runs. For the same reason the
     Trainer's `precision` is used in training steps only; evaluation and prediction are in float32.
 
-    A checkpoint replaces the network by its own if that is one of the project. It holds no code: pass a network of your
-    own to `load_from_checkpoint` again.
+    A checkpoint holds no code: pass a network of your own to `load_from_checkpoint` again.
 
     Args:
         config: Settings such as a run's configuration; None is the defaults.
@@ -148,19 +146,8 @@ class LeNetModule(pl.LightningModule):
         checkpoint["format"] = FORMAT
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the checkpoint's network, as the data module takes its preprocessing."""
-        self.temperature = float(checkpoint.get(TEMPERATURE, 1))
-        flags = read_flags(checkpoint)
-        if "width" not in flags or isinstance(flags.get("network"), nn.Module):  # the latter was passed with the call
-            return
         check_format(checkpoint)
-        network = Network.read(flags)
-        if network.network not in NETWORKS and self.config.network in NETWORKS:
-            raise UsageError(missing_code(network.network))
-        if network.network in NETWORKS and network != self.config.group(Network):
-            self.config = replace(self.config, **network.plain())
-            self.hparams.update(network.plain())
-            self.model = make_network(network.network, network.width).train(self.training)
+        self.temperature = float(checkpoint.get(TEMPERATURE, 1))
 
     def configure_optimizers(self) -> Any:
         bfloat16 = str(self.trainer.precision).startswith("bf16")

@@ -21,7 +21,7 @@ import pandas as pd
 from core.cli import run_program
 from experiments.tables import CORRUPTED, find_runs, read_csv, write_csv
 from models.checkpoint import load_checkpoint
-from models.classifier import make_classifier
+from models.classifier import Classifier
 from training.evaluation import CLEAN, SPLITS, evaluate_corruptions, load_split
 
 
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> None:
             continue
         checkpoint = load_checkpoint(run.result.checkpoint)
         images = load_split(checkpoint, replace(checkpoint.data, data_dir=options.data_dir), options.on)
-        found = evaluate_corruptions(make_classifier(checkpoint), images, checkpoint.preprocessing)
+        found = evaluate_corruptions(Classifier(checkpoint), images, checkpoint.preprocessing)
         rows = [(name, options.on, *kind, round(100 * value, 2)) for kind, value in found.items()]
         columns = ["run", "on", "corruption", "severity", "accuracy"]
         new = pd.DataFrame(rows, columns=columns).astype({"severity": "Int64"})

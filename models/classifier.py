@@ -40,7 +40,7 @@ def measure_accuracy(logits: Tensor, labels: Tensor) -> float:
 
 
 class Classifier(nn.Module):
-    """A checkpoint's network between its mean/std normalization and its temperature and softmax.
+    """A checkpoint's network between its mean/std normalization and its temperature and softmax, in evaluation mode.
 
     Images must first go through `preprocessing.preprocess` with its `preprocessing` and `whitening`.
     """
@@ -53,6 +53,7 @@ class Classifier(nn.Module):
         self.mean, self.std = nn.Buffer(checkpoint.mean), nn.Buffer(checkpoint.std)
         self.preprocessing, self.whitening = checkpoint.preprocessing, checkpoint.whitening
         self.temperature = checkpoint.temperature
+        self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute probabilities, float32 [N, C], of preprocessed images, uint8 [N, 32, 32, 3]."""
@@ -70,7 +71,7 @@ class Classifier(nn.Module):
 
 
 def load_classifier(path: str | Path, tta: bool = False, network: str | None = None) -> Classifier:
-    """Load the classifier of a checkpoint, in evaluation mode.
+    """Load the classifier of a checkpoint.
 
     Args:
         path, network: As in `load_checkpoint`.
@@ -79,9 +80,4 @@ def load_classifier(path: str | Path, tta: bool = False, network: str | None = N
     Raises:
         UsageError: As in `load_checkpoint`, or the weights are of another network.
     """
-    return make_classifier(load_checkpoint(path, network), tta)
-
-
-def make_classifier(checkpoint: Checkpoint, tta: bool = False) -> Classifier:
-    """Make the classifier of a checkpoint that is loaded already, as `load_classifier` does."""
-    return Classifier(checkpoint, tta).eval()
+    return Classifier(load_checkpoint(path, network), tta)

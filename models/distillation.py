@@ -19,7 +19,7 @@ from core.cache import LazyArray, array_sha256
 from core.errors import SettingError, UsageError
 from core.files import sha256
 from models.checkpoint import Checkpoint, load_checkpoint
-from models.classifier import Classifier, make_classifier
+from models.classifier import Classifier
 from models.config import Teacher
 
 DISTILLATION_TEMPERATURE = 4.0  # Hinton et al. report 2.5 to 4 as best for a small network
@@ -82,7 +82,7 @@ def load_teacher(teacher: Teacher, data: Data, folder: Path) -> TeacherLogits:
     if data.val_size and (trained.split_seed != data.split_seed or trained.val_size < data.val_size):
         split = f"val_size {trained.val_size} and split_seed {trained.split_seed}"
         raise SettingError("teacher", path, f"was trained with {split}, so it has seen validation images of this run")
-    return TeacherLogits(make_classifier(checkpoint, tta=True), found, folder)
+    return TeacherLogits(Classifier(checkpoint, tta=True), found, folder)
 
 
 def hash_teacher(path: Path) -> str:

@@ -30,7 +30,7 @@ from core.errors import SettingError, UsageError
 from core.markdown import markdown_table
 from core.shell import format_command
 from models.checkpoint import Checkpoint
-from models.classifier import Classifier, make_classifier, measure_accuracy
+from models.classifier import Classifier, measure_accuracy
 from training.checkpoints import read_checkpoint_config
 from training.description import count_parameters, describe, describe_in_short
 
@@ -112,7 +112,7 @@ def evaluate(
         changes |= {"corrupt": "none"}
     settings = checkpoint.preprocessing.changed(changes)
     data = replace(checkpoint.data, data_dir=data_dir or Data.data_dir, mirror=mirror, cache_dir=cache_dir)
-    classifier = make_classifier(checkpoint, tta)
+    classifier = Classifier(checkpoint, tta)
     if on not in SPLITS and (Path(on) / LABELS).exists():
         if every:
             raise SettingError("corrupt", ALL, f"the images of {on} are corrupted already")

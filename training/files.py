@@ -5,7 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,22 +56,18 @@ class RunResult:
 
 
 def reserve_version(log_dir: Path, checkpoint_dir: Path) -> str:
-    """Make the folders `version_N` of a new run below both, and return that name; UsageError if that is not possible.
+    """Make the folders `version_N` of a new run below both, and return that name.
 
     N is of the run whose mkdir succeeds, so no two runs share it, however close together they start.
     """
     for number in itertools.count():
         version = f"version_{number}"
-        try:
-            if not (checkpoint_dir / version).exists():
-                (log_dir / version).mkdir(parents=True)
-                (checkpoint_dir / version).mkdir(parents=True, exist_ok=True)
-                return version
-        except FileExistsError:
-            if not (log_dir / version).is_dir():
-                raise UsageError(f"{log_dir / version}: in the way of a folder") from None
-        except OSError as error:
-            raise UsageError(f"{error.filename}: {error.strerror}") from error
+        if (checkpoint_dir / version).exists() or (log_dir / version).exists():
+            continue
+        with suppress(FileExistsError):  # another run has made it meanwhile
+            (log_dir / version).mkdir(parents=True)
+            (checkpoint_dir / version).mkdir(parents=True, exist_ok=True)
+            return version
     raise AssertionError
 
 

@@ -8,19 +8,19 @@ to. It is a start, no more: for some optimizers whole runs want several times as
 The point of steepest fall, Lightning's own suggestion, is lower still.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
-from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
 
 from analysis import figures
 from analysis.tensorboard import add_figure
 from core.signals import StopSignals
-from lenet_module import LeNetModule
 from training.callbacks import ProgressBar
 from training.config import RunConfig
 from training.run import complete, make_modules, prepare_process
@@ -55,32 +55,20 @@ class LRRange:
         return float(f"{np.sqrt(np.prod(self.valley)):.2g}")
 
 
-class RecordedModule(LeNetModule):
-    """A `LeNetModule` whose learning rate grows from step to step; it records the losses, and stops the training where
-    one is no longer finite.
-    """
+class GrowingRate(Callback):
+    """A learning rate that grows from step to step, by an optimizer whose own is constant; records both."""
 
-    def setup(self, stage: str) -> None:
+    def __init__(self) -> None:
         self.lrs: list[float] = []
         self.losses: list[float] = []
 
-    def configure_optimizers(self) -> Any:
-        made = super().configure_optimizers()
-        growing = LambdaLR(made["optimizer"], lambda step: LOWEST * (HIGHEST / LOWEST) ** (step / STEPS))
-        return made | {"lr_scheduler": made["lr_scheduler"] | {"scheduler": growing}}
+    def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, index: int) -> None:
+        self.lrs.append(module.config.lr * LOWEST * (HIGHEST / LOWEST) ** (trainer.global_step / STEPS))
+        for group in trainer.optimizers[0].param_groups:
+            group["lr"] = self.lrs[-1]
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor] | None:  # type: ignore[override]
-        self.lrs.append(self.trainer.optimizers[0].param_groups[0]["lr"])
-        try:
-            outputs = super().training_step(batch, batch_idx)
-        except FloatingPointError:
-            self.trainer.should_stop = True
-            return None
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
         self.losses.append(outputs["loss"].item())
-        return outputs
-
-    def on_train_epoch_end(self) -> None:
-        """Compute no metrics: an epoch without a finite loss has none."""
 
 
 def find_lr(config: RunConfig) -> tuple[float, Path]:
@@ -104,21 +92,22 @@ def find_lr(config: RunConfig) -> tuple[float, Path]:
 
 def record_losses(config: RunConfig) -> LRRange:
     """Train with a growing rate, and return the losses."""
-    datamodule, _ = make_modules(config)
-    module = RecordedModule(config, schedule="constant")
+    datamodule, module = make_modules(replace(config, schedule="constant"))
+    grown = GrowingRate()
     trainer = make_trainer(
         replace(config, devices=1, num_nodes=1, strategy="auto"),
         max_epochs=STEPS,
         max_steps=STEPS,
         limit_val_batches=0,
         enable_checkpointing=False,
-        callbacks=[ProgressBar()],
+        callbacks=[grown, ProgressBar()],
     )
-    trainer.fit(module, datamodule=datamodule)
-    losses = np.array(module.losses)
+    with suppress(FloatingPointError):  # a loss that is not finite ends the test
+        trainer.fit(module, datamodule=datamodule)
+    losses = np.array(grown.losses)
     if len(losses) < WINDOW:
-        raise FloatingPointError(f"the training loss was not finite at learning rate {module.lrs[0]:.2g}")
-    lrs = np.array(module.lrs)[WINDOW // 2 :][: len(losses) - WINDOW + 1]
+        raise FloatingPointError(f"the training loss was not finite at learning rate {grown.lrs[-1]:.2g}")
+    lrs = np.array(grown.lrs)[WINDOW // 2 :][: len(losses) - WINDOW + 1]
     return LRRange(lrs, np.convolve(losses, np.ones(WINDOW) / WINDOW, "valid"))
 
 
