@@ -11,10 +11,8 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
 from pytorch_lightning.cli import LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
-from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import evaluate
@@ -22,7 +20,7 @@ import train as main_program
 from cifar10 import records
 from cifar_datamodule import CIFAR10DataModule
 from conftest import ROOT, SMALL, curves, evaluated, weights
-from core.errors import SettingError, UsageError
+from core.errors import UsageError
 from lenet_module import LeNetModule
 from models.checkpoint import load_checkpoint
 from models.classifier import load_classifier
@@ -39,16 +37,6 @@ def trainer(**options: Any) -> pl.Trainer:
 def released(result: Any, target: Path) -> Path:
     release(load_checkpoint(result.checkpoint), target, result.test_acc)
     return target
-
-
-def test_the_released_weights_load_as_lightning_loads() -> None:
-    module = LeNetModule.load_from_checkpoint(RELEASED)
-    datamodule = CIFAR10DataModule.load_from_checkpoint(RELEASED)
-    known = load_checkpoint(RELEASED)
-    assert all(torch.equal(value, known.state_dict[name]) for name, value in module.state_dict().items())
-    assert module.config.width == known.network.width and module.config.lr == known.flags["lr"]
-    assert datamodule.preprocessing == known.preprocessing and torch.equal(datamodule.mean, known.mean)
-    assert (datamodule.whitening is None) == (known.whitening is None)
 
 
 def test_a_run_and_what_is_released_of_it_load_as_lightning_loads(run: Any, data_dir: Path, tmp_path: Path) -> None:
@@ -160,32 +148,6 @@ def test_lightnings_command_line_fits_validates_tests_and_predicts(
         assert all(torch.equal(value, weights(path)[name]) for name, value in done.model.state_dict().items())
 
 
-class Flattening(pl.LightningModule):
-    """As many a public LeNet does it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Linear(3072, 10)
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        images, labels = batch
-        loss = F.cross_entropy(self.fc(images.view(len(images), -1)), labels)
-        self.log("loss", loss)
-        return loss
-
-    validation_step = test_step = training_step
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.001)
-
-
-def test_a_network_that_flattens_by_view_takes_every_batch(data_dir: Path) -> None:
-    datamodule = CIFAR10DataModule(data_dir=data_dir, val_size=100, cutout=8)
-    any_trainer = trainer(max_epochs=1)
-    any_trainer.fit(Flattening(), datamodule=datamodule)
-    any_trainer.test(Flattening(), datamodule=datamodule, verbose=False)
-
-
 SCRIPT = """
 import pytorch_lightning as pl
 import torch
@@ -263,19 +225,3 @@ def test_in_a_notebook_train_takes_texts_as_paths_and_prints_a_line_an_epoch(
     assert [line[:9] for line in lines if line.startswith("epoch")] == ["epoch 1/2", "epoch 2/2"]
     assert result.log_dir == Path("x/sgd-lr0.05-bs50-epochs2-width1-val-size100-seed0/version_0")
     assert load_classifier(str(result.checkpoint)).class_names
-
-
-@pytest.mark.parametrize("make", [LeNetModule, main_program.train])
-def test_an_unknown_optimizer_is_one_clear_sentence(make: Any) -> None:
-    with pytest.raises(SettingError, match=r"^optimizer adams: must be one of 'sgd', 'adam', .*$"):
-        make(optimizer="adams")
-
-
-def test_a_state_that_is_loaded_after_the_setup_counts_as_if_it_had_come_before(data_dir: Path) -> None:
-    given, loaded = (CIFAR10DataModule(data_dir=data_dir, val_size=100, normalize=name) for name in ("image", "zca"))
-    given.setup()
-    loaded.setup()
-    loaded.load_state_dict(given.state_dict())
-    for name in ("train_dataloader", "val_dataloader", "test_dataloader"):
-        (expected, _), (images, _) = (next(iter(getattr(module, name)())) for module in (given, loaded))
-        assert torch.equal(images, expected)

@@ -98,19 +98,6 @@ def test_a_filter_in_channels_last_is_updated_as_one_that_is_not() -> None:
     torch.testing.assert_close(*results)
 
 
-def test_a_loaded_state_goes_on_as_if_nothing_had_stopped() -> None:
-    whole, halves = Two(), Two()
-    halves.load_state_dict(whole.state_dict())
-    train(whole, [Muon(whole.parameters(), lr=0.02)], steps=6)
-    before = Muon(halves.parameters(), lr=0.02)
-    train(halves, [before], steps=3)
-    after = Muon(halves.parameters(), lr=0.5)
-    after.load_state_dict(copy.deepcopy(before.state_dict()))
-    train(halves, [after], steps=3, first=3)
-    for expected, weight in zip(whole.parameters(), halves.parameters(), strict=True):
-        assert torch.equal(expected, weight)
-
-
 def test_frozen_weights_stay_and_a_closure_is_called() -> None:
     network = Two()
     network.first.weight.requires_grad_(False)
