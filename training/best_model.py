@@ -110,10 +110,15 @@ class Pictures:
         """Show a figure in TensorBoard, and write it as a file."""
         add_figure(self.writer, tag, figure, self.config.epochs, self.folder / file)
 
-    def write_trend(self, found: Predictions, clean_acc: float) -> diagnosis.Trend:
-        """Write the tables and the trend, and return it; `clean_acc` is the accuracy on whole training images."""
+    def write_trend(self, found: Predictions, clean_acc: float) -> diagnosis.Trend | None:
+        """Write the tables and the trend, and return it; None if epochs are missing, of a removed log folder.
+
+        `clean_acc` is the accuracy on whole training images.
+        """
         stage = self.config.select_on
         reports.write_tables(self.folder, found.logits, found.labels, CLASS_NAMES)
+        if len(self.curves.get("train/loss", ())) < self.config.epochs:
+            return None
         trend = diagnosis.analyse(
             *(self.values(name) for name in ("train/loss", "train/acc", f"{stage}/loss", f"{stage}/acc")),
             clean_acc=clean_acc,

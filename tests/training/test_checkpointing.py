@@ -208,8 +208,8 @@ def test_a_log_folder_that_is_removed_while_the_run_trains_costs_no_epoch(
     assert message.count("\n") == 1
     logs = Path(message.partition(" was removed")[0].split()[-1])
     logs.mkdir(parents=True)
-    resume(tmp_path / "checkpoints" / logs.parent.name / logs.name)
-    assert len(history(logs)) == 2
+    resumed = resume(tmp_path / "checkpoints" / logs.parent.name / logs.name)
+    assert len(history(logs)) == 2 and resumed.trend is None  # of its first epoch there is no curve of each class
 
 
 def test_a_run_beside_another_in_the_same_process_is_refused(run: Any) -> None:
