@@ -1,9 +1,6 @@
 """The benchmarks run and write their pages; what they measure is not judged here."""
 
 import itertools
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +11,7 @@ import torch
 from benchmarks import corruption, report_pipeline, throughput, time_to_accuracy
 from cifar10.config import Preprocessing
 from cifar_datamodule import CIFAR10DataModule
-from conftest import ROOT, evaluated
+from conftest import evaluated
 from core.errors import UsageError
 from lenet_module import LeNet5
 
@@ -81,11 +78,6 @@ def test_the_bare_loop_gets_the_images_of_the_run_that_it_is_compared_with(
     assert by_run == {seen[-1]} == {Preprocessing()}
 
 
-def test_a_ratio_of_times_is_of_the_reports_training_and_of_our_whole_command() -> None:
-    run = time_to_accuracy.Run(4, 0, 0.74, command_seconds=30.0, report_images_per_second=4000)
-    assert run.ratio == pytest.approx(60 * 50_000 / 4000 / 30)
-
-
 def test_times_of_another_kind_are_not_gone_on_with(tmp_path: Path) -> None:
     path = tmp_path / "page.csv"
     path.write_text("epochs,seed,test_acc,seconds,report_images_per_second\n4,0,0.74,30,4000\n")
@@ -112,12 +104,6 @@ def test_a_tiny_run_does_not_overwrite_results(benchmark: Any, tmp_path: Path, m
     with pytest.raises(SystemExit):
         benchmark.main(["--tiny"])
     assert not list(tmp_path.iterdir())
-
-
-def test_a_notebooks_backend_that_is_not_installed_here_does_not_matter() -> None:
-    environment = os.environ | {"MPLBACKEND": "not-installed"}
-    line = [sys.executable, "-m", "benchmarks.throughput", "--help"]
-    assert subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, timeout=300).returncode == 0
 
 
 def test_the_networks_have_the_reports_size_and_work() -> None:
