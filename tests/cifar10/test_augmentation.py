@@ -24,18 +24,11 @@ def test_all_shifts_and_both_mirrors_occur() -> None:
     assert 0.45 < draws.flipped.float().mean() < 0.55
 
 
-def test_off_means_untouched() -> None:
-    draws = draw_epoch(0, 0, 40, crop=0, flip=False)
-    assert torch.equal(crop_and_flip(images(), torch.arange(40), draws), images())
-
-
 def test_the_plan_is_a_function_of_seed_and_epoch() -> None:
-    def rows(seed: int, epoch: int) -> torch.Tensor:
-        return draw_epoch(seed, epoch, 1000, crop=2, flip=True).rows
+    def rows(seed: int, epoch: int) -> list[int]:
+        return draw_epoch(seed, epoch, 1000, crop=2, flip=True).rows.tolist()
 
-    assert torch.equal(rows(1, 2), rows(1, 2))
-    assert not torch.equal(rows(1, 2), rows(1, 3))
-    assert not torch.equal(rows(1, 2), rows(2, 2))
+    assert rows(1, 2) == rows(1, 2) not in (rows(1, 3), rows(2, 2))
 
 
 def test_what_happens_to_an_image_does_not_depend_on_its_batch() -> None:
