@@ -1,6 +1,7 @@
 """Sweeps whose runs are not trained: what is planned, what a search proposes, what counts as done."""
 
 import errno
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def test_a_sweep_that_is_busy_or_has_a_file_in_its_way_is_one_line(
     (tmp_path / "file").touch()
     with FileLock(tmp_path / "logs" / "sweep" / "sweep.lock"):
         for folder, said in (("logs", "logs/sweep: another sweep.py is at it\n"), ("file", "file/sweep: ")):
-            assert run_program(lambda folder=folder: main_program.sweep(grid=["lr=0.01"], log_dir=folder)) == 2
+            assert run_program(partial(main_program.sweep, grid=["lr=0.01"], log_dir=folder)) == 2  # type: ignore[arg-type]
             error = capsys.readouterr().err
             assert said in error and error.count("\n") == 1
 
