@@ -120,7 +120,10 @@ class Pictures:
         if len(self.curves.get("train/loss", ())) < self.config.epochs:
             return None
         trend = diagnosis.analyse(
-            *(self.values(name) for name in ("train/loss", "train/acc", f"{stage}/loss", f"{stage}/acc")),
+            self.values("train/loss"),
+            self.values("train/acc"),
+            self.values(f"{stage}/loss"),
+            self.values(f"{stage}/acc"),
             clean_acc=clean_acc,
             by_class=self.by_class,
             confusion=reports.confusion_matrix(found.logits, found.labels).numpy(),

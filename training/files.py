@@ -62,9 +62,9 @@ def reserve_version(log_dir: Path, checkpoint_dir: Path) -> str:
     """
     for number in itertools.count():
         version = f"version_{number}"
-        if (checkpoint_dir / version).exists() or (log_dir / version).exists():
+        if (checkpoint_dir / version).exists():
             continue
-        with suppress(FileExistsError):  # another run has made it meanwhile
+        with suppress(FileExistsError):  # another run has made it
             (log_dir / version).mkdir(parents=True)
             (checkpoint_dir / version).mkdir(parents=True, exist_ok=True)
             return version

@@ -22,7 +22,6 @@ from lenet_module import LeNetModule
 from made_up import own_network, write_checkpoint
 from models.checkpoint import load_checkpoint
 from training.checkpoints import AtomicCheckpointIO, release
-from training.files import RunResult
 from training.resume import read_run_to_resume
 
 STEPS = 18  # of an epoch of the made-up data
@@ -62,7 +61,7 @@ def assert_equal_weights(first: Path, second: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A run of three epochs that nothing interrupts, on the same data as all others."""
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
@@ -104,7 +103,7 @@ def test_a_network_that_draws_random_numbers_resumes_bit_for_bit(run: Any, crash
     assert run(**flags | {"seed": 1}).test_loss != whole.test_loss
 
 
-def test_a_moved_run_resumes_where_it_is_now(whole: RunResult, crash: Any, tmp_path: Path) -> None:
+def test_a_moved_run_resumes_where_it_is_now(whole: Any, crash: Any, tmp_path: Path) -> None:
     folder = crash(2 * STEPS + 1, epochs=3)
     there = tmp_path / "else where" / "é" / folder.parent.name / folder.name
     there.parent.mkdir(parents=True)
@@ -120,7 +119,7 @@ def test_a_run_of_relative_folders_resumes_from_elsewhere_and_after_a_move_of_th
     (tmp_path / "a" / "project").mkdir(parents=True)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "a" / "project")
-    flags = {"data_dir": "../data", "log_dir": "logs", "checkpoint_dir": "../x", "cache_dir": "kept"}
+    flags: dict[str, Any] = {"data_dir": "../data", "log_dir": "logs", "checkpoint_dir": "../x", "cache_dir": "kept"}
     flags |= {"normalize": "zca", "teacher": write_checkpoint(Path("teacher.ckpt"))}
     shutil.move(data_dir, tmp_path / "a" / "data")
     whole = run(**flags)
@@ -145,7 +144,7 @@ def test_a_run_of_relative_folders_resumes_from_elsewhere_and_after_a_move_of_th
 
 
 def test_a_finished_run_resumed_from_elsewhere_trains_nothing_and_says_where_it_is(
-    whole: RunResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     folder = whole.checkpoint.parent
     before = (folder / "last.ckpt").stat().st_mtime_ns
@@ -157,7 +156,7 @@ def test_a_finished_run_resumed_from_elsewhere_trains_nothing_and_says_where_it_
     assert not list(tmp_path.iterdir()) and (folder / "last.ckpt").stat().st_mtime_ns == before
 
 
-def test_flags_that_would_make_another_run_are_refused(whole: RunResult, run: Any) -> None:
+def test_flags_that_would_make_another_run_are_refused(whole: Any, run: Any) -> None:
     changes = {"epochs": 5, "lr": 0.02, "batch_size": 10, "optimizer": "adam", "val_size": 0, "precision": "auto"}
     for name, value in changes.items():
         with pytest.raises(UsageError, match=f"{name} .* must stay"):
@@ -167,9 +166,7 @@ def test_flags_that_would_make_another_run_are_refused(whole: RunResult, run: An
         read_run_to_resume(short.checkpoint.parent, {"epochs": 4})
 
 
-def test_a_checkpoint_outside_its_runs_folder_and_released_weights_are_not_resumed(
-    whole: RunResult, tmp_path: Path
-) -> None:
+def test_a_checkpoint_outside_its_runs_folder_and_released_weights_are_not_resumed(whole: Any, tmp_path: Path) -> None:
     lone, released = tmp_path / "lone.ckpt", tmp_path / "version_0" / "last.ckpt"
     shutil.copy(whole.checkpoint.parent / "last.ckpt", lone)
     with pytest.raises(UsageError, match="must be in its run's folder"):
@@ -253,7 +250,7 @@ def test_files_that_are_no_checkpoint_get_one_line_that_names_them(tmp_path: Pat
 
 
 def test_a_signal_stops_within_the_step_and_the_run_goes_on_from_its_last_epoch(
-    whole: RunResult, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Any, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step_of = LeNetModule.training_step
 
@@ -278,7 +275,7 @@ def test_a_signal_stops_within_the_step_and_the_run_goes_on_from_its_last_epoch(
 
 @pytest.mark.parametrize(("file", "moment"), [("best", "move"), ("last", "flush"), ("last", "move")])
 def test_a_signal_while_a_checkpoint_is_written_leaves_a_whole_one(
-    whole: RunResult, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, moment: str
+    whole: Any, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, moment: str
 ) -> None:
     with monkeypatch.context() as patch:
         stop_while_writing(patch, file, moment)

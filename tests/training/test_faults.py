@@ -155,7 +155,7 @@ def test_two_runs_started_together_have_folders_of_their_own_whatever_home_and_r
     (tmp_path / "file").touch()
     nowhere = str(tmp_path / "file" / "home")  # that nobody can make
     ranks: dict[str, Any] = dict.fromkeys(["RANK", "LOCAL_RANK", "NODE_RANK", "JSM_NAMESPACE_RANK"], "1")
-    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    place: dict[str, Any] = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     processes = [folder.new(1, HOME=nowhere, USERPROFILE=nowhere), folder.new(1, **SLURM, **ranks, **place)]
     assert [finish(process) for process in processes] == [0, 0]
     assert sorted(path.name for path in folder.run().parent.iterdir()) == ["version_0", "version_1"]
