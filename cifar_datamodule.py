@@ -81,7 +81,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
     def prepare_data(self) -> None:
         """Download the data set if it is not there, and check it."""
         if not self._verified:  # hashing takes a tenth of a second, and each stage asks for it
-            download.prepare(self.config.data_dir, self.config.mirror)
+            download.prepare(self.config.data_dir, self.config.mirror, self.config.cache_dir)
             self._verified = True
 
     def setup(self, stage: str | None = None) -> None:
@@ -198,7 +198,7 @@ class CIFAR10DataModule(pl.LightningDataModule):
 
     @property
     def _folder(self) -> Path:
-        return records.find_folder(self.config.data_dir)
+        return records.find_folder(self.config.data_dir, self.config.cache_dir)
 
     def _originals(self, train: bool, count: int) -> LazyArray:
         """Return the original images, uint8 [count, 32, 32, 3]; they are not read if cached results are."""

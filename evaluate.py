@@ -18,6 +18,7 @@ from cifar10.config import Data, Preprocessing
 from cifar10.filters import CORRUPT
 from core.cli import Parser, run_program
 from core.errors import SettingError, UsageError
+from core.settings import get_fields
 
 FOLDERS = ("data_dir", "cache_dir", "mirror")  # where the data set comes from, and what is made of it goes
 
@@ -69,6 +70,8 @@ def main() -> None:
     path, tta, target, network, temperature = (
         flags.pop(name) for name in ("checkpoint", "tta", "release", "network", "temperature")
     )
+    for group in (Data, Preprocessing):  # refuse bad values
+        group(**{name: flags[name] for name in get_fields(group) if flags.get(name, "all") != "all"})
     if temperature is not None and not 0 < temperature < math.inf:
         raise SettingError("temperature", temperature, "must be above 0")
     changes = flags.keys() - {*FOLDERS, "on", "out"}

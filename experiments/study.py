@@ -44,7 +44,7 @@ RUN_MEMORY = 1.5e9  # bytes; results/throughput/ has the peak of a run
 HEARTBEAT, GRACE = 20, 90  # seconds; a machine that is silent for longer has died, and others take over its runs
 POLL = 1.0  # seconds
 # On Linux, runs are forked from a process that has imported PyTorch and Lightning once and computed nothing.
-CONTEXT = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+CONTEXT: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
 CONTEXT.set_forkserver_preload(["pytorch_lightning", "training.run", "experiments.study"])
 STOPPED = "stopped"  # the reason of a trial that did not fail
 BY_SIGNAL = {128 + SIGINT, 128 + SIGTERM, -SIGINT, -SIGTERM}  # exit statuses
@@ -159,7 +159,9 @@ class Engine:
             arguments = self.sweep.list_arguments(values, threads=max(1, cores() // self.workers))
         output = self.sweep.log_dir / "output" / f"{number}.txt"
         output.parent.mkdir(exist_ok=True)
-        child = CONTEXT.Process(target=run_train, args=(arguments, output))
+        child = CONTEXT.Process(  # type: ignore[attr-defined]
+            target=run_train, args=(arguments, output)
+        )
         with self.starting:
             if self.stopping.is_set():
                 raise Failed(STOPPED)

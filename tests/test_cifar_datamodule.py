@@ -7,6 +7,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from cifar10 import records
 from cifar10.config import DataConfig
 from cifar_datamodule import CIFAR10DataModule, ShuffledBatches, channel_statistics
 from core.errors import DataError
@@ -173,6 +174,16 @@ def test_the_argument_may_be_the_data_folder_and_the_test_images_need_no_setup(f
 def test_a_setup_before_the_data_is_prepared_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"data_batch_1\.bin is not there: call prepare_data first"):
         CIFAR10DataModule(tmp_path).setup()
+
+
+def test_a_read_only_data_folder_with_a_cache_folder_works(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (data_dir / records.FOLDER).rename(tmp_path / records.FOLDER)  # as if it had been unpacked there
+    datamodule = CIFAR10DataModule(data_dir, cache_dir=tmp_path, val_size=100)
+    datamodule.prepare_data()
+    datamodule.setup()
+    assert len(datamodule.load_split("val").labels) == 100 and len(datamodule.examples()["as it is"]) == 10
 
 
 def quick_trainer(**options: object) -> pl.Trainer:

@@ -1,8 +1,10 @@
 """What cifar10 promises, on a made-up CIFAR-10 of four records a file, served by this machine alone."""
 
+import errno
 import hashlib
 import io
 import json
+import os
 import pickle
 import shutil
 import struct
@@ -12,6 +14,7 @@ import tarfile
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -242,6 +245,34 @@ def test_a_pickle_that_is_missing_or_has_another_md5_is_not_opened(tmp_path, mon
         with pytest.raises(DataError, match="data_batch_1 is missing, or fails the MD5 check"):
             prepare(tmp_path)
         path.unlink(missing_ok=True)
+
+
+def make_read_only(monkeypatch, folder):
+    """Lets nobody write to a folder, not even a test that runs as root."""
+
+    def mkdir(path, *arguments, **options):
+        if folder in path.parents:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return made(path, *arguments, **options)
+
+    made = Path.mkdir
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+
+
+def test_a_read_only_data_folder_is_unpacked_to_the_cache_folder(tmp_path, monkeypatch):
+    data_dir, cache_dir = tmp_path / "data", tmp_path / "cache"
+    data_dir.mkdir()
+    put_pickles(data_dir)
+    (put_files(data_dir) / "test_batch.bin").write_bytes(b"damaged")
+    before = sorted(data_dir.rglob("*"))
+    make_read_only(monkeypatch, data_dir)
+    for _ in range(2):
+        assert prepare(data_dir, cache_dir=cache_dir) == cache_dir / "cifar-10-batches-bin"
+    assert_complete(cache_dir / "cifar-10-batches-bin")
+    assert records.find_folder(data_dir, cache_dir) == cache_dir / "cifar-10-batches-bin"
+    assert sorted(data_dir.rglob("*")) == before
+    with pytest.raises(DataError, match=r"Read-only file system.*; --cache_dir names a folder"):
+        prepare(data_dir)
 
 
 def test_a_flipped_bit_is_mended_and_the_good_files_stay(tmp_path, capsys):
