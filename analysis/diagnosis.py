@@ -149,9 +149,22 @@ def overfitting_onset(train_loss: Curve, val_loss: Curve) -> int | None:
 
 
 def class_changes(by_class: Mapping[str, Curve]) -> list[tuple[str, float]]:
-    """Return how the accuracy of each class changed from the middle epoch to the last, the largest gain first."""
-    changes = [(name, float(curve[-1] - curve[(len(curve) - 1) // 2])) for name, curve in by_class.items()]
+    """Return how the accuracy of each class changed from the middle of the run to its end, the largest gain first.
+
+    Means over `compared_epochs`: from one epoch to the next, the accuracy of a class jumps by several points.
+    """
+    changes = []
+    for name, curve in by_class.items():
+        middle, end = (np.mean(curve[first - 1 : last]) for first, last in compared_epochs(len(curve)))
+        changes.append((name, float(end - middle)))
     return sorted(changes, key=lambda pair: -pair[1])
+
+
+def compared_epochs(epochs: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return the first and last of at most three epochs in the middle of a run, and of as many at its end."""
+    count = min(3, max(1, epochs // 4))
+    first = (epochs - count) // 2 + 1
+    return (first, first + count - 1), (epochs - count + 1, epochs)
 
 
 def hardest_classes(confusion: np.ndarray, class_names: Sequence[str]) -> list[tuple[str, float]]:
@@ -177,7 +190,7 @@ def advise(trend: Trend, gained: float, config: Mapping[str, Any]) -> tuple[str,
     gap, images = trend.gap, trend.images
     default = OPTIMIZERS[config["optimizer"]].lr
     if trend.overfitting_onset is not None:
-        return REGULARISE, f"from epoch {trend.overfitting_onset} on it overfits the training images"
+        return REGULARISE, f"{images} loss rises after epoch {trend.lowest_loss_epoch}"
     if trend.last_epochs == "worsen":
         return LOWER_LR, "the last epochs got worse without overfitting"
     above = f"training accuracy is {gap / POINT:.1f} points above {images} accuracy"
@@ -245,11 +258,13 @@ def sentences(trend: Trend) -> dict[str, str]:
     images, enough = trend.images, trend.last_epochs is not None
     words = {"best epoch": f"{trend.best_epoch} of {trend.epochs}: highest {images} accuracy, {trend.best_acc:.2%}"}
     side = f"{abs(trend.gap) / POINT:.1f} points {'above' if trend.gap > 0 else 'below'} {images} accuracy"
-    words["gap"] = f"training accuracy is {trend.train_acc:.2%}, {side}"
+    words["gap"] = (
+        f"with its weights, accuracy on training images without augmentation is {trend.train_acc:.2%}, {side}"
+    )
     words |= dict.fromkeys(("overfitting", "last epochs"), TOO_FEW)
     lowest = f"{images} loss is lowest in epoch {trend.lowest_loss_epoch}"
     if trend.overfitting_onset is not None:
-        words["overfitting"] = f"{lowest} and ends {trend.loss_rise:.1%} above that, while training loss falls"
+        words["overfitting"] = f"yes: {lowest} and ends {trend.loss_rise:.1%} above that, while training loss falls"
     elif enough and trend.lowest_loss_epoch < trend.epochs:
         words["overfitting"] = f"none found: {lowest}, and ends {trend.loss_rise:.1%} above that"
     elif enough:
@@ -257,15 +272,20 @@ def sentences(trend: Trend) -> dict[str, str]:
     if trend.last_epochs:
         verb = {"improve": "still improve", "level": "have levelled off", "worsen": "get worse"}[trend.last_epochs]
         because = ", as the learning rate fell" if trend.rate_falls and trend.last_epochs != "worsen" else ""
-        change = f"{trend.last_change / POINT:+.1f} points over the last {trend.last_window}"
+        change = (
+            f"a straight line through the last {trend.last_window} changes by {trend.last_change / POINT:+.1f} points"
+        )
         words["last epochs"] = f"{verb}: {change}{because}"
     if trend.changes:
         named = [f"{name} {change / POINT:+.1f}" for name, change in trend.changes]
-        words["classes"] = f"points since the middle of the run: most {', '.join(named[:2])}; least {named[-1]}"
+        spans = [f"{first} to {last}" for first, last in compared_epochs(trend.epochs)]
+        compared = f"points, means of epochs {spans[1]} minus {spans[0]}"
+        words["classes"] = f"most {', '.join(named[:2])}; least {named[-1]} ({compared})"
     if trend.hardest:
         words["hardest"] = ", ".join(f"{name} {accuracy:.0%}" for name, accuracy in trend.hardest)
     if trend.confused:
-        words["confused"] = "; ".join(f"{a}/{b}: {one} and {other}" for a, b, one, other in trend.confused)
+        pairs = (f"{a} taken for {b} {one}, {b} for {a} {other}" for a, b, one, other in trend.confused)
+        words["confused"] = "; ".join(pairs)
     tried = f"; try {trend.flags}" if trend.flags else ""
     words["advice"] = f"{trend.advice}, because {trend.reason}{tried}" if enough else TOO_FEW
     return words

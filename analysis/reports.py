@@ -39,6 +39,7 @@ CONFUSION, MISTAKES, CONFUSED, RELIABILITY = "confusion.png", "mistakes.png", "c
 CORRUPTIONS, CORRUPTED = "corruptions.csv", "corruptions.png"  # of a folder of corrupted images
 REPORT, HTML = "report.md", "report.html"  # tie them together
 
+FORMATS = {"loss": "{:.3f}", "acc": "{:.2%}", "second": "{:,.0f}"}  # of HISTORY's columns, by their last words
 SHOWN_EPOCHS = 12  # rows of the report's table of epochs, at most
 OF_A_CLASS, OF_A_PAIR = 3, 6  # mistakes that are shown
 PICTURES = {  # what each shows
@@ -202,9 +203,15 @@ def write_report(
     parts += ["## Trend", trend.strip()] if trend else []
     if (folder / HISTORY).exists():
         columns, *rows = read_csv(folder / HISTORY)
-        texts = [[f"{float(cell):.4g}" if cell else "" for cell in row] for row in choose(rows)]
+        chosen = choose(rows)
+        formats = [FORMATS.get(name.rpartition("_")[2], "{:.4g}") for name in columns]
+        texts = [
+            [form.format(float(cell)) if cell else "" for form, cell in zip(formats, row, strict=True)]
+            for row in chosen
+        ]
         table = markdown_table([name.replace("_", " ") for name in columns], texts)
-        parts += ["## Curves", "" if overview else show(CURVES), table, show(CLASS_CURVES)]
+        left_out = f"{len(chosen)} of {len(rows)} epochs; {HISTORY} has all." if len(chosen) < len(rows) else ""
+        parts += ["## Epoch by epoch", "" if overview else show(CURVES), left_out, table, show(CLASS_CURVES)]
     if (folder / CLASSES).exists():
         columns, *rows = read_csv(folder / CLASSES)
         shares = [[name, *(f"{float(share):.1%}" for share in scores), count] for name, *scores, count in rows]
@@ -242,6 +249,8 @@ def write_html(page: Path) -> None:
             for image in root.iter("img"):
                 if (picture := page.parent / image.get("src")).is_file():
                     image.set("src", f"data:image/png;base64,{b64encode(picture.read_bytes()).decode()}")
+            for cell in [*root.iter("td"), *root.iter("th")]:
+                cell.attrib.pop("style", None)  # the style sheet aligns
             for link in [link for link in root.iter("a") if "://" not in link.get("href", "")]:
                 link.tag = "span"
                 del link.attrib["href"]

@@ -236,7 +236,7 @@ def write(run: Run, trend: Trend | None = None, temperature: float | None = None
         run.logger.finalize("success")
         write_report(
             result.log_dir,
-            title=f"{result.log_dir.parent.name}, {result.log_dir.name}",
+            title=f"CIFAR-10: {result.log_dir.parent.name}, {result.log_dir.name}",
             command=format_flags({name: value for name, value in values.items() if value != defaults[name]}),
             settings=description.items(),
             result=result_rows(result.plain()),

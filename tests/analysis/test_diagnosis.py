@@ -174,8 +174,11 @@ def test_the_classes_that_gained_most_and_least_since_the_middle_are_named() -> 
     steps = np.arange(N) / 100
     trend = trend_of(by_class={"cat": 0.6 - steps, "dog": 0.4 + steps, "frog": np.full(N, 0.5)}, confusion=np.eye(3))
     assert [name for name, _ in trend.changes] == ["dog", "frog", "cat"]
-    assert dict(trend.changes) == pytest.approx({"dog": 0.1, "frog": 0.0, "cat": -0.1})
-    assert "most dog +10.0, frog +0.0; least cat -10.0" in sentences(trend)["classes"]
+    assert dict(trend.changes) == pytest.approx({"dog": 0.09, "frog": 0.0, "cat": -0.09})  # epochs 9 to 11 and 18 to 20
+    assert (
+        "most dog +9.0, frog +0.0; least cat -9.0 (points, means of epochs 18 to 20 minus 9 to 11)"
+        in sentences(trend)["classes"]
+    )
 
 
 def test_hardest_classes_and_most_confused_pairs_come_from_the_confusion_matrix() -> None:
@@ -185,7 +188,7 @@ def test_hardest_classes_and_most_confused_pairs_come_from_the_confusion_matrix(
     assert [name for name, _ in trend.hardest] == ["cat", "bird", "dog"]
     assert trend.hardest[0][1] == pytest.approx(90 / 130)
     assert trend.confused == [("cat", "dog", 40, 10), ("bird", "deer", 30, 0)]
-    assert "cat/dog: 40 and 10; bird/deer: 30 and 0" in markdown(trend)
+    assert "cat taken for dog 40, dog for cat 10; bird taken for deer 30, deer for bird 0" in markdown(trend)
 
 
 def test_the_trend_survives_json() -> None:
