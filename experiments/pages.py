@@ -93,6 +93,8 @@ def write_page(folders: Sequence[Path], compare: Sequence[str], chosen: ReportSe
     for file, figure in drawn.items():
         if figure:
             save(folder / file, figure)
+    shown = make_table(settings, theirs, differences)
+    several = [SEVERAL] * any(len(part) > 1 for part in settings.parts.values()) + [SECONDS] * ("seconds" in shown)
     options = {"--name": [chosen.name], "--seeds": [chosen.seeds], "--compare": compare}
     options |= {"--baseline": [chosen.baseline]}
     notes, dropped = folder / "notes.md", len(table) - len(single)
@@ -103,11 +105,11 @@ def write_page(folders: Sequence[Path], compare: Sequence[str], chosen: ReportSe
         comparison.answer if comparison else "",
         notes.read_text(encoding="utf-8").strip() if notes.exists() else "",
         list_commands(folders, options),
-        write_table(folder / "table", make_table(settings, theirs, differences)),
+        write_table(folder / "table", shown),
         f"Baseline: {chosen.baseline}; differences are paired by seed, their intervals are not corrected."
         if differences
         else "",
-        f"{SEVERAL if any(len(part) > 1 for part in settings.parts.values()) else ''} {SECONDS}".strip(),
+        " ".join(several),
         f"Of several runs of one setting and seed the newest counts; {dropped} are left out." if dropped else "",
         describe_agreement(
             [(select_scores(settings.parts[label]), figure) for label, figure in figures_of_others.items()]
@@ -171,7 +173,8 @@ def make_table(
             row[MINUS] = write_mean(differences[label], SIGNED)
         rows.append(row | set_beside(part, theirs[label]))
     table = pd.DataFrame(rows).fillna("")
-    table["seconds"] = [f"{part['seconds'].median():.0f}" for part in settings.parts.values()]
+    if settings.table["seconds"].notna().all():
+        table["seconds"] = [f"{part['seconds'].median():.0f}" for part in settings.parts.values()]
     return table.loc[:, (table != "").any()]
 
 

@@ -94,7 +94,7 @@ def read_row_result(row: Mapping[str, str]) -> dict[str, Any]:
         "best_epoch": None if epoch is None else int(epoch),
         "val_acc": None if score is None else score / 100,
         "test_acc": None if test is None else test / 100,
-        "seconds": number["seconds"],
+        "seconds": number.get("seconds"),
     }
 
 

@@ -87,8 +87,19 @@ def test_a_run_chosen_on_validation_is_a_row_of_what_it_reached(logs: Logs) -> N
     assert cell["run"] == "sgd-lr0.05-bs128-seed0/version_0" and cell["lr"] == 0.05 and cell["seed"] == 0
     assert (cell["best_epoch"], cell["best_val_acc"], cell["test_acc_at_best_val"], cell["seconds"]) == (2, 80, 78, 9.5)
     assert pd.isna(cell["best_test_acc"]) and pd.isna(cell["last_test_acc"])
+    assert row["seconds"] == "10" and "Seconds are" in logs.report()
     assert list(logs.table("curves")["val_acc"]) == [0.70, 0.80, 0.75]
     assert {path.name for path in (logs.results / "tried").glob("*.png")} == {"accuracy.png", "curves.png"}
+
+
+def test_seconds_that_a_table_of_runs_does_not_have_are_not_shown(logs: Logs) -> None:
+    logs.add([0.70], test=0.78)
+    logs.report()
+    logs.table().assign(seconds="").to_csv(logs.results / "tried" / "runs.csv", index=False)
+    shutil.rmtree(logs.folder)
+    logs.folder.mkdir()
+    page = logs.report()
+    assert "seconds" not in rows(page)[0] and "Seconds are" not in page
 
 
 def test_runs_without_validation_have_the_last_epochs_accuracy_and_the_curve_of_the_training(logs: Logs) -> None:

@@ -158,7 +158,7 @@ def test_a_flag_that_is_added_is_seen_everywhere(run: Any, tmp_path: Path, monke
             "sgd-lr0.05-bs128-corrupt-gaussian-severity5-corrupt-on-both-seed0",
         ),
         ({"normalize": "none", "flip": False, "crop": 0}, "sgd-lr0.05-bs128-crop0-no-flip-no-normalize-seed0"),
-        ({"optimizer": "adamw", "weight_decay": 0}, "adamw-lr0.002-bs128-wd0-seed0"),
+        ({"optimizer": "adamw", "weight_decay": 0}, "adamw-lr0.004-bs128-wd0-seed0"),
         ({"network": "my dir/own.py:Net", "network_sha256": "0" * 64}, "sgd-lr0.05-bs128-Net-seed0"),
         ({"teacher": "t", "teacher_sha256": "0123456789"}, "sgd-lr0.05-bs128-teacher-01234567-seed0"),
         ({"devices": "0,1", "accelerator": "gpu"}, "sgd-lr0.05-bs128-gpu-devices0-1-seed0"),
