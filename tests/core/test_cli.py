@@ -131,7 +131,7 @@ def test_another_optimizer_than_that_of_the_recipe_has_its_own_rate_and_weight_d
     assert given("--config", "coursework")["lr"] == 0.005
     adamw = vars(main_program.make_parser().parse_args(["--config", "coursework", "--optimizer", "adamw"]))
     config = RunConfig(**{name: value for name, value in adamw.items() if name in SETTINGS})
-    assert (config.lr, config.weight_decay, config.schedule) == (0.002, 0.01, "constant")
+    assert (config.lr, config.weight_decay, config.schedule) == (0.004, 0.01, "constant")
     assert given("--config", "coursework", "--optimizer", "sgd")["lr"] == 0.005
     assert given("--config", "coursework", "--optimizer", "adam", "--lr", "0.1")["lr"] == 0.1
 
