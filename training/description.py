@@ -84,8 +84,9 @@ def describe(config: RunConfig, parameters: int | None = None, without: Collecti
 def describe_in_lines(config: RunConfig, parameters: int | None = None, verb: str = "Training") -> str:
     """Return what is trained as three lines for the screen, the first of which starts with `verb`."""
     rows = describe(config, parameters)
+    epochs = "1 epoch" if config.epochs == 1 else f"{config.epochs} epochs"
     return (
-        f"{verb} {rows['network']}: {config.epochs} epochs, batch {config.batch_size}, {rows['optimizer']}\n"
+        f"{verb} {rows['network']}: {epochs}, batch {config.batch_size}, {rows['optimizer']}\n"
         f"Images: {rows['images']}; {rows['preprocessing']}; {rows['augmentation']}\n"
         f"Number format: {rows['number format']}; seed {config.seed}"
     )
