@@ -38,7 +38,14 @@ class Sweeps:
     def start(self, *flags: str, base: str = "") -> subprocess.Popen[str]:
         line = [*self.start_of_line, "--base", f"{BASE} {base}", *flags]
         pipe = subprocess.PIPE
-        return subprocess.Popen(line, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+        return subprocess.Popen(
+            line,
+            stdout=pipe,
+            stderr=pipe,
+            text=True,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            start_new_session=True,
+        )
 
     def runs(self) -> list[Run]:
         return read_runs(self.folder / "log" / "tried")
@@ -87,14 +94,16 @@ def test_a_killed_sweep_goes_on_where_it_stood_and_ends_as_one_that_was_not(
 def test_runs_end_fail_and_are_stopped(sweeps: Sweeps) -> None:
     short, long = "optimizer=sgd lr=1e30,0.01 epochs=1", "epochs=500"
     process = sweeps.start("--grid", short, long, "--workers", "2")
+    assert process.stdout
+    lines = [process.stdout.readline() for _ in range(2)]  # of the two short runs
     while not list(sweeps.folder.rglob("*epochs500*/*/last.ckpt")):
         assert process.poll() is None
         time.sleep(0.2)
     os.killpg(process.pid, signal.SIGINT)
     output, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert (process.returncode, output) == (130, "")
     assert errors == "sweep.py: stopped; the same command goes on\n"
-    failed, finished = sorted(line.partition("  ")[2] for line in output.splitlines())[::-1]
+    failed, finished = sorted(line.partition("  ")[2] for line in lines)[::-1]
     assert failed.startswith("optimizer=sgd lr=1e30 epochs=1  failed: train.py: the training loss is")
     assert finished.startswith("optimizer=sgd lr=0.01 epochs=1  best epoch 1  val ")
     assert sweeps.read_finished().keys() == {"sgd-lr0.01-bs50-epochs1-width1-val-size100-seed0"}
