@@ -28,8 +28,8 @@ With fewer than four epochs nothing of this is said. The advice is that of the f
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeAlias
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, Self, TypeAlias
 
 import numpy as np
 
@@ -62,8 +62,7 @@ class Trend:
     epochs: int
     best_epoch: int
     best_acc: float
-    train_acc: float  # in the best epoch
-    clean: bool = True  # `train_acc` is of whole images, not augmented, as `best_acc` is
+    train_acc: float  # in the best epoch, on images that are not augmented
     images: str = "validation"  # on which the best epoch was chosen
     lowest_loss_epoch: int = 0  # of validation
     loss_rise: float = 0.0  # of the last validation loss above the lowest, as a share of it
@@ -82,6 +81,11 @@ class Trend:
     @property
     def gap(self) -> float:
         return self.train_acc - self.best_acc
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Self | None:
+        """Make a trend of plain values, such as `asdict` gives; None if they are of a version with other fields."""
+        return cls(**values) if values.keys() == {each.name for each in fields(cls)} else None
 
 
 def analyse(
@@ -205,10 +209,8 @@ def advise(trend: Trend, gained: float, config: Mapping[str, Any]) -> tuple[str,
     if config["lr"] < default / 2:
         return HIGHER_LR, f"it is below half of {default:g}, which was best for {config['optimizer']} on LeNet-5"
     if flags_to_try(PREPROCESS, config):
-        return (
-            PREPROCESS,
-            "mean/std normalization alone was as accurate or more, on clean images (results/preprocessing)",
-        )
+        better = "mean/std normalization alone was as accurate or more on clean images (results/preprocessing)"
+        return PREPROCESS, better
     if gap < 3 * POINT and flags_to_try(WIDER, config):
         return WIDER, f"{above} only, so it does not fit even the training images"
     usual = f"below {PAYS_BELOW / POINT:.0f}, longer training has mostly lowered the loss (docs/tensorboard.md)"

@@ -64,17 +64,19 @@ def prepare(data_dir: str | Path, mirror: str | None = None, cache_dir: Path | N
     """
     folder, source = find_folder(Path(data_dir), cache_dir), find_folder(Path(data_dir)).parent
     wrong = _find_wrong_files(folder)
+    if not wrong:
+        return folder
     targets = [folder, cache_dir / FOLDER] if cache_dir else [folder]
-    for target in targets if wrong else ():
+    for target in targets:
         try:
             _complete(target, source, mirror or os.environ.get("CIFAR10_MIRROR"))
-            return target
+            break
         except OSError as error:
             denied = error.errno in NO_PERMISSION
             if not denied or target == targets[-1]:
                 advice = "; --cache_dir names a folder for what is written" if denied and not cache_dir else ""
                 raise DataError(f"{folder} lacks {', '.join(wrong)}, and writing failed: {error}{advice}") from error
-    return folder
+    return target
 
 
 def _find_wrong_files(folder: Path) -> list[str]:

@@ -159,9 +159,7 @@ class Engine:
             arguments = self.sweep.list_arguments(values, threads=max(1, cores() // self.workers))
         output = self.sweep.log_dir / "output" / f"{number}.txt"
         output.parent.mkdir(exist_ok=True)
-        child = CONTEXT.Process(  # type: ignore[attr-defined]
-            target=run_train, args=(arguments, output)
-        )
+        child = CONTEXT.Process(target=run_train, args=(arguments, output))
         with self.starting:
             if self.stopping.is_set():
                 raise Failed(STOPPED)
@@ -255,7 +253,10 @@ def open_journal(path: Path) -> optuna.storages.JournalStorage:
         # Between processes, the lock of the sweep guards its journal.
         return optuna.storages.JournalStorage(JournalFileBackend(str(path), threading.Lock()))  # type: ignore[arg-type]
     except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path}: damaged ({error}); delete it: finished runs are not repeated") from error
+        raise UsageError(
+            f"{path}: damaged ({error}). Without this file finished runs are not repeated, but failed ones run again, "
+            "and a search may try other values"
+        ) from error
 
 
 class Database(optuna.storages.RDBStorage):

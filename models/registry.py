@@ -108,7 +108,7 @@ def find_class(path: Path, class_name: str) -> type[nn.Module]:
     main = sys.modules["__main__"]
     is_running = Path(getattr(main, "__file__", None) or "").resolve() == path.resolve()
     # An import would use Python's cached bytecode, which misses an edit within the same second.
-    found = (vars(main) if is_running else runpy.run_path(str(path), run_name="network")).get(class_name)
+    found = (vars(main) if is_running else runpy.run_path(str(path), run_name="__network__")).get(class_name)
     if not (inspect.isclass(found) and issubclass(found, nn.Module)):
         raise UsageError(f"has no torch.nn.Module called {class_name}")
     return found

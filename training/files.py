@@ -52,7 +52,7 @@ class RunResult:
     def read(cls, values: dict[str, Any]) -> "RunResult":
         """Make a result from what `plain` returned; TypeError if the names are not those of the fields."""
         paths = {name: values[name] and Path(values[name]) for name in ("log_dir", "checkpoint")}
-        return cls(**values | paths | {"trend": values["trend"] and Trend(**values["trend"])})
+        return cls(**values | paths | {"trend": values["trend"] and Trend.read(values["trend"])})
 
 
 def reserve_version(log_dir: Path, checkpoint_dir: Path) -> str:

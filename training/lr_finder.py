@@ -23,7 +23,7 @@ from analysis.tensorboard import add_figure
 from core.signals import StopSignals
 from training.callbacks import ProgressBar
 from training.config import RunConfig
-from training.run import complete, make_modules, prepare_process
+from training.run import complete, make_modules, prepare_process, refuse_second_run
 from training.trainer import make_trainer, refuse_hardware
 
 STEPS = 300
@@ -81,7 +81,7 @@ def find_lr(config: RunConfig) -> tuple[float, Path]:
         FloatingPointError: The loss was not finite after the first few steps.
         UsageError, DataError, Stopped: As of `run.train`.
     """
-    with StopSignals(lambda: "no learning rate was found yet"):
+    with refuse_second_run(), StopSignals(lambda: "no learning rate was found yet"):
         refuse_hardware(config)
         config = complete(config)
         prepare_process(config)

@@ -193,7 +193,9 @@ def test_hardest_classes_and_most_confused_pairs_come_from_the_confusion_matrix(
 
 def test_the_trend_survives_json() -> None:
     trend = trend_of()
-    again = Trend(**json.loads(json.dumps(asdict(trend))))
+    again = Trend.read(json.loads(json.dumps(asdict(trend))))
+    assert Trend.read(asdict(trend) | {"noise": 0.1}) is None  # of another version
+    assert again
     assert sentences(again) == sentences(trend)
     assert all(not isinstance(value, float) or math.isfinite(value) for value in asdict(trend).values())
     assert "truck" not in dict(trend.hardest) and trend.confused == []  # no image, no mistake

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from core.errors import UsageError
 from core.signals import Stopped
 from training import lr_finder
 from training.config import RunConfig
+from training.run import refuse_second_run
 
 
 @pytest.fixture
@@ -51,6 +53,11 @@ def test_the_range_test_ends_where_the_loss_does(find_lr: Any, monkeypatch: pyte
     monkeypatch.setattr(lr_finder, "HIGHEST", 1e6)
     lr, _ = find_lr(optimizer="sgd")
     assert lr < 10
+
+
+def test_the_range_test_is_refused_beside_a_run_in_the_same_process(find_lr: Any) -> None:
+    with refuse_second_run(), pytest.raises(UsageError, match="another run goes on in this process"):
+        find_lr()
 
 
 def test_a_signal_ends_the_range_test_as_it_ends_a_run(
