@@ -247,15 +247,19 @@ def open_journal(path: Path) -> optuna.storages.JournalStorage:
     """Open studies in a file, without what a process that was killed while it wrote has left; UsageError if it is
     damaged otherwise.
     """
-    if path.exists() and not (text := path.read_bytes()).endswith(b"\n"):
-        write_bytes(path, text[: text.rfind(b"\n") + 1])  # behind half a line, Optuna could read nothing
+    content = path.read_bytes() if path.exists() else b""
+    whole = content[: content.rfind(b"\n") + 1]
+    if content != whole:
+        write_bytes(path, whole)  # behind half a line, Optuna could read nothing
     try:
+        for line in whole.splitlines():
+            json.loads(line)  # Optuna finds a damaged last line only when it has written behind it
         # Between processes, the lock of the sweep guards its journal.
         return optuna.storages.JournalStorage(JournalFileBackend(str(path), threading.Lock()))  # type: ignore[arg-type]
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(
-            f"{path}: damaged ({error}). Without this file finished runs are not repeated, but failed ones run again, "
-            "and a search may try other values"
+            f"{path}: damaged ({error}); delete it: finished runs are not repeated, but failed ones run again, and a "
+            "search may try other values"
         ) from error
 
 

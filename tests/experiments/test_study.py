@@ -149,11 +149,11 @@ def test_workers_and_sweeps_with_other_grids_share_a_database(tmp_path: Path) ->
         assert [trial.state.name for trial in study.get_trials()] == ["WAITING"]
 
 
-@pytest.mark.parametrize("new", ["", "\n\n"])
-def test_a_damaged_journal_is_a_line_and_its_advice_holds(tmp_path: Path, new: str) -> None:
+@pytest.mark.parametrize(("new", "last"), [("", ""), ("\n\n", ""), ("\n", "garbage\n")])
+def test_a_damaged_journal_is_a_line_and_its_advice_holds(tmp_path: Path, new: str, last: str) -> None:
     assert len(Untrained(tmp_path, "seed=0,1").run()) == 2
     journal = tmp_path / "tried" / "study.log"
-    journal.write_text(journal.read_text().replace("\n", new, 1))
+    journal.write_text(journal.read_text().replace("\n", new, 1) + last)
     with pytest.raises(UsageError, match=r"^[^\n]*study\.log: damaged .*; delete it: [^\n]*$"):
         Untrained(tmp_path, "seed=0,1").run()
     journal.unlink()
