@@ -39,6 +39,11 @@ CONFUSION, MISTAKES, CONFUSED, RELIABILITY = "confusion.png", "mistakes.png", "c
 CORRUPTIONS, CORRUPTED = "corruptions.csv", "corruptions.png"  # of a folder of corrupted images
 REPORT, HTML = "report.md", "report.html"  # tie them together
 
+CALIBRATION = (
+    "Expected calibration error: mean distance between confidence and accuracy, over "
+    f"{figures.CALIBRATION_BINS} bins of confidence. "
+    "Temperature scaling divides all logits by one number, which lowers it and changes no prediction."
+)
 FORMATS = {"loss": "{:.3f}", "acc": "{:.2%}", "second": "{:,.0f}"}  # of HISTORY's columns, by their last words
 SHOWN_EPOCHS = 12  # rows of the report's table of epochs, at most
 OF_A_CLASS, OF_A_PAIR = 3, 6  # mistakes that are shown
@@ -221,7 +226,7 @@ def write_report(
             f"On the {number:,} {images} images. Precision: share of the images predicted as this class that belong to "
             "it. Recall: share of the images of this class that are predicted as it. F1: their harmonic mean.",
             markdown_table([*columns[:-1], "images"], shares),
-            *(show(CONFUSION), show(RELIABILITY), show(MISTAKES, CONFUSED)),
+            *(show(CONFUSION), show(RELIABILITY), CALIBRATION if show(RELIABILITY) else "", show(MISTAKES, CONFUSED)),
         ]
     if inputs := show(TRAINING_BATCH, FEATURE_MAPS):
         parts += ["## What it sees and has learned", show(PREPROCESSING), inputs, show(FILTERS)]

@@ -114,7 +114,7 @@ def log_result(
     with SummaryWriter(str(folder)) as row:
         for name in RESULT_TITLES:
             if result[name] is not None:
-                row.add_scalar(name, result[name], epoch)
+                row.add_scalar(f"result/{name}", result[name], epoch)
         _, *session = hparams({name: value for name, value in settings.items() if value is not None}, {})
         for part in session:
             row.file_writer.add_summary(part, epoch)  # type: ignore[union-attr]

@@ -190,7 +190,7 @@ def test_two_processes_train_lenet5_as_one_does_and_evaluate_exactly(
         torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-4)
     logged = curves(tmp_path / "l" / folder.relative_to(tmp_path / "c") / "result")
     tested = evaluated(next(folder.glob("best*")), data_dir)
-    assert logged["test_acc"][-1][1] == pytest.approx(tested["test/acc"])
+    assert logged["result/test_acc"][-1][1] == pytest.approx(tested["test/acc"])
     summary = json.loads((tmp_path / "l" / folder.relative_to(tmp_path / "c") / "summary.json").read_text())
     assert summary["test_loss"] == pytest.approx(tested["test/loss"], rel=1e-5)
     assert done.stdout.count("test accuracy") == 1

@@ -210,8 +210,8 @@ class CustomCharts(Callback):
         images = SPLITS[self.stage]
         # TensorBoard reads the names as regular expressions that match from their start.
         both = {
-            f"loss; training {self.loss_measured}": ["Multiline", ["loss$"]],
-            "accuracy": ["Multiline", ["accuracy$"]],
+            f"loss; training {self.loss_measured}": ["Multiline", ["curves/loss$"]],
+            "accuracy": ["Multiline", ["curves/accuracy$"]],
         }
         by_class = {name: ["Multiline", [f"{self.stage}_acc_by_class/{name}$"]] for name in CLASS_NAMES}
         title = f"{images.capitalize()} accuracy of each class, over epochs"
@@ -229,8 +229,8 @@ class CustomCharts(Callback):
                 continue
             if stage not in self._writers:
                 self._writers[stage] = SummaryWriter(Path(writer.log_dir) / SPLITS[stage])
-            self._writers[stage].add_scalar("accuracy", values[f"{stage}_acc"], trainer.current_epoch + 1)
-            self._writers[stage].add_scalar("loss", values[f"{stage}_loss"], trainer.current_epoch + 1)
+            self._writers[stage].add_scalar("curves/accuracy", values[f"{stage}_acc"], trainer.current_epoch + 1)
+            self._writers[stage].add_scalar("curves/loss", values[f"{stage}_loss"], trainer.current_epoch + 1)
             self._writers[stage].flush()
 
 

@@ -99,9 +99,10 @@ def test_curves_mark_the_best_epoch_and_the_accuracy_on_whole_images(clean_acc: 
     assert accuracy == ["training (augmented)", "validation", "best epoch, 2", *whole]
 
 
-def test_an_overview_names_the_most_frequent_mistakes() -> None:
+def test_an_overview_names_the_easiest_classes_and_the_most_frequent_mistakes_first() -> None:
     points = {"loss": {1: 2.0}, "acc": {1: 0.5}}
     matrix = torch.tensor([[5, 0, 2], [7, 1, 0], [0, 0, 3]])
     figure = figures.plot_overview(figures.Curves(points, points), matrix, ("cat", "dog", "frog"), "")
-    labels = [label.get_text() for label in figure.axes[3].get_yticklabels()]
+    classes, labels = ([label.get_text() for label in axes.get_yticklabels()] for axes in figure.axes[2:4])
+    assert classes == ["frog", "cat", "dog"]
     assert labels[:2] == [f"dog {figures.ARROW} cat", f"cat {figures.ARROW} frog"]

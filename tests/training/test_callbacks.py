@@ -20,6 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 from tensorboard.context import RequestContext
 from tensorboard.plugins.base_plugin import TBContext
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams import api_pb2, backend_context, get_experiment, list_session_groups
 
 import train as main_program
@@ -162,9 +163,13 @@ def test_a_run_made_longer_has_the_curves_and_the_trend_of_the_whole_one(
         assert sorted(set(found[name])) == expected[name]
     for folder, stage in (("training", "train"), ("validation", "val")):  # two runs of TensorBoard
         part = curves(resumed.log_dir / folder)
-        assert part.keys() == {"accuracy", "loss"}
-        assert sorted(set(part["accuracy"])) == expected[f"{stage}/acc"]
-        assert sorted(set(part["loss"])) == expected[f"{stage}/loss"]
+        assert part.keys() == {"curves/accuracy", "curves/loss"}
+        assert sorted(set(part["curves/accuracy"])) == expected[f"{stage}/acc"]
+        assert sorted(set(part["curves/loss"])) == expected[f"{stage}/loss"]
+    (layout,) = EventAccumulator(str(whole.log_dir)).Reload().Tensors("custom_scalars__config__")
+    charts = [chart for part in Layout.FromString(layout.tensor_proto.string_val[0]).category for chart in part.chart]
+    logged = [*expected, *part]
+    assert all(any(re.match(each, tag) for tag in logged) for chart in charts for each in chart.multiline.tag)
 
 
 class Killed(Exception):
@@ -241,12 +246,12 @@ def test_the_hparams_tab_has_a_row_for_each_run_also_a_resumed_one_and_one_witho
     columns, different, scores, rows = hparams_tab(tmp_path / "logs")
     assert different == {"optimizer", "weight_decay", "val_size", "select_on", "epochs"}
     assert {"crop", "flip", "cutout"} < columns and "data_dir" not in columns
-    assert scores == ["best_epoch", "seconds", "test_acc", "val_acc"]
+    assert scores == ["result/best_epoch", "result/seconds", "result/test_acc", "result/val_acc"]
     assert len(rows) == 3
     for result in results:
         row = rows[str(result.log_dir.relative_to(tmp_path / "logs") / "result")]
-        assert row["test_acc"] == pytest.approx(result.test_acc)
-        assert row.get("val_acc") == (result.val_acc and pytest.approx(result.val_acc))
+        assert row["result/test_acc"] == pytest.approx(result.test_acc)
+        assert row.get("result/val_acc") == (result.val_acc and pytest.approx(result.val_acc))
     assert len(list(results[2].log_dir.glob("events*"))) > 1
 
 
