@@ -53,7 +53,7 @@ def test_throughput_writes_every_figure_and_ratio(data_dir: Path, tmp_path: Path
 def test_time_to_accuracy_tries_more_epochs_until_the_last(data_dir: Path, tmp_path: Path, recipe: Path) -> None:
     page = tmp_path / "results" / "page.md"
     common = ["--tiny", "--data_dir", str(data_dir), "--recipe", str(recipe), "--out", str(page)]
-    time_to_accuracy.main([*common, "--from", "1", "--to", "2"])
+    time_to_accuracy.main([*common, "--to", "2"])
     assert "73.08%: not reached" in page.read_text()
     assert set(rows(page)) == {"epochs", "1", "2"}
     runs = time_to_accuracy.read_runs(page.with_suffix(".csv"))
@@ -87,15 +87,15 @@ def test_times_of_another_kind_are_not_gone_on_with(tmp_path: Path) -> None:
 
 def test_time_to_accuracy_goes_on_where_it_stood_and_stops_when_it_is_there(tmp_path: Path) -> None:
     page, runs = tmp_path / "page.md", []
-    for epochs, accuracy in ((2, 0.70), (3, 0.74)):
+    for epochs, accuracy in ((1, 0.70), (2, 0.74)):
         for seed in range(5):
             runs.append(time_to_accuracy.Run(epochs, seed, accuracy + 0.001 * seed, 60.0, 1000.0))
     pd.DataFrame(runs).to_csv(page.with_suffix(".csv"), index=False)
     before = page.with_suffix(".csv").read_text()
     time_to_accuracy.main(["--out", str(page)])
     assert page.with_suffix(".csv").read_text() == before
-    assert "73.08%: 3\n" in page.read_text()
-    assert rows(page)["3"] == ["74.20", "74.00", "74.40", "60", "50 (50 to 50)"]
+    assert "73.08%: 2\n" in page.read_text()
+    assert rows(page)["2"] == ["74.20", "74.00", "74.40", "60", "50 (50 to 50)"]
 
 
 @pytest.mark.parametrize("benchmark", [throughput, time_to_accuracy])
