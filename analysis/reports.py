@@ -42,7 +42,7 @@ REPORT, HTML = "report.md", "report.html"  # tie them together
 CALIBRATION = (
     "Expected calibration error: mean distance between confidence and accuracy, over "
     f"{figures.CALIBRATION_BINS} bins of confidence. "
-    "Temperature scaling divides all logits by one number, which lowers it and changes no prediction."
+    "Temperature scaling divides all logits by one number to lower it, and changes no prediction."
 )
 FORMATS = {"loss": "{:.3f}", "acc": "{:.2%}", "second": "{:,.0f}"}  # of HISTORY's columns, by their last words
 SHOWN_EPOCHS = 12  # rows of the report's table of epochs, at most

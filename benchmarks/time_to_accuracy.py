@@ -84,8 +84,7 @@ def make_row(runs: Sequence[Run]) -> list[str]:
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", type=Path, default=Path("data"), help="folder of CIFAR-10")
-    parser.add_argument("--from", type=int, default=1, dest="first", help="smallest number of epochs to try")
-    parser.add_argument("--to", type=int, default=6, dest="last", help="largest")
+    parser.add_argument("--to", type=int, default=6, dest="last", help="largest number of epochs to try")
     parser.add_argument("--recipe", type=Path, default=Path("recipes/sprint.yaml"))
     parser.add_argument("--tiny", action="store_true", help="two seeds and next to nothing, to see whether all works")
     parser.add_argument("--out", type=Path, default=OUT)
@@ -98,7 +97,7 @@ def main(arguments: Sequence[str]) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     done = {(run.epochs, run.seed): run for run in read_runs(log)}
     rows, reached = [], "not reached"
-    for epochs in range(options.first, options.last + 1):
+    for epochs in range(1, options.last + 1):
         for seed in seeds:
             if (epochs, seed) not in done:
                 done[epochs, seed] = run = measure(options, epochs, seed, images)
