@@ -73,7 +73,7 @@ def _corrupt(method: str, level: float, image: np.ndarray, rng: np.random.Genera
         return np.where(hit < level, np.where(salt < 0.5, 0, 255), image).astype(np.uint8)
     if method == "jpeg":  # OpenCV's colours are blue, green, red
         _, file = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, int(level)])
-        return np.asarray(cv2.imdecode(file, cv2.IMREAD_COLOR))[..., ::-1]
+        return cv2.cvtColor(np.asarray(cv2.imdecode(file, cv2.IMREAD_COLOR)), cv2.COLOR_BGR2RGB)
     return cv2.GaussianBlur(image, (0, 0), level)
 
 

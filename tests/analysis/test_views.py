@@ -12,6 +12,7 @@ from PIL import Image
 
 from analysis import reports, views
 from cifar10 import records
+from cifar10.filters import CORRUPT
 from cifar10.records import CLASS_NAMES
 from conftest import made_up_records
 from made_up import write_checkpoint
@@ -58,6 +59,12 @@ def test_what_speaks_for_the_answer_is_red_and_what_speaks_against_it_blue() -> 
     red, blue = heat[3, 4], heat[20, 21]
     assert red[0] > red[2] and blue[2] > blue[0]
     assert red[3] == 200 and blue[3] == 100 and (heat[..., 3] > 0).sum() == 2
+
+
+@pytest.mark.parametrize("method", [method for method, levels in CORRUPT.items() if levels])
+def test_a_corrupted_picture_is_explained_by_a_network_without_preprocessing(tmp_path: Path, method: str) -> None:
+    classifier, pixels = load_classifier(write_checkpoint(tmp_path / "a.ckpt")), np.zeros((32, 32, 3), np.uint8)
+    assert "%" in views.show_parts({"a": classifier}, pixels, None, [(method, CORRUPT[method][0])])[0]
 
 
 def test_a_runs_predictions_are_read_the_most_confident_first(folder: Path, tmp_path: Path) -> None:
