@@ -53,8 +53,9 @@ def sweep(grid: Sequence[str] = (), search: Sequence[str] = (), **flags: Any) ->
         engine.run(planned, chosen.retry)
         if chosen.best_per and chosen.repeat:
             best = engine.best(planned, chosen.best_per)
-            planned += [run for assigned in best for run in defined.expand_grid(chosen.repeat, assigned)]
-            engine.run(planned, chosen.retry)
+            repeats = [run for assigned in best for run in defined.expand_grid(chosen.repeat, assigned)]
+            engine.run(repeats, chosen.retry)
+            planned += repeats
         return all("result" in trial.user_attrs for trial in engine.trials(planned).values())
 
 

@@ -80,9 +80,11 @@ def test_no_run_is_repeated_but_a_failed_one_on_request(trained: list[dict[str, 
     assert [flags["lr"] for flags in trained[2:]] == ["0.1"]
 
 
-def test_the_best_run_for_each_value_of_a_flag_is_repeated(trained: list[dict[str, str]]) -> None:
+def test_the_best_run_for_each_value_of_a_flag_is_repeated(trained: list[dict[str, str]], capsys: Any) -> None:
     grid = ["optimizer=sgd lr=0.01,0.05", "optimizer=adam lr=0.002,0.001"]
     assert main_program.sweep(grid=grid, best_per="optimizer", repeat="seed=1,2", workers=1)
+    numbers = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert numbers == ["1/4", "2/4", "3/4", "4/4"] * 2
     best = [("adam", "0.002"), ("sgd", "0.05")]
     expected = [(*cell, seed) for cell in best for seed in "12"]
     assert sorted((flags["optimizer"], flags["lr"], flags["seed"]) for flags in trained[4:]) == expected
