@@ -185,8 +185,7 @@ class EpochHistory(Callback):
     def _write(self, trainer: pl.Trainer) -> None:
         writer, rows = writer_of(trainer), list(self._rows.values())
         if writer and rows:
-            columns = list(dict.fromkeys(name for row in rows for name in row))
-            write_csv(Path(writer.log_dir) / HISTORY, columns, ([row.get(name) for name in columns] for row in rows))
+            write_csv(Path(writer.log_dir) / HISTORY, list(rows[0]), (list(row.values()) for row in rows))
 
 
 class CustomCharts(Callback):
@@ -203,6 +202,7 @@ class CustomCharts(Callback):
     def __init__(self, clock: RunClock, stage: str, loss_measured: str) -> None:
         self.clock, self.stage, self.loss_measured = clock, stage, loss_measured
         self._writers: dict[str, Any] = {}  # by stage
+        self._written = 0  # the last epoch
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         if not (writer := writer_of(trainer)):
@@ -220,17 +220,18 @@ class CustomCharts(Callback):
     def on_save_checkpoint(self, trainer: pl.Trainer, module: Any, checkpoint: Any) -> None:
         from torch.utils.tensorboard import SummaryWriter  # takes long to import
 
-        writer = writer_of(trainer)
-        if not (writer and self.clock.epoch_seconds):
+        writer, epoch = writer_of(trainer), trainer.current_epoch + 1
+        if not (writer and self.clock.epoch_seconds) or epoch == self._written:  # of two checkpoints, the first
             return
+        self._written = epoch
         values = self.clock.epoch_values(trainer)
         for stage in ("train", self.stage):
             if f"{stage}_acc" not in values:  # there is no validation
                 continue
             if stage not in self._writers:
                 self._writers[stage] = SummaryWriter(Path(writer.log_dir) / SPLITS[stage])
-            self._writers[stage].add_scalar("curves/accuracy", values[f"{stage}_acc"], trainer.current_epoch + 1)
-            self._writers[stage].add_scalar("curves/loss", values[f"{stage}_loss"], trainer.current_epoch + 1)
+            self._writers[stage].add_scalar("curves/accuracy", values[f"{stage}_acc"], epoch)
+            self._writers[stage].add_scalar("curves/loss", values[f"{stage}_loss"], epoch)
             self._writers[stage].flush()
 
 
