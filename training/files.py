@@ -3,9 +3,7 @@
 import itertools
 import json
 import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +13,6 @@ import yaml
 from analysis.diagnosis import Trend
 from core.errors import UsageError
 from core.files import write_bytes
-from core.locks import hold_lock
 from core.settings import FORMAT, check_format
 from training.config import RunConfig, read_config
 
@@ -71,18 +68,6 @@ def reserve_version(log_dir: Path, checkpoint_dir: Path) -> str:
     raise AssertionError
 
 
-@contextmanager
-def lock_run(folder: Path) -> Iterator[None]:
-    """Lock a run by the folder of its checkpoints within this context; UsageError if another process trains it."""
-    path = folder / LOCK
-    with hold_lock(path, f"{folder}: another process is at this run"):
-        try:
-            yield
-        finally:
-            if sys.platform != "win32":  # where the lock takes its file away itself
-                path.unlink(missing_ok=True)
-
-
 def write_config(folder: Path, config: RunConfig) -> None:
     """Write the configuration of a run into its log folder, whole or not at all."""
     text = "# This run again, with the same versions, machine and threads bit for bit: python train.py --config FILE\n"
@@ -125,7 +110,8 @@ def find_other(folder: Path, own: Path, other: Path) -> Path | None:
     """
     start = Path(os.path.normpath(folder.parent.parent / os.path.relpath(".", own)))
     found = other / folder.parent.name / folder.name
-    return next((path for path in (found, start / found) if path.exists()), None)
+    places = [found] if start == Path.cwd() else [start / found, found]
+    return next((path for path in places if path.exists()), None)
 
 
 def find_logs(checkpoint: "Checkpoint") -> Path | None:

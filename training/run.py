@@ -24,6 +24,7 @@ from cifar10.config import Data
 from cifar_datamodule import CIFAR10DataModule
 from core.cores import cores
 from core.errors import UsageError
+from core.locks import hold_lock
 from lenet_module import LeNetModule
 from models.checkpoint import LAST
 from models.config import Teacher
@@ -33,7 +34,7 @@ from training.best_model import show_run
 from training.checkpoints import RunCheckpoint, StopOnSignal, calibrate, relate_folders
 from training.config import SETTINGS, RunConfig, format_flags, resolve_config
 from training.description import count_parameters, describe, describe_in_lines, describe_in_short, describe_versions
-from training.files import RunResult, lock_run, reserve_version, write_config, write_result
+from training.files import LOCK, RunResult, reserve_version, write_config, write_result
 from training.hardware import keep_freed_memory, return_freed_memory
 from training.trainer import (
     RunLogger,
@@ -292,6 +293,8 @@ def make_folders(run: Run) -> None:
     run.stop.folder = folder
     run.logger = trainer.logger = RunLogger(config.log_dir, name, version, default_hp_metric=False)
     if trainer.is_global_zero:
-        run.lock.enter_context(lock_run(folder))
+        run.lock.enter_context(hold_lock(folder / LOCK, f"{folder}: another process is at this run"))
+        if sys.platform != "win32":  # where the lock takes its file away itself
+            run.lock.callback((folder / LOCK).unlink, missing_ok=True)
         Path(run.logger.log_dir).mkdir(parents=True, exist_ok=True)
         write_config(Path(run.logger.log_dir), config)
