@@ -17,7 +17,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, SequentialSampler
+from torch.utils.data import DataLoader, Dataset, SequentialSampler, Subset
 
 from cifar10 import download, filters, preprocessing, records
 from cifar10.augmentation import Draws, crop_and_flip, cutout, draw_epoch
@@ -25,9 +25,9 @@ from cifar10.config import Augmentation, DataConfig, Preprocessing
 from cifar10.preprocessing import make_steps, normalize, preprocess_lazily
 from core.cache import LazyArray
 from core.streams import Stream
+from models.classifier import BATCH_SIZE
 
 CLEAN_SIZE = 5_000  # training images that are evaluated as validation images are
-EVAL_BATCH_SIZE = 250  # as fast as larger ones, in less memory
 
 
 @dataclass(frozen=True)
@@ -187,15 +187,6 @@ class CIFAR10DataModule(pl.LightningDataModule):
         originals = records.load_some(self._folder, train=True, indices=np.array(firsts))
         return preprocessing.before_and_after(originals, self.preprocessing, self.whitening)
 
-    def validation_images(self) -> LabelledImages:
-        """Read the images of the validation loader as they are in the data set, in its order.
-
-        Those of the first process come first, as where the predictions of several are gathered.
-        """
-        split, (_, world_size) = self.load_split(self.config.select_on), self._process()
-        order = np.concatenate([np.arange(len(split.labels))[rank::world_size] for rank in range(world_size)])
-        return LabelledImages(split.originals[order], split.labels[order], split.indices[order])
-
     @property
     def _folder(self) -> Path:
         return records.find_folder(self.config.data_dir, self.config.cache_dir)
@@ -220,8 +211,8 @@ class CIFAR10DataModule(pl.LightningDataModule):
 
     def _evaluation_loader(self, indices: Tensor, images: Tensor, labels: Tensor) -> DataLoader:
         rank, world_size = self._process()
-        sampler = FixedBatches(indices[rank::world_size].split(EVAL_BATCH_SIZE))
-        return DataLoader(Batches(images, labels, self.mean, self.std), sampler=sampler, batch_size=None)
+        batches: Any = indices[rank::world_size].split(BATCH_SIZE)
+        return DataLoader(Subset(Batches(images, labels, self.mean, self.std), batches), batch_size=None)
 
 
 @dataclass(eq=False)
@@ -280,22 +271,13 @@ class AugmentedBatches(Batches):
         return draw_epoch(self.seed, epoch, len(self.labels), crop, c.flip, c.random_corruption, versions)
 
 
-class FixedBatches(SequentialSampler):
-    """Yields the indices of whole batches, int64 [B] each, in the same order each time.
-
-    It is a SequentialSampler because Lightning's `overfit_batches` puts one of its own in the place of any other.
-    """
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.data_source)  # type: ignore[call-overload]
-
-
 @dataclass(eq=False)
 class ShuffledBatches(SequentialSampler):
     """Yields (epoch, indices of one whole batch); the last, smaller batch of an epoch is dropped.
 
     The order is a function of (seed, epoch). Lightning calls `set_epoch` before each epoch, as it does for PyTorch's
-    DistributedSampler; in a loop of your own, call it yourself. As for SequentialSampler, see `FixedBatches`.
+    DistributedSampler; in a loop of your own, call it yourself. It is a SequentialSampler because Lightning's
+    `overfit_batches` puts one of its own in the place of any other.
     """
 
     indices: Tensor  # int64 [N], what to shuffle

@@ -80,7 +80,7 @@ def main() -> None:
 
     # These take seconds to import: a bad flag is refused before.
     from models.checkpoint import load_checkpoint, refuse_overwriting
-    from training.checkpoints import read_checkpoint_config
+    from training.checkpoints import read_checkpoint_config, release
     from training.description import count_parameters, describe_in_lines
     from training.evaluation import evaluate, in_percent
     from training.files import find_checkpoints
@@ -99,8 +99,6 @@ def main() -> None:
     lines = {"images": found.images} | in_percent(found.figures)
     lines |= {"report": flags["out"] / HTML} if flags["out"] else {}
     if target:
-        from training.checkpoints import release
-
         release(checkpoint, target, found.figures["accuracy"])
         lines |= {"released": target}
     width = max(map(len, lines)) + 2

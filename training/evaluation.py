@@ -25,7 +25,7 @@ from cifar10.config import Data, Preprocessing
 from cifar10.filters import CORRUPT, DEFAULT_SEVERITY, corrupt
 from cifar10.pictures import find_images, label, read_or_reason
 from cifar10.preprocessing import preprocess
-from cifar_datamodule import CIFAR10DataModule
+from cifar_datamodule import CIFAR10DataModule, LabelledImages
 from core.errors import SettingError, UsageError
 from core.markdown import markdown_table
 from core.shell import format_command
@@ -58,13 +58,10 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """N images to evaluate on."""
+class Labelled(LabelledImages):
+    """N images to evaluate on; by their indices a corruption draws its noise."""
 
     name: str  # what they are
-    pixels: np.ndarray  # uint8 [N, 32, 32, 3]
-    labels: Tensor  # int64 [N]
-    indices: np.ndarray  # int64 [N], by which a corruption draws its noise
     files: tuple[str, ...] = ()  # of pictures, their paths
 
     @property
@@ -105,12 +102,15 @@ def evaluate(
         raise UsageError(f"{out}: is there already; name a new folder")
     if checkpoint.is_of_run:
         read_checkpoint_config(checkpoint)  # which refuses settings that this version does not know
-    corrupted = "corrupt" in changes  # a folder of images is corrupted only on demand
+    demanded = "corrupt" in changes
     if every := changes.get("corrupt") == ALL:
         if "severity" in changes:
             raise SettingError("severity", changes["severity"], f"not with --corrupt {ALL}, which has each")
         changes |= {"corrupt": "none"}
     settings = checkpoint.preprocessing.changed(changes)
+    # Unless it is demanded, only the run's own images are corrupted, as they were in the run.
+    corrupted = demanded or on == "test" or (on == "val" and settings.corrupt_on == "both")
+    corrupted = corrupted and settings.corrupt != "none"
     data = replace(checkpoint.data, data_dir=data_dir or Data.data_dir, mirror=mirror, cache_dir=cache_dir)
     classifier = Classifier(checkpoint, tta)
     if on not in SPLITS and (Path(on) / LABELS).exists():
@@ -123,12 +123,11 @@ def evaluate(
         found = evaluate_corruptions(classifier, labelled, settings)
         return _summarize(checkpoint, labelled.images, found, out)
     if on in SPLITS:  # by way of the cache
-        corrupted = settings.corrupt != "none" and (corrupted or on == "test" or settings.corrupt_on == "both")
         datamodule = CIFAR10DataModule(**data.plain())
         datamodule.preprocessing, datamodule.whitening = settings, checkpoint.whitening
         pixels = datamodule.preprocess_split(on, corrupted)
     else:
-        pixels = preprocess(labelled.pixels, settings, checkpoint.whitening, corrupted)
+        pixels = preprocess(labelled.originals, settings, checkpoint.whitening, corrupted)
     logits, labels = classifier.compute_logits(pixels), labelled.labels
     probabilities = (logits / checkpoint.temperature).softmax(1)
     result = {
@@ -149,9 +148,9 @@ def evaluate_corruptions(classifier: Classifier, images: Labelled, settings: Pre
         levels |= {(method, severity): (method, level) for severity, level in enumerate(of_method, 1)}
     found = {}
     for kind, (method, level) in levels.items():
-        pixels = images.pixels
+        pixels = images.originals
         if kind != CLEAN:
-            pairs = zip(pixels, images.indices, strict=True)
+            pairs = zip(pixels, images.indices.tolist(), strict=True)
             pixels = np.stack([corrupt(method, level, image, index) for image, index in pairs])
         logits = classifier.compute_logits(preprocess(pixels, settings, classifier.whitening))
         found[kind] = measure_accuracy(logits, images.labels)
@@ -188,7 +187,7 @@ def load_split(checkpoint: Checkpoint, data: Data, on: str) -> Labelled:
     datamodule = CIFAR10DataModule(**data.plain())
     datamodule.prepare_data()
     images = datamodule.load_split(on)
-    return Labelled(SPLITS[on], images.originals, images.labels, images.indices.numpy())
+    return Labelled(images.originals, images.labels, images.indices, SPLITS[on])
 
 
 def _load_pictures(folder: Path, class_names: Sequence[str]) -> Labelled:
@@ -208,7 +207,7 @@ def _load_pictures(folder: Path, class_names: Sequence[str]) -> Labelled:
     paths = tuple(file.as_posix() for file in files)
     pooled = sorted({file.parent.parent.name for file in files})  # such as train and test
     name = f'"{folder.resolve().name}"' + (f" ({', '.join(pooled)})" if len(pooled) > 1 else "")
-    return Labelled(name, np.stack(pixels), torch.tensor(labels), np.arange(len(files)), paths)
+    return Labelled(np.stack(pixels), torch.tensor(labels), torch.arange(len(files)), name, paths)
 
 
 def _read(path: Path) -> np.ndarray:
@@ -233,7 +232,7 @@ def _write_report(
         parameters = count_parameters(config)
         trained, short = describe(config, parameters), describe_in_short(config, parameters)
     about = f"{short}; {images.images}"
-    drawn = findings.draw(logits, labels, images.pixels, names, about, checkpoint.temperature)
+    drawn = findings.draw(logits, labels, images.originals, names, about, checkpoint.temperature)
     for file, figure in drawn.items():
         figures.save(out / file, figure)
     rows = [*in_percent(result).items(), ("temperature", f"{checkpoint.temperature:.3f}")]

@@ -92,6 +92,7 @@ def test_a_folder_of_pictures_is_evaluated_as_the_same_images_of_the_data_set(
     (tmp_path / "mine" / "Cat").rename(tmp_path / "mine" / "other" / "cat")
     pooled = evaluate(load_checkpoint(checkpoint), None, on=str(tmp_path / "mine"))
     assert pooled.images == f'{RECORDS} "mine" (mine, other) images'
+    assert evaluate(load_checkpoint(checkpoint), None, on=str(tmp_path / "mine"), corrupt="none") == pooled
     (tmp_path / "mine" / "other" / "cat").rename(tmp_path / "mine" / "cats")
     with pytest.raises(UsageError, match=r"its folder is not named by a class"):
         evaluated(checkpoint, on=str(tmp_path / "mine"))
