@@ -1,9 +1,8 @@
 """Arrays that take long to compute, stored in files: computed once, verified at each use, mapped into memory."""
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from numpy.typing import DTypeLike
 
 from core.errors import DataError
 from core.files import NO_PERMISSION, sha256, write_bytes
-from core.locks import hold_lock
+from core.locks import hold_lock, say_once
 
 
 @dataclass(eq=False)
@@ -50,7 +49,7 @@ class LazyArray:
             return computed
         except OSError as error:
             if error.errno in NO_PERMISSION:
-                _warn_of_no_permission(self.folder)
+                say_once(f"{self.folder} cannot be written: computing in memory; --cache_dir names another folder")
                 return self.compute()
             raise DataError(f"{self.folder}, the folder of preprocessed images, cannot be written: {error}") from error
 
@@ -73,9 +72,3 @@ class LazyArray:
 def array_sha256(array: np.ndarray) -> str:
     """Return the SHA-256 of the array's values in C order; neither shape nor dtype counts."""
     return sha256(np.ascontiguousarray(array).data)
-
-
-@cache
-def _warn_of_no_permission(folder: Path) -> None:
-    """Print a warning once for each folder."""
-    print(f"{folder} cannot be written: computing in memory; --cache_dir names another folder", file=sys.stderr)

@@ -37,12 +37,9 @@ def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
         partial.unlink(missing_ok=True)
 
 
-def sha256(*parts: bytes | memoryview) -> str:
-    """Return the SHA-256 of the parts, one after the other, as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()
+def sha256(data: bytes | memoryview) -> str:
+    """Return the SHA-256 of some bytes as 64 hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
 
 
 def file_sha256(path: Path) -> str | None:

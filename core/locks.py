@@ -33,16 +33,18 @@ def hold_lock(path: Path, refusal: str | None = None) -> Iterator[None]:
             except Timeout as error:
                 if refusal:
                     raise UsageError(refusal) from error
-                _say(f"waiting for another process, which holds the lock {path}")
+                say_once(f"waiting for another process, which holds the lock {path}")
                 held.enter_context(lock.acquire())
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
-            _say(f"{path.parent}: its file system has no locks; let no other process write to this folder meanwhile")
+            say_once(
+                f"{path.parent}: its file system has no locks; let no other process write to this folder meanwhile"
+            )
         yield
 
 
 @cache
-def _say(line: str) -> None:
+def say_once(line: str) -> None:
     """Print a line on standard error, once in this process."""
     print(line, file=sys.stderr, flush=True)

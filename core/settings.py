@@ -75,11 +75,8 @@ class Settings:
         return {name: value.as_posix() if isinstance(value, Path) else value for name, value in values.items()}
 
     def group(self, kind: type[Group]) -> Group:
-        """Return the settings of one of the groups that this one consists of; they are checked already."""
-        group = object.__new__(kind)
-        for each in fields(kind):
-            object.__setattr__(group, each.name, getattr(self, each.name))
-        return group
+        """Return the settings of one of the groups that this one consists of."""
+        return kind(**{each.name: getattr(self, each.name) for each in fields(kind)})
 
     def changed(self, changes: Mapping[str, Any]) -> Self:
         """Return these settings with changes; those that `drop_followers` leaves out go back to their defaults."""

@@ -5,7 +5,8 @@ are computed once, before training, and cached.
 """
 
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,35 +36,25 @@ def compute_distillation_loss(logits: Tensor, teacher_logits: Tensor) -> Tensor:
     return F.kl_div(predictions, targets, reduction="batchmean") * DISTILLATION_TEMPERATURE**2
 
 
-@dataclass(frozen=True)
-class TeacherLogits:
-    """A function for `CIFAR10DataModule` that computes a teacher's logits, averaged over each image and its flip.
+def compute_teacher_logits(classifier: Classifier, teacher_sha256: str, folder: Path, images: np.ndarray) -> Tensor:
+    """Compute the logits, float32 [N, C], of images of the data set, uint8 [N, 32, 32, 3]; they are cached in `folder`.
 
-    They are cached in `folder`.
+    Raises DataError if the folder cannot be written.
     """
+    preprocessing, whitening = classifier.preprocessing, classifier.whitening
+    steps = [step.identity for step in make_steps(preprocessing, whitening)]
+    identity = sha256("\n".join([array_sha256(images), teacher_sha256, *steps, torch.__version__]).encode())
+    shape = (len(images), len(classifier.class_names))
 
-    classifier: Classifier
-    teacher_sha256: str
-    folder: Path
+    def compute() -> np.ndarray:
+        return classifier.compute_logits(preprocess(images, preprocessing, whitening), "teacher").numpy()
 
-    def __call__(self, images: np.ndarray) -> Tensor:
-        """Compute the logits, float32 [N, C], of images of the data set, uint8 [N, 32, 32, 3].
-
-        Raises DataError if the folder cannot be written.
-        """
-        preprocessing, whitening = self.classifier.preprocessing, self.classifier.whitening
-        steps = [step.identity for step in make_steps(preprocessing, whitening)]
-        identity = sha256("\n".join([array_sha256(images), self.teacher_sha256, *steps, torch.__version__]).encode())
-        shape = (len(images), len(self.classifier.class_names))
-
-        def compute() -> np.ndarray:
-            return self.classifier.compute_logits(preprocess(images, preprocessing, whitening), "teacher").numpy()
-
-        return torch.from_numpy(LazyArray("teacher logits", identity, shape, compute, np.float32, self.folder).array)
+    return torch.from_numpy(LazyArray("teacher logits", identity, shape, compute, np.float32, folder).array)
 
 
-def load_teacher(teacher: Teacher, data: Data, folder: Path) -> TeacherLogits:
-    """Load the teacher of a run with these settings.
+def load_teacher(teacher: Teacher, data: Data, folder: Path) -> Callable[[np.ndarray], Tensor]:
+    """Return the function of `CIFAR10DataModule` that computes the logits of the teacher of a run with these settings,
+    averaged over each image and its flip.
 
     Raises:
         UsageError: As in `hash_teacher`, or the teacher is another one than `teacher_sha256` says, or was trained on
@@ -82,7 +73,7 @@ def load_teacher(teacher: Teacher, data: Data, folder: Path) -> TeacherLogits:
     if data.val_size and (trained.split_seed != data.split_seed or trained.val_size < data.val_size):
         split = f"val_size {trained.val_size} and split_seed {trained.split_seed}"
         raise SettingError("teacher", path, f"was trained with {split}, so it has seen validation images of this run")
-    return TeacherLogits(Classifier(checkpoint, tta=True), found, folder)
+    return partial(compute_teacher_logits, Classifier(checkpoint, tta=True), found, folder)
 
 
 def hash_teacher(path: Path) -> str:
@@ -118,4 +109,4 @@ def _hash_checkpoint(checkpoint: Checkpoint) -> str:
     shapes = [[name, str(value.dtype), list(value.shape)] for name, value in tensors.items()]
     what = {"network": checkpoint.network.network, "preprocessing": chosen, "tensors": shapes}
     contents = [value.reshape(-1).view(torch.uint8).numpy().data for value in tensors.values()]
-    return sha256(json.dumps(what, sort_keys=True).encode(), *contents)
+    return sha256(b"".join([json.dumps(what, sort_keys=True).encode(), *contents]))

@@ -24,7 +24,8 @@ def export(classifier: Classifier, path: Path) -> None:
     """
     if steps := make_steps(classifier.preprocessing):
         raise UsageError(f"the checkpoint's preprocessing has no ONNX form: {', '.join(map(str, steps))}")
-
+    if not path.parent.is_dir():  # before the export, which takes seconds
+        raise UsageError(f"{path}: No such file or directory")
     program = torch.onnx.export(
         Exported(classifier).eval(),
         (torch.zeros(2, 3, 32, 32, dtype=torch.uint8),),

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from models.classifier import Classifier
 
 RELEASED = Path(__file__).parent.parent / "checkpoints" / "lenet5-cifar10.ckpt"  # the weights of the project
-BATCH_SIZE = 250  # files that are in memory together
 THREADS = 4  # decode photos in parallel; more do not help with small files, which need the interpreter
 
 
@@ -34,21 +33,15 @@ class Prediction(NamedTuple):
 def predict_files(classifier: Classifier, files: Sequence[Path], fit: str) -> tuple[list[Prediction], dict[Path, str]]:
     """Classify the files that can be read, in their order, and return for each of the others the reason why not."""
     warnings.filterwarnings("ignore", module="PIL")  # damaged metadata, which the pixels do not need
-    predictions: list[Prediction] = []
-    failed: dict[Path, str] = {}
-    with (
-        ThreadPoolExecutor(min(THREADS, cores())) as pool,
-        tqdm(total=len(files), unit="image", leave=False, disable=None) as progress,
-    ):
-        for start in range(0, len(files), BATCH_SIZE):
-            batch = files[start : start + BATCH_SIZE]
-            read = dict(zip(batch, pool.map(partial(read_or_reason, fit=fit), batch), strict=True))
-            progress.update(len(batch))
-            failed |= {file: found for file, found in read.items() if isinstance(found, str)}
-            pixels = {file: found for file, found in read.items() if not isinstance(found, str)}
-            if pixels:
-                predictions += map(Prediction, pixels, rank_classes(classifier, np.stack(list(pixels.values()))))
-    return predictions, failed
+    with ThreadPoolExecutor(min(THREADS, cores())) as pool:
+        read = tqdm(
+            pool.map(partial(read_or_reason, fit=fit), files), total=len(files), unit="image", leave=False, disable=None
+        )
+        found = dict(zip(files, read, strict=True))
+    failed = {file: reason for file, reason in found.items() if isinstance(reason, str)}
+    pixels = {file: image for file, image in found.items() if not isinstance(image, str)}
+    rankings = rank_classes(classifier, np.stack(list(pixels.values()))) if pixels else []
+    return [Prediction(file, ranking) for file, ranking in zip(pixels, rankings, strict=True)], failed
 
 
 def find_mistakes(classifier: Classifier, pixels: np.ndarray, label: int) -> list[int]:

@@ -69,7 +69,7 @@ def test_whatever_a_teacher_answers_by_makes_it_another_one(tmp_path: Path) -> N
 def test_another_teacher_than_that_of_the_run_is_refused(tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path / "a.ckpt")
     config = Teacher(teacher=path, teacher_sha256=hash_teacher(path))
-    assert load_teacher(config, Data(), tmp_path).teacher_sha256 == config.teacher_sha256
+    load_teacher(config, Data(), tmp_path)
     write_checkpoint(path, LeNet5(width=1))
     with pytest.raises(UsageError, match=r"^the teacher is another one than that of the run: ") as raised:
         load_teacher(config, Data(), tmp_path)
