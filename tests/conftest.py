@@ -38,11 +38,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the tests that take minutes or the real data")
 
 
+@pytest.hookimpl(trylast=True)  # after pytest-randomly
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.getoption("--slow"):
         for item in items:
             if "slow" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
+    # First the tests that start programs, which take longest: so no core waits for another at the end.
+    items.sort(key=lambda item: not {"command", "program", "address"} & set(getattr(item, "fixturenames", ())))
 
 
 def pytest_xdist_auto_num_workers() -> int:

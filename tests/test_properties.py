@@ -44,10 +44,13 @@ words = st.one_of(
 )
 
 
+parser = main_program.make_parser()
+
+
 @given(name=st.sampled_from(sorted(SETTINGS)), value=words)
 def test_any_value_of_any_flag_is_taken_or_refused_in_a_line(name: str, value: str) -> None:
     try:
-        flags = vars(main_program.make_parser().parse_args([f"--{name}={value}"]))
+        flags = vars(parser.parse_args([f"--{name}={value}"]))
         config = RunConfig(**{name: flags[name]})
     except UsageError as refused:
         assert name in str(refused) and len(str(refused)) < 400

@@ -10,6 +10,7 @@ import pytest
 
 import report as main_program
 from conftest import ROOT
+from experiments import pages
 
 RESULTS = ROOT / "results"
 
@@ -44,6 +45,8 @@ def test_every_page_is_what_report_makes_of_its_csv_files(
     page = (folder / "README.md").read_text(encoding="utf-8")
     (command,) = re.findall(r"^    python report\.py (.*)$", page, re.MULTILINE)
     flags = vars(main_program.make_parser().parse_args(shlex.split(command)))
+    if folder.name != "robust":  # one page with its pictures is enough, which are not compared
+        monkeypatch.setattr(pages, "save", lambda path, figure: path.touch())
     monkeypatch.chdir(tmp_path)
     for logs in flags["folders"]:
         logs.mkdir(parents=True)

@@ -33,15 +33,6 @@ def test_a_run_learns_and_says_where_everything_is(finished: SimpleNamespace) ->
     assert result.checkpoint == folder / best
 
 
-def test_the_same_seed_gives_the_same_weights_bit_for_bit_and_another_seed_others(run: Any) -> None:
-    results = [run(seed=seed, epochs=1) for seed in (0, 0, 1)]
-    first, again, other = (weights(result.checkpoint) for result in results)
-    assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not torch.equal(first["model.conv1.weight"], other["model.conv1.weight"])
-    assert [result.log_dir.name for result in results] == ["version_0", "version_1", "version_0"]
-    assert [result.checkpoint.parent.name for result in results[:2]] == ["version_0", "version_1"]
-
-
 def test_a_teacher_changes_what_is_learned_and_nothing_else(run: Any, tmp_path: Path) -> None:
     alone, taught = run(epochs=1), run(epochs=1, teacher=write_checkpoint(tmp_path / "teacher.ckpt"))
     assert not torch.equal(weights(alone.checkpoint)["model.fc3.bias"], weights(taught.checkpoint)["model.fc3.bias"])
@@ -63,31 +54,26 @@ def test_a_network_in_a_file_of_ones_own_is_trained_evaluated_and_resumed(
     assert all(torch.equal(value, weights(checkpoint)[name]) for name, value in module.state_dict().items())
     with pytest.raises(UsageError, match="a checkpoint holds no code"):
         load_checkpoint(checkpoint)
-    assert resume(checkpoint.parent, network=network).test_loss == result.test_loss
+    assert resume(checkpoint.parent, network=network, pictures=False).test_loss == result.test_loss
 
 
-def test_the_configuration_that_a_run_writes_makes_the_same_run_again_bit_for_bit(run: Any) -> None:
+def test_the_configuration_of_a_run_makes_it_again_bit_for_bit_and_another_seed_another_one(run: Any) -> None:
     result = run(optimizer="adam", crop=3, denoise="median", epochs=1, plain_epochs=1)
     flags = read_recipe(str(result.log_dir / "config.yaml"))
     again: Any = run_again.train(**flags)
     assert again.log_dir.name == "version_1" and again.test_loss == result.test_loss
     first, second = weights(result.checkpoint), weights(again.checkpoint)
     assert all(torch.equal(first[name], second[name]) for name in first)
+    other = weights(run(**flags | {"seed": 1}).checkpoint)
+    assert not torch.equal(first["model.conv1.weight"], other["model.conv1.weight"])
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
 def test_all_figures_are_in_float32_whatever_the_training_was(run: Any, data_dir: Path, precision: str) -> None:
-    result = run(precision=precision)
+    result = run(precision=precision, epochs=1)
     tested = evaluated(result.checkpoint, data_dir)
     assert (tested["test/acc"], tested["test/loss"]) == (result.test_acc, result.test_loss)
     assert evaluated(result.checkpoint, data_dir, on="val")["val/acc"] == result.val_acc
-
-
-def test_a_checkpoint_whose_batch_normalization_is_folded_gives_the_same_figures(run: Any, data_dir: Path) -> None:
-    result = run(network="lenet5-bn")
-    again = evaluated(result.checkpoint, data_dir)
-    assert again["test/acc"] == pytest.approx(result.test_acc)
-    assert again["test/loss"] == pytest.approx(result.test_loss, rel=1e-5)
 
 
 def test_fast_dev_run_leaves_nothing_behind(run: Any, tmp_path: Path, data_dir: Path) -> None:
@@ -180,7 +166,7 @@ def test_two_processes_train_lenet5_as_one_does_and_evaluate_exactly(
 ) -> None:
     alone = run(network="lenet5", optimizer="sgd", lr=0.01, precision="32-true")
     flags = "--network lenet5 --devices 2 --threads 1 --precision 32-true --optimizer sgd --lr 0.01"
-    flags += " --epochs 2 --batch_size 50 --val_size 100 --width 1"
+    flags += " --epochs 2 --batch_size 50 --val_size 100 --width 1 --pictures false"
     folders = ["--log_dir", str(tmp_path / "l"), "--checkpoint_dir", str(tmp_path / "c")]
     done = subprocess.run([*command, *flags.split(), *folders], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -209,6 +195,10 @@ def test_the_log_folder_of_a_run_stands_for_its_checkpoints(
     assert find_checkpoints(Path("logs", *result.log_dir.parts[-2:])).resolve() == tmp_path / folder
     log_dir = find_logs(load_checkpoint(tmp_path / folder))
     assert log_dir and log_dir.resolve() == tmp_path / result.log_dir
+    (tmp_path / "other" / folder).mkdir(parents=True)  # of another run of that name, started there
+    monkeypatch.chdir(tmp_path / "other")
+    assert find_checkpoints(tmp_path / result.log_dir) == tmp_path / folder
+    monkeypatch.chdir(tmp_path / "a")
     (tmp_path / "b").rename(tmp_path / "c")
     with pytest.raises(UsageError, match="is a log folder, and its checkpoints are not in b"):
         find_checkpoints(tmp_path / result.log_dir)

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import curves, history, weights
+from conftest import curves, history, resume, weights
+from core.errors import UsageError
 
 FLAGS = "--optimizer adam --batch_size 20 --val_size 100 --width 1 --threads 1 --tag fault"
 NAME = "adam-lr0.004-bs20-seed0-fault"
@@ -132,17 +133,15 @@ def test_a_signal_ends_the_run_with_its_status_and_the_command_to_go_on(folder: 
 def test_a_run_is_of_one_process_at_a_time_and_a_full_disk_leaves_its_last_checkpoint(folder: Folder) -> None:
     process = folder.new(200)
     wait_for_epoch(process)
-    second = folder.resume()
-    assert finish(second) == 2
-    message = second.stderr_text  # type: ignore[attr-defined]
-    assert "another process is at this run" in message and message.count("\n") == 1
+    with pytest.raises(UsageError, match="another process is at this run"):
+        resume(folder.run())
     assert process.poll() is None
     process.kill()
     process.communicate()
     before = (folder.run() / "last.ckpt").read_bytes()
-    third = folder.resume(FILE_SIZE_LIMIT="100000")
-    assert finish(third) == 1
-    message = third.stderr_text  # type: ignore[attr-defined]
+    second = folder.resume(FILE_SIZE_LIMIT="100000")
+    assert finish(second) == 1
+    message = second.stderr_text  # type: ignore[attr-defined]
     assert f"File too large; go on with: python train.py --resume {folder.run()}" in message
     assert message.count("\n") == 1
     assert (folder.run() / "last.ckpt").read_bytes() == before
@@ -150,8 +149,9 @@ def test_a_run_is_of_one_process_at_a_time_and_a_full_disk_leaves_its_last_check
 
 
 def test_two_runs_started_together_have_folders_of_their_own_whatever_home_and_rank_the_environment_has(
-    folder: Folder, tmp_path: Path
+    tmp_path: Path, command: list[str]
 ) -> None:
+    folder = Folder(tmp_path, [*command, "--pictures", "false"])
     (tmp_path / "file").touch()
     nowhere = str(tmp_path / "file" / "home")  # that nobody can make
     ranks: dict[str, Any] = dict.fromkeys(["RANK", "LOCAL_RANK", "NODE_RANK", "JSM_NAMESPACE_RANK"], "1")

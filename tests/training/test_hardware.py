@@ -72,7 +72,7 @@ def test_a_pytorch_that_cannot_tell_computes_in_float32(monkeypatch: pytest.Monk
 def test_a_run_keeps_the_precision_that_it_started_with_on_another_processor(
     run: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    precision = "bf16-mixed"
+    precision = "32-true"
     monkeypatch.setattr(hardware, "fastest_precision", lambda accelerator: precision)
     result = run(epochs=1, schedule="constant")
     assert f"Number format: {precision}, 1 thread; " in capsys.readouterr().out
