@@ -7,7 +7,9 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -168,6 +170,19 @@ def program(data_dir: Path, tmp_path: Path) -> Any:
         return [sys.executable, str(script)]
 
     return start
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """The system's Chromium, driven by Playwright."""
+    api = pytest.importorskip("playwright.sync_api")
+    if not (path := shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")):
+        pytest.skip("needs Chromium")
+    with (
+        api.sync_playwright() as playwright,
+        playwright.chromium.launch(executable_path=path, args=["--no-sandbox"]) as started,
+    ):
+        yield started
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -32,11 +31,6 @@ from made_up_pictures import saved
 from training.config import RunConfig
 from training.files import write_config
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-in_a_browser = pytest.mark.skipif(
-    not (CHROMIUM and find_spec("gradio") and find_spec("playwright")),
-    reason="needs Chromium, and pip install -r requirements-app.txt playwright",
-)
 PHOTO = Image.fromarray(np.random.default_rng(1).integers(0, 256, (6, 9, 3), dtype=np.uint8)).resize((90, 60))
 RUN = "adam-lr0.004-bs128-seed0/version_0"
 WAIT = 60_000  # milliseconds
@@ -86,6 +80,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def address(folder: Path) -> Iterator[str]:
     """The page of two checkpoints side by side; afterwards the program is stopped, and its files have to be gone."""
+    if not find_spec("gradio"):
+        pytest.skip("needs pip install -r requirements-app.txt")
     command = [
         sys.executable,
         str(ROOT / "app.py"),
@@ -105,16 +101,6 @@ def address(folder: Path) -> Iterator[str]:
         assert program.wait(30) == 128 + signal.SIGTERM
     assert list(temporary.iterdir()) == []
     assert set(asked.read_text().split()) == {"127.0.0.1"}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -163,7 +149,6 @@ def overflow(page: Any) -> int:
     return page.evaluate("document.documentElement.scrollWidth - innerWidth")
 
 
-@in_a_browser
 def test_a_picture_has_the_probabilities_of_predict_until_a_slider_changes_them_and_no_picture_changes_nothing(
     visit: Any, folder: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,7 +173,6 @@ def test_a_picture_has_the_probabilities_of_predict_until_a_slider_changes_them_
     assert read_shares(page) == shares
 
 
-@in_a_browser
 def test_two_visitors_do_not_see_each_others_pictures(visit: Any, tmp_path: Path) -> None:
     one, other = visit(), visit()
     before = read_shares(other)
@@ -201,7 +185,6 @@ def test_two_visitors_do_not_see_each_others_pictures(visit: Any, tmp_path: Path
     assert read_shares(one) == mine
 
 
-@in_a_browser
 def test_a_drawing_is_classified(visit: Any) -> None:
     page = visit()
     before = read_shares(page)
@@ -218,7 +201,6 @@ def test_a_drawing_is_classified(visit: Any) -> None:
     wait_for_change(page, before)
 
 
-@in_a_browser
 def test_a_click_in_the_confusion_matrix_shows_its_images_and_one_on_an_image_brings_it_into_the_first_tab(
     visit: Any,
 ) -> None:
@@ -240,7 +222,6 @@ def test_a_click_in_the_confusion_matrix_shows_its_images_and_one_on_an_image_br
     assert "cat" in page.locator(".answer").first.inner_text()  # the truth: right, or what it is
 
 
-@in_a_browser
 def test_test_images_are_chosen_by_class_and_by_mistake(visit: Any) -> None:
     page = visit()
     before = read_shares(page)
@@ -257,7 +238,6 @@ def test_test_images_are_chosen_by_class_and_by_mistake(visit: Any) -> None:
     assert "it is: ship" in page.locator(".answer").first.inner_text()
 
 
-@in_a_browser
 def test_a_file_that_is_too_large_is_not_taken(address: str) -> None:
     boundary = "x" * 20
     body = f'--{boundary}\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'.encode()

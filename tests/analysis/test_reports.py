@@ -1,11 +1,9 @@
 """Reports: tables of predictions, and the report in one file, looked at in a browser."""
 
 import csv
-import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,23 +12,6 @@ import torch
 from analysis import figures, reports
 
 NAMES = ("cat", "dog", "frog")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--no-pdf-header-footer")
-OFFLINE = ("--disable-background-networking", "--disable-component-update", "--disable-sync")
-# Replaces the page by what became of it: each picture's width, that of the page and of the window.
-LOOK = """<script>addEventListener("load", () => {
-  const images = Array.from(document.images, image => image.complete ? image.naturalWidth : 0);
-  const page = document.documentElement;
-  document.body.textContent = JSON.stringify({images, page: page.scrollWidth, window: innerWidth});
-});</script>"""
-
-
-def browse(page: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """Opens a page in a browser of its own; what the page says to the console is in the standard error."""
-    assert CHROMIUM
-    profile = page.parent / "profile"
-    command = [CHROMIUM, *FLAGS, *OFFLINE, f"--user-data-dir={profile}", "--enable-logging=stderr", *options]
-    return subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=120, check=True)
 
 
 @pytest.fixture(scope="module")
@@ -122,29 +103,21 @@ def test_the_report_is_one_file_that_names_no_other(folder: Path) -> None:
     assert "<b>" not in html and "<title>a &lt;b&gt;run" in html  # a name is no HTML
 
 
-@pytest.mark.skipif(not CHROMIUM, reason="needs Chromium")
 @pytest.mark.parametrize("width", [390, 1200])
 def test_a_browser_loads_all_pictures_without_an_error_and_the_page_fits(
-    folder: Path, tmp_path: Path, width: int
+    browser: Any, folder: Path, width: int
 ) -> None:
-    page = tmp_path / "page.html"
-    page.write_text((folder / reports.HTML).read_text(encoding="utf-8").replace("</body>", f"{LOOK}</body>"))
-    done = browse(page, "--dump-dom", f"--window-size={width},900")
-    seen = json.loads(re.findall(r"\{.*\}", done.stdout)[-1])
-    assert len(seen["images"]) == 10 and min(seen["images"]) > 100
-    assert seen["page"] <= seen["window"]
-    assert "CONSOLE" not in done.stderr
+    page, said = browser.new_page(viewport={"width": width, "height": 900}), []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto((folder / reports.HTML).as_uri())
+    widths = page.evaluate("Array.from(document.images, image => image.complete ? image.naturalWidth : 0)")
+    assert len(widths) == 10 and min(widths) > 100
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert said == []
 
 
-@pytest.mark.skipif(not CHROMIUM, reason="needs Chromium")
-def test_an_error_on_a_page_is_seen(tmp_path: Path) -> None:
-    (tmp_path / "page.html").write_text("<body><script>console.error(1)</script></body>")
-    assert "CONSOLE" in browse(tmp_path / "page.html", "--dump-dom").stderr
-
-
-@pytest.mark.skipif(not CHROMIUM, reason="needs Chromium")
-def test_the_report_is_printed_on_two_to_four_pages(folder: Path, tmp_path: Path) -> None:
-    shutil.copy(folder / reports.HTML, tmp_path)
-    browse(tmp_path / reports.HTML, f"--print-to-pdf={tmp_path / 'report.pdf'}")
-    pages = re.findall(rb"/Type\s*/Page\b", (tmp_path / "report.pdf").read_bytes())
-    assert 2 <= len(pages) <= 4
+def test_the_report_is_printed_on_two_to_four_pages(browser: Any, folder: Path) -> None:
+    page = browser.new_page()
+    page.goto((folder / reports.HTML).as_uri())
+    assert 2 <= len(re.findall(rb"/Type\s*/Page\b", page.pdf())) <= 4
