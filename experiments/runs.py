@@ -1,19 +1,16 @@
-"""What runs leave in their log folders, read back: configuration, result, curves.
+"""What runs leave in their log folders, read back: configuration and result.
 
 Light to import, and knows nothing of training: sweeps and reports read any number of runs with it.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from core.settings import FORMAT, check_value, get_types, to_text
 from training.config import SETTINGS, RunConfig
 from training.files import CONFIG, RunResult, read_result, read_run_config
-
-Curves: TypeAlias = dict[str, dict[int, float]]  # by TensorBoard's tag, value by step or epoch
 
 RESULTS = ("best_epoch", "best_val_acc", "test_acc_at_best_val", "best_test_acc", "last_test_acc", "seconds")
 # The settings in a `runs.csv`: all that make a run another one, and where its teacher was.
@@ -36,11 +33,6 @@ class Run:
     def version(self) -> str:
         return self.folder.name
 
-    def curves(self) -> Curves:
-        from analysis.tensorboard import read_curves
-
-        return read_curves(self.folder)
-
 
 def read_runs(folder: Path) -> list[Run]:
     """Read all runs in and below a folder, by path; UsageError if a file is damaged or of another format."""
@@ -49,22 +41,6 @@ def read_runs(folder: Path) -> list[Run]:
         finished = read_result(path)
         runs.append(Run(path, *(finished or (read_run_config(path), None))))
     return runs
-
-
-def make_row(run: Run, curves: Curves) -> dict[str, Any]:
-    """Return a finished run as a row of `runs.csv`: settings as texts, and the RESULTS it has, with accuracies in %."""
-    assert run.result
-    score, test = run.result.val_acc, run.result.test_acc * 100
-    row: dict[str, Any] = list_texts(run.config) | {"best_epoch": run.result.best_epoch}
-    if score is None:
-        row["last_test_acc"] = test
-    elif run.config.select_on == "test":
-        row["best_test_acc"] = score * 100
-        last = curves.get("test_acc", {}).get(run.result.epochs, math.nan)  # of a run whose event files are gone
-        row["last_test_acc"] = last * 100
-    else:
-        row |= {"best_val_acc": score * 100, "test_acc_at_best_val": test}
-    return row | {"seconds": run.result.seconds}
 
 
 def list_texts(config: RunConfig) -> dict[str, str]:
@@ -84,7 +60,7 @@ def normalize_value(name: str, text: str) -> str:
 
 
 def read_row_result(row: Mapping[str, str]) -> dict[str, Any]:
-    """Return the opposite of `make_row`: what `train` returned, as far as the row has it."""
+    """Return what `train` returned, as far as a row of `runs.csv` has it: the opposite of `tables.make_row`."""
     number = {name: float(row[name]) for name in RESULTS if row.get(name)}
     score = number.get("best_val_acc", number.get("best_test_acc"))
     test = number.get("test_acc_at_best_val", number.get("best_test_acc", number.get("last_test_acc")))

@@ -4,6 +4,7 @@ A table of runs is a DataFrame with a row for each: `run`, its settings as texts
 numbers. Curves are another, with a row for each epoch.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,16 +13,17 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.reports import HISTORY
 from core.errors import UsageError
 from core.files import write_bytes
 from core.settings import check_format
-from experiments.runs import COLUMNS, RESULTS, Run, list_texts, make_row, normalize_value, read_row_result, read_runs
+from experiments.runs import COLUMNS, RESULTS, Run, list_texts, normalize_value, read_row_result, read_runs
 from training.config import RunConfig, read_config
 from training.description import count_parameters, describe
 from training.files import SUMMARY
 
 RUNS_CSV, CURVES, CORRUPTED = "runs.csv", "curves.csv", "corrupted.csv"  # the last is of benchmarks.corruption
-TAGS = {f"{part}/{score}" for part in ("train", "val", "test") for score in ("loss", "acc")}  # in CURVES
+SCORES = ["epoch", *(f"{part}_{score}" for part in ("train", "val", "test") for score in ("loss", "acc"))]  # in CURVES
 TITLES = {"lr": "learning rate", "batch_size": "batch size", "weight_decay": "weight decay"}
 FIRST = ("optimizer", "network", "width", "lr", "batch_size")  # columns
 LEADERS = ("optimizer", "network", "width", "teacher")  # what other settings are chosen for
@@ -50,15 +52,31 @@ def collect(runs: dict[str, Run], folder: Path) -> tuple[pd.DataFrame, pd.DataFr
     old = read_csv(folder / CURVES)
     curves = [old[~old["run"].isin(finished)]] if len(old) else []
     for key, run in sorted(finished.items(), key=lambda pair: (pair[1].folder / SUMMARY).stat().st_mtime):
-        scalars = {tag.replace("/", "_"): values for tag, values in run.curves().items() if tag in TAGS}
-        rows.append({"run": key} | make_row(run, scalars))
-        points = pd.DataFrame(scalars).rename_axis("epoch").reset_index().round(5)
+        points = read_csv(run.folder / HISTORY, "epoch").filter(SCORES).round(5)
+        rows.append({"run": key} | make_row(run, points))
         points.insert(0, "run", key)
         curves.append(points)
     table = pd.DataFrame(rows, columns=["run", "format", *COLUMNS, *RESULTS])
     table = table.astype(dict.fromkeys(RESULTS, float)).round(dict.fromkeys(RESULTS, 2) | {"seconds": 1})
     curves = [part for part in curves if len(part)]
     return table, pd.concat(curves, ignore_index=True) if curves else pd.DataFrame()
+
+
+def make_row(run: Run, curves: pd.DataFrame) -> dict[str, Any]:
+    """Return a finished run, with its curves, as a row of `runs.csv`: settings as texts, and the RESULTS it has, with
+    accuracies in %.
+    """
+    assert run.result
+    score, test = run.result.val_acc, run.result.test_acc * 100
+    row: dict[str, Any] = list_texts(run.config) | {"best_epoch": run.result.best_epoch}
+    if score is None:
+        row["last_test_acc"] = test
+    elif run.config.select_on == "test":
+        row["best_test_acc"] = score * 100
+        row["last_test_acc"] = 100 * curves["test_acc"].iloc[-1] if len(curves) else math.nan  # the file is gone
+    else:
+        row |= {"best_val_acc": score * 100, "test_acc_at_best_val": test}
+    return row | {"seconds": run.result.seconds}
 
 
 def read_table(path: Path) -> list[dict[str, Any]]:

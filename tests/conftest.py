@@ -175,11 +175,12 @@ def program(data_dir: Path, tmp_path: Path) -> Any:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """The system's Chromium, driven by Playwright."""
-    api = pytest.importorskip("playwright.sync_api")
+    from playwright.sync_api import sync_playwright
+
     if not (path := shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")):
         pytest.skip("needs Chromium")
     with (
-        api.sync_playwright() as playwright,
+        sync_playwright() as playwright,
         playwright.chromium.launch(executable_path=path, args=["--no-sandbox"]) as started,
     ):
         yield started

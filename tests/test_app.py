@@ -8,7 +8,6 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -80,8 +79,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def address(folder: Path) -> Iterator[str]:
     """The page of two checkpoints side by side; afterwards the program is stopped, and its files have to be gone."""
-    if not find_spec("gradio"):
-        pytest.skip("needs pip install -r requirements-app.txt")
     command = [
         sys.executable,
         str(ROOT / "app.py"),

@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.tensorboard import SummaryWriter
 
 import report as main_program
+from analysis.reports import HISTORY
 from core.errors import UsageError
 from experiments.runs import COLUMNS, RESULTS, list_texts
 from experiments.tables import read_table, write_table
@@ -35,11 +35,9 @@ class Logs:
         flags = FLAGS | flags | ({"val_size": 0} if flags.get("select_on") == "test" else {})
         run = self.folder / f"{flags['optimizer']}-lr{flags['lr']:g}-bs{flags['batch_size']}-seed{flags['seed']}"
         folder = run / f"version_{len(list(run.glob('*')))}"
-        with SummaryWriter(str(folder)) as writer:
-            for epoch, accuracy in enumerate(val, 1):
-                if validated:
-                    writer.add_scalar(f"{flags['select_on']}/acc", accuracy, epoch)
-                writer.add_scalar("train/acc", accuracy, epoch)
+        folder.mkdir(parents=True)
+        scores = dict.fromkeys([f"{flags['select_on']}_acc"] * validated + ["train_acc"], val)
+        pd.DataFrame({"epoch": range(1, len(val) + 1)} | scores).to_csv(folder / HISTORY, index=False)
         write_config(folder, RunConfig(**flags))
         if test is not None:
             best = max(range(len(val)), key=val.__getitem__)
