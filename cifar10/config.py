@@ -10,9 +10,6 @@ from core.errors import SettingError
 from core.settings import Settings, setting
 
 DenoiseName: TypeAlias = Literal["none", "gaussian", "median", "bilateral", "nlmeans"]
-SegmentName: TypeAlias = Literal["none", "otsu", "grabcut", "superpixels"]
-NormalizeName: TypeAlias = Literal["dataset", "image", "contrast", "zca", "zca-half", "none"]
-CorruptName: TypeAlias = Literal["none", "gaussian", "saltpepper", "jpeg", "blur"]
 SEEDS: dict[str, Any] = {"at_least": 0, "at_most": 2**32 - 1}
 
 
@@ -105,16 +102,16 @@ class Preprocessing(Settings):
         follows="denoise",
         above=0,
     )
-    segment: SegmentName = setting(
+    segment: Literal["none", "otsu", "grabcut", "superpixels"] = setting(
         "none", "Segmentation: the background (otsu, grabcut) or each superpixel gets its mean colour."
     )
-    normalize: NormalizeName = setting(
+    normalize: Literal["dataset", "image", "contrast", "zca", "zca-half", "none"] = setting(
         "dataset",
         "Normalization. dataset subtracts the mean of the training split and divides by its standard deviation. The "
         "others do that too, after zca whitening, zca-half whitening (better on corrupted images), standardizing each "
         "image, or equalizing its contrast locally (CLAHE). none only divides pixels by 255.",
     )
-    corrupt: CorruptName = setting(
+    corrupt: Literal["none", "gaussian", "saltpepper", "jpeg", "blur"] = setting(
         "none", "Corruption of whole splits before all else, as in CIFAR-10-C; to test robustness.", named="corrupt-"
     )
     severity: int | None = setting(

@@ -22,7 +22,6 @@ def _by_optimizer(field: str) -> str:
 OptimizerName: TypeAlias = Literal[
     "sgd", "adam", "adamw", "nadam", "radam", "adamax", "rmsprop", "adagrad", "adadelta", "adafactor", "asgd", "muon"
 ]
-ScheduleName: TypeAlias = Literal["onecycle", "cosine", "step", "constant"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +79,7 @@ class Optimization(Settings):
     )
     momentum: float = setting(0.9, "Momentum; only sgd uses it.", at_least=0, below=1)
     nesterov: bool = setting(True, "Nesterov momentum instead of the classic one; only sgd uses it.")
-    schedule: ScheduleName = setting(
+    schedule: Literal["onecycle", "cosine", "step", "constant"] = setting(
         "onecycle",
         "Learning-rate schedule over the whole run. onecycle rises for a quarter of the run, then falls linearly to 0.",
     )

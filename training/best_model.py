@@ -37,7 +37,6 @@ GUIDE = Path(reports.__file__).with_name("guide.md")  # to TensorBoard's tabs
 class Predictions:
     """What a network makes of N labelled images, in float32; all on the CPU."""
 
-    images: Tensor  # float32 [M, 3, H, W], the first M of them, as the network gets them
     labels: Tensor  # int64 [N]
     logits: Tensor  # float32 [N, C]
     features: Tensor | None  # float32 [N, F], what the last linear layer gets; None of a network without one
@@ -60,12 +59,12 @@ def show_run(
     """
     datamodule.trainer = None  # so that its loaders have the images of all processes
     loader = datamodule.val_dataloader()
-    found = predict(module, loader, PROJECTED) if loader else None
+    found = predict(module, loader) if loader else None
     writer.flush()
     pictures = Pictures(writer, config, about, datamodule, read_curves(Path(writer.log_dir)))
     trend, temperature = None, None
     if found:
-        clean = predict(module, datamodule.clean_train_dataloader(), 1)
+        clean = predict(module, datamodule.clean_train_dataloader())
         trend = pictures.write_trend(found, measure_accuracy(clean.logits, clean.labels))
         if config.select_on != "test":  # whose images choose nothing more than the epoch
             temperature = fit_temperature(found.logits, found.labels)
@@ -199,7 +198,8 @@ class Pictures:
         pairs = zip(found.labels[first].tolist(), found.logits[first].argmax(1).tolist(), strict=True)
         names = [(CLASS_NAMES[label], CLASS_NAMES[predicted]) for label, predicted in pairs]
         title = "One image through the network: true class {}, predicted {}\n".format(*names[0]) + self.about
-        picture, maps = figures.pixels(found.images[first])[0], layer_outputs(module, found.images[:1])
+        images, _ = next(iter(self.datamodule.val_dataloader()))
+        picture, maps = figures.pixels(images)[0], layer_outputs(module, images[:1])
         figure = figures.plot_feature_maps(picture, maps, probabilities[0], CLASS_NAMES, title)
         self.add("what_it_learned/feature_maps", reports.FEATURE_MAPS, figure)
         if found.features is not None:
@@ -207,23 +207,15 @@ class Pictures:
 
 
 @torch.no_grad()
-def predict(module: pl.LightningModule, loader: Iterable[Any], keep: int) -> Predictions:
-    """Classify all batches (images, labels) of `loader` with the module as it is.
-
-    The first `keep` images are kept, whole batches of them: as float32 all of them would weigh more than a run does.
-    """
+def predict(module: pl.LightningModule, loader: Iterable[Any]) -> Predictions:
+    """Classify all batches (images, labels) of `loader` with the module as it is."""
     features: list[Tensor] = []
     handles = [
         layer.register_forward_pre_hook(lambda layer, inputs: features.append(inputs[0].float().cpu()))
         for layer in [layer for layer in module.modules() if isinstance(layer, nn.Linear)][-1:]
     ]
-    kept, count, batches = [], 0, []
-    for images, labels in loader:
-        if count < keep:
-            kept.append(images)
-        count += len(images)
-        batches.append((labels, compute_logits(module, images).cpu()))
+    batches = [(labels, compute_logits(module, images).cpu()) for images, labels in loader]
     for handle in handles:
         handle.remove()
     labels, logits = (torch.cat(parts) for parts in zip(*batches, strict=True))
-    return Predictions(torch.cat(kept), labels, logits, torch.cat(features) if features else None)
+    return Predictions(labels, logits, torch.cat(features) if features else None)

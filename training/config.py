@@ -19,7 +19,6 @@ from core.shell import format_command
 from models.config import ModelConfig, Network, Optimization, Teacher
 from models.registry import NETWORKS, hash_network
 
-Accelerator: TypeAlias = Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"]
 Strategy: TypeAlias = Literal[
     "auto", "single_device", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true"
 ]
@@ -33,9 +32,6 @@ class Length(Settings):
     epochs: int = setting(10, "Number of epochs: passes over the training images.", at_least=1, at_most=1_000_000)
 
 
-Precision: TypeAlias = Literal["auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true"]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Hardware(Settings):
     """Hardware: devices and number format, named as in Lightning's Trainer."""
@@ -47,13 +43,13 @@ class Hardware(Settings):
         at_least=1,
         at_most=4096,
     )
-    accelerator: Accelerator = setting("cpu", "Kind of device.")
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"] = setting("cpu", "Kind of device.")
     devices: int | str = setting(
         1, "Number of processes on this machine, or of GPUs.", named="devices", at_least=-1, at_most=65_536
     )
     num_nodes: int = setting(1, "Number of machines that train together.", at_least=1, at_most=65_536)
     strategy: Strategy = setting("auto", "Lightning's strategy for several devices.")
-    precision: Precision = setting(
+    precision: Literal["auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true"] = setting(
         "auto",
         "Number format of the training steps. auto is bf16-mixed on x86 processors with AVX-512 BF16 or AMX, else "
         "32-true. Evaluation is always in float32.",

@@ -217,7 +217,7 @@ def test_clean_training_accuracy_is_that_of_the_best_checkpoint_on_whole_images(
     module.load_state_dict(weights(result.checkpoint))
     datamodule = CIFAR10DataModule(data_dir=data_dir, val_size=100)
     datamodule.setup()
-    found = best_model.predict(module, datamodule.clean_train_dataloader(), 1)
+    found = best_model.predict(module, datamodule.clean_train_dataloader())
     accuracy = pytest.approx(measure_accuracy(found.logits, found.labels))
     assert len(found.labels) == 900 and point == (result.best_epoch, accuracy) and result.trend.train_acc == accuracy
 
@@ -337,9 +337,10 @@ def test_a_resumed_run_adds_up_images_and_seconds_over_its_legs(
 def test_predictions_keep_the_order_and_the_features_lead_to_the_logits() -> None:
     module = LeNetModule(width=1).train()
     batches = [(torch.randn(4, 3, 32, 32), torch.arange(4)), (torch.randn(2, 3, 32, 32), torch.arange(2))]
-    found = best_model.predict(module, batches, 6)
+    found = best_model.predict(module, batches)
     assert module.training and found.labels.tolist() == [0, 1, 2, 3, 0, 1]
     torch.testing.assert_close(module.model.fc3(found.features), found.logits)
-    torch.testing.assert_close(module.eval()(found.images), found.logits, rtol=1e-4, atol=1e-5)
-    shapes = {name: tuple(value.shape) for name, value in best_model.layer_outputs(module, found.images[:1]).items()}
+    images = torch.cat([images for images, _ in batches])
+    torch.testing.assert_close(module.eval()(images), found.logits, rtol=1e-4, atol=1e-5)
+    shapes = {name: tuple(value.shape) for name, value in best_model.layer_outputs(module, images[:1]).items()}
     assert shapes == {"conv1": (6, 28, 28), "conv2": (16, 10, 10), "fc1": (120,), "fc2": (84,)}
