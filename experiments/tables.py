@@ -73,7 +73,8 @@ def make_row(run: Run, curves: pd.DataFrame) -> dict[str, Any]:
         row["last_test_acc"] = test
     elif run.config.select_on == "test":
         row["best_test_acc"] = score * 100
-        row["last_test_acc"] = 100 * curves["test_acc"].iloc[-1] if len(curves) else math.nan  # the file is gone
+        by_epoch = curves.reindex(columns=["epoch", "test_acc"]).set_index("epoch")["test_acc"]
+        row["last_test_acc"] = 100 * by_epoch.get(run.result.epochs, math.nan)  # of a file that is not whole
     else:
         row |= {"best_val_acc": score * 100, "test_acc_at_best_val": test}
     return row | {"seconds": run.result.seconds}

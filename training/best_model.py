@@ -183,7 +183,7 @@ class Pictures:
 
     def draw_predictions(self, module: nn.Module, found: Predictions, temperature: float) -> None:
         """Show what the best weights get wrong, and what they have learned."""
-        split = self.datamodule.load_split(self.datamodule.config.select_on)
+        split = self.datamodule.load_split(self.config.select_on)
         probabilities = (found.logits / temperature).softmax(1)
         reports.write_predictions(self.folder, split.indices.tolist(), probabilities, found.labels, CLASS_NAMES)
         about = f"{self.about}; {len(found.labels):,} {self.images} images"

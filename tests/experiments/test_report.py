@@ -170,6 +170,18 @@ def test_the_rates_of_a_search_decide_nothing(logs: Logs) -> None:
     assert list(rows(logs.report())[0])[:2] == ["learning rate", "crop"]
 
 
+def test_the_accuracy_of_the_last_epoch_is_not_guessed_from_an_earlier_one(logs: Logs) -> None:
+    folder = logs.add([0.5, 0.6, 0.7], test=0.7, select_on="test")
+    whole = (folder / HISTORY).read_text().splitlines()
+    for kept, expected in ((len(whole), "70.0"), (len(whole) - 1, ""), (1, "")):
+        (folder / HISTORY).write_text("\n".join(whole[:kept]) + "\n")
+        logs.report()
+        table = pd.read_csv(logs.results / "tried" / "runs.csv", dtype=str).fillna("")
+        assert table["last_test_acc"].tolist() == [expected]
+    (folder / HISTORY).unlink()
+    logs.report()
+
+
 def test_corrupted_images_have_a_table_and_a_picture(logs: Logs) -> None:
     for seed in (0, 1):
         logs.add([0.7], test=0.7, seed=seed)
